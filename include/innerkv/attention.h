@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on quantized and fp16 pages. Knows page layout and arithmetic, nothing of sequences or
+// pools: a caller that owns its memory fills a SequenceView itself; innerkv::Cache makes one for it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "innerkv/format.h"
+
+namespace innerkv {
+
+/// What happened to the K and V rows of one KV head before they were quantized, and is undone around
+/// the kernels: K' = H((K - centre) / norm), V' = V - value_centre. Null or false: that step is absent.
+/// For a query, q' = H(q * norm) meets K', q . centre is added to the logits of quantized tokens, and
+/// the output gets value_centre times the weight quantized tokens received. All arrays [head_dim].
+struct KeyTransform {
+    const float* norm = nullptr;
+    const float* centre = nullptr;
+    const float* value_centre = nullptr;
+    /// Orthonormal Hadamard matrix on blocks of the largest power of two that divides padded_dim.
+    bool rotate = false;
+
+    bool identity() const { return !norm && !centre && !value_centre && !rotate; }
+};
+
+/// A run of consecutive pages. Page i of KV head h starts at pages[i] + h * head_stride.
+struct PageRun {
+    std::span<const std::byte* const> pages;
+    std::size_t head_stride = 0; ///< bytes between KV heads inside one entry
+    std::int64_t first_token = 0;
+    std::int64_t tokens = 0; ///< <= 32 * pages.size(); page i holds tokens first_token + 32 i ...
+};
+
+/// One sequence's cache in one layer: sink (fp16), quantized, recent (fp16), in token order without
+/// gaps, except that tokens that a sliding window has dropped are missing between the runs.
+struct SequenceView {
+    PageRun sink;
+    PageRun quantized;
+    PageRun recent;
+    std::int64_t length = 0;                   ///< tokens appended so far; the next position
+    std::span<const KeyTransform> transforms; ///< one per KV head; empty: identity
+};
+
+/// Query rows of one sequence. Query token i stands at position first_position + i and sees every
+/// cached token at a position <= its own that its sliding window reaches.
+struct QueryBlock {
+    const SequenceView* sequence = nullptr;
+    const float* q = nullptr;          ///< [tokens, q_heads, head_dim], last dimension contiguous
+    float* out = nullptr;              ///< the same shape
+    float* log_sum_exp = nullptr;      ///< [tokens, q_heads], natural log; optional
+    std::ptrdiff_t q_token_stride = 0; ///< in elements
+    std::ptrdiff_t q_head_stride = 0;
+    std::ptrdiff_t out_token_stride = 0;
+    std::ptrdiff_t out_head_stride = 0;
+    std::int64_t first_position = 0;
+    int tokens = 1;
+};
+
+struct AttentionShape {
+    int q_heads = 0;
+    int kv_heads = 0; ///< divides q_heads
+    PageFormat format;     ///< of the quantized run; f16 where nothing is quantized
+    float scale = 0.0f;    ///< of the logits; 0 means 1 / sqrt(head_dim)
+    float soft_cap = 0.0f; ///< logits become soft_cap * tanh(logit / soft_cap); 0: off
+    int sliding_window = 0; ///< a query sees the newest so many positions, its own included; 0: all
+};
+
+enum class Arithmetic : std::uint8_t {
+    integer, ///< int8 queries and uint8 probabilities per group of 32
+    exact    ///< fp32 on dequantized codes, for tests and measurements of quality
+};
+
+struct AttentionOptions {
+    Arithmetic arithmetic = Arithmetic::integer;
+    std::string_view isa = {}; ///< "scalar", "avx2", ...; empty: INNERKV_ISA, then the best there is
+    /// How many threads will take items: the context is split so that each has work.
+    int threads = 1;
+};
+
+/// Instruction sets this build has and this processor runs, best first.
+std::vector<std::string_view> available_isas();
+
+/// Attention of one layer for a batch of query blocks, split into independent work items.
+///
+/// Construction checks every argument (InvalidArgument) and splits the work into (sequence, KV head,
+/// page range) items; it allocates. Then each item must be run exactly once, in any order, from any
+/// thread; the item that finishes a head's last part merges it into `out`. Views, queries and
+/// outputs must stay valid and unchanged until the last item has run.
+class Attention {
+public:
+    Attention(const AttentionShape& shape, std::span<const QueryBlock> blocks,
+              const AttentionOptions& options = {});
+    ~Attention();
+    Attention(Attention&&) noexcept;
+    Attention& operator=(Attention&&) noexcept;
+
+    int items() const;
+    void run(int item) noexcept;
+    /// Runs every item on the calling thread.
+    void run_all() noexcept;
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+/// The fp64 reference on dequantized contents: what every kernel is tested against.
+void attention_reference(const AttentionShape& shape, std::span<const QueryBlock> blocks);
+
+/// Merges two attention states over disjoint tokens, in place into the first: out [head_dim] with its
+/// log-sum-exp. A state over no tokens has log-sum-exp minus infinity and out 0.
+void merge_attention(std::span<float> out, float& log_sum_exp, std::span<const float> other_out,
+                     float other_log_sum_exp);
+
+} // namespace innerkv

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// The KV cache of a model: many sequences over one pool of pages. It moves rows and pages and counts
+// them; arithmetic on codes is in codec.h and attention.h.
+//
+// Tokens of a sequence, per layer and in order: the sink window (fp16), quantized pages of 32 tokens,
+// the recent window (fp16). An append first settles the sequence: while the recent window holds at
+// least recent_tokens + 32 tokens, its oldest page is quantized. Then it stores the new rows as fp16.
+// So a prompt chunk attends unquantized to itself, a later one to the quantized history; and since
+// settling happens at page boundaries only, appending a prompt in steps that end at multiples of 32
+// tokens behind the sink gives exactly the pages that appending it token by token gives.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "innerkv/attention.h"
+#include "innerkv/format.h"
+
+namespace innerkv {
+
+enum class SequenceId : std::int32_t {};
+
+enum class RowType : std::uint8_t { f32, f16, bf16 };
+
+/// Rows of K or V, [tokens, kv_heads, head_dim], last dimension contiguous; strides in elements.
+struct Rows {
+    const void* data = nullptr;
+    RowType type = RowType::f32;
+    std::ptrdiff_t token_stride = 0;
+    std::ptrdiff_t head_stride = 0;
+};
+
+/// Which steps a key row takes on its way into a page (attention.h, KeyTransform).
+struct TransformPolicy {
+    KeyNormPolicy norm = KeyNormPolicy::none;
+    bool centre = false;       ///< subtract the mean key, per channel
+    bool rotate = false;       ///< Hadamard
+    bool value_centre = false; ///< subtract the mean value, per channel
+    /// Norm and centres are taken from this many tokens behind the sink. Until they are there (and the
+    /// recent window beside them) nothing is quantized; so they do not depend on how a prompt was cut.
+    int calibration_tokens = 128;
+    /// A norm whose max / min over channels is below this is dropped.
+    float norm_threshold = 1.2f;
+};
+
+struct CacheConfig {
+    int layers = 0;
+    int kv_heads = 0;
+    PageFormat format;       ///< of a settled page; f16 codecs: nothing is ever quantized
+    int sink_tokens = 32;
+    int recent_tokens = 96;  ///< a multiple of 32
+    TransformPolicy transform;
+    /// Per layer: tokens older than this are dropped once their page is wholly outside; 0: none.
+    /// Empty: no layer has a window.
+    std::vector<int> sliding_window;
+    /// Per layer and KV head, [layers * kv_heads]; for KeyNormPolicy::calibrated. Copied.
+    std::vector<KeyTransform> calibrated;
+    std::int64_t max_tokens = 0; ///< over all sequences: what the pool is sized for
+    int max_sequences = 1;
+    /// Tokens that one append may bring (a prompt chunk): sizes the fp16 pool.
+    int max_append = 512;
+    /// Keep a whole prompt in fp16 until settle() (the paper's prefill); sizes the fp16 pool so.
+    bool exact_prefill = false;
+
+    static CacheConfig from_preset(const Preset& preset, int layers, int kv_heads, int head_dim);
+};
+
+/// Bytes, known before anything is allocated.
+struct CachePlan {
+    std::size_t quantized_bytes = 0; ///< pool of quantized pages
+    std::size_t f16_bytes = 0;       ///< pool of windows and prompt chunks
+    std::size_t other_bytes = 0;     ///< page tables, norms and centres
+    std::size_t total() const { return quantized_bytes + f16_bytes + other_bytes; }
+};
+
+/// What the pools hold for a config; see also plan.h for the steady state of one sequence.
+CachePlan plan_cache(const CacheConfig& config);
+
+struct CacheUsage {
+    std::int64_t quantized_pages = 0; ///< in use, each [kv_heads] pages of one layer
+    std::int64_t f16_pages = 0;
+    std::size_t bytes_in_use = 0; ///< pages in use, windows and transforms counted
+    std::size_t bytes_reserved = 0;
+};
+
+class Cache;
+
+/// One append to one layer, split so that threads can share it. Made by Cache::begin_append; the
+/// cache must not be used for that layer otherwise until commit(). Dropped without commit: the layer
+/// is as it was.
+class Append {
+public:
+    ~Append();
+    Append(Append&&) noexcept;
+    Append& operator=(Append&&) noexcept;
+
+    int parts() const; ///< one per KV head
+    /// Settles and stores one KV head. Throws InvalidArgument at a value that is not finite (or
+    /// beyond fp16); distinct parts may run at once.
+    void run(int part);
+    void commit() noexcept;
+
+private:
+    friend class Cache;
+    struct Impl;
+    explicit Append(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+/// Rows that one append brings to one sequence.
+struct AppendRows {
+    SequenceId sequence{};
+    int tokens = 0;
+    Rows k;
+    Rows v;
+};
+
+class Cache {
+public:
+    /// Throws InvalidArgument where the config is not supported, std::bad_alloc where memory is short.
+    explicit Cache(CacheConfig config);
+    ~Cache();
+    Cache(Cache&&) noexcept;
+    Cache& operator=(Cache&&) noexcept;
+
+    const CacheConfig& config() const;
+
+    /// A new empty sequence. Throws OutOfPages at max_sequences.
+    SequenceId create();
+    /// A sequence with the same contents; pages are shared until one of the two writes to them. It
+    /// keeps the parent's transforms.
+    SequenceId fork(SequenceId sequence);
+    void remove(SequenceId sequence);
+
+    /// Throws OutOfPages unless `tokens` more tokens fit into every layer; after it returned, appends
+    /// of so many tokens in all cannot run out of pages as long as no other sequence takes any.
+    void reserve(SequenceId sequence, int tokens);
+
+    /// Checks, then takes the pages an append needs: OutOfPages or InvalidArgument leave the cache as
+    /// it was. A batch names each sequence once.
+    Append begin_append(int layer, std::span<const AppendRows> batch);
+    /// All parts and the commit on the calling thread; strong guarantee.
+    void append(int layer, std::span<const AppendRows> batch);
+
+    /// Keeps the first `length` tokens in every layer. Inside a quantized page, the page's remaining
+    /// tokens are dequantized back into the recent window. InvalidArgument where a sliding window has
+    /// already dropped tokens that the shorter sequence needs. Layers shorter than `length` stay.
+    void truncate(SequenceId sequence, std::int64_t length);
+
+    /// With exact_prefill: the prompt is complete, quantize what lies outside the windows, in every
+    /// layer. Otherwise settles early what the next append would.
+    void settle(SequenceId sequence);
+
+    std::int64_t length(SequenceId sequence, int layer) const;
+    /// What attention needs; valid until the next change of that sequence or layer.
+    SequenceView view(int layer, SequenceId sequence) const;
+
+    CacheUsage usage() const;
+
+private:
+    friend class Append;
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+} // namespace innerkv

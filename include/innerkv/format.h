@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The byte-level specification of a page, and the table of presets. Layout only: quantization is in
+// codec.h, and nothing here knows of sequences.
+//
+// Page. 32 consecutive tokens of one KV head of one layer, `head_dim` channels, padded to a multiple
+// of 64 with zeros:
+//
+//     [ K block 0 | K block 1 | ... | V block 0 | V block 1 | ... ]      padded_dim / 64 of each
+//
+// Block. 32 tokens x 64 channels of one side, four tiles:
+//
+//     [ codes: 256 * bits bytes | 64 scales, fp16 | 64 zero-points, fp16, unless symmetric ]
+//
+// Tile. 16 outer rows x 32 inner elements: one group (scale, zero-point) per outer row.
+//
+//              outer row r        inner element i       tile t in its block
+//     K        token % 16         channel % 32          2 * (channel % 64 / 32) + token / 16
+//     V        channel % 16       token                 channel % 64 / 16
+//
+// The scale (and zero-point) of tile t, row r is element 16 * t + r of its array.
+//
+// Codes. The atom is a quad: four consecutive inner elements 4k..4k+3 of one row, one byte each once
+// expanded: what vpdpbusd, tdpbusd, sdot and a register of mma.m16n8k32 consume. Byte j of a quad is
+// always byte j of a 32-bit word. Word w of a block holds row r at byte offset (16 * w + r) * 4, so
+// sixteen rows are one 64-byte register. Codes are unsigned. Where a code of quad k (0..7), tile t
+// (0..3) lies:
+//
+//     8 bits   word 4k + t          bits 0-7
+//     4 bits   word 2k + t / 2      bits 4 * (t % 2) ..
+//     2 bits   word k               bits 2 * t ..
+//     3 bits   quads 2p and 2p + 1 share words A = 3p, B = 3p + 1, C = 3p + 2; let E be A for an
+//              even quad and B for an odd one, o = 0 for even and 4 for odd:
+//                tile 0    E bits 0-2
+//                tile 1    E bits 3-5
+//                tile 2    C bits o .. o+2
+//                tile 3    code >> 1 in E bits 6-7, code & 1 in C bit o + 3
+//
+// A kernel need not move a code to bit 0: at bit position n the integer sum is 2^n times too large,
+// and the scale absorbs it. Three words of 3-bit codes expand to eight registers in 13 integer
+// operations; docs/format.md counts them for every width and processor.
+//
+// Value of a code c under scale s and zero-point z:
+//
+//     symmetric     s * (c - 2^(bits-1))
+//     asymmetric    s * c + z
+//     hybrid        asymmetric where the sign bit of the stored scale is set (s is its magnitude),
+//                   symmetric otherwise (z is stored as 0)
+//
+// A symmetric scale may be negative. All integers are little-endian. The same bytes on every backend.
+//
+// f16 page: K rows [32][head_dim] fp16, then V rows likewise, without padding.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace innerkv {
+
+inline constexpr int kGroupSize = 32;     ///< products that share one scale
+inline constexpr int kPageTokens = 32;    ///< tokens in a page
+inline constexpr int kBlockChannels = 64; ///< channels in a block; head_dim is padded to a multiple
+inline constexpr int kTileRows = 16;      ///< outer rows in a tile
+inline constexpr int kTilesPerBlock = 4;
+inline constexpr int kQuadsPerTile = kGroupSize / 4;
+inline constexpr int kGroupsPerBlock = kTilesPerBlock * kTileRows;
+inline constexpr std::size_t kPageAlignment = 64;
+
+enum class CodecKind : std::uint8_t { f16, symmetric, asymmetric, hybrid };
+
+/// How one side (K or V) of a page is stored. `bits` is 2, 3, 4 or 8; 16 for f16.
+struct Codec {
+    CodecKind kind = CodecKind::f16;
+    std::uint8_t bits = 16;
+
+    friend constexpr bool operator==(const Codec&, const Codec&) = default;
+
+    constexpr bool quantized() const { return kind != CodecKind::f16; }
+    constexpr bool has_zero_points() const {
+        return kind == CodecKind::asymmetric || kind == CodecKind::hybrid;
+    }
+    /// Level that a symmetric code of value 0 has.
+    constexpr int bias() const { return 1 << (bits - 1); }
+    constexpr std::size_t code_bytes() const { return std::size_t{256} * bits; }
+    constexpr std::size_t scale_bytes() const { return kGroupsPerBlock * sizeof(std::uint16_t); }
+    /// Bytes of a block of 32 tokens x 64 channels; quantized codecs only.
+    constexpr std::size_t block_bytes() const {
+        return code_bytes() + scale_bytes() * (has_zero_points() ? 2 : 1);
+    }
+};
+
+inline constexpr Codec kF16{};
+constexpr Codec symmetric(int bits) {
+    return {CodecKind::symmetric, static_cast<std::uint8_t>(bits)};
+}
+constexpr Codec asymmetric(int bits) {
+    return {CodecKind::asymmetric, static_cast<std::uint8_t>(bits)};
+}
+constexpr Codec hybrid(int bits) { return {CodecKind::hybrid, static_cast<std::uint8_t>(bits)}; }
+
+static_assert(symmetric(2).block_bytes() == 640 && hybrid(2).block_bytes() == 768);
+static_assert(symmetric(3).block_bytes() == 896 && asymmetric(3).block_bytes() == 1024);
+static_assert(symmetric(4).block_bytes() == 1152 && symmetric(8).block_bytes() == 2176);
+
+/// Format of a page: both sides are quantized, or both are f16.
+struct PageFormat {
+    Codec k;
+    Codec v;
+    int head_dim = 0; ///< channels of K and of V
+
+    friend constexpr bool operator==(const PageFormat&, const PageFormat&) = default;
+
+    constexpr bool quantized() const { return k.quantized(); }
+    constexpr int padded_dim() const {
+        return (head_dim + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
+    }
+    constexpr int blocks() const { return padded_dim() / kBlockChannels; }
+    constexpr std::size_t side_bytes(Codec codec) const {
+        return codec.quantized() ? codec.block_bytes() * static_cast<std::size_t>(blocks())
+                                 : sizeof(std::uint16_t) * kPageTokens *
+                                       static_cast<std::size_t>(head_dim);
+    }
+    /// Byte offset of the V side.
+    constexpr std::size_t v_offset() const { return side_bytes(k); }
+    constexpr std::size_t page_bytes() const { return side_bytes(k) + side_bytes(v); }
+    /// Bits a value of K or V costs, scales and zero-points counted, padding counted.
+    constexpr double bits_per_value() const {
+        return 8.0 * static_cast<double>(page_bytes()) / (2.0 * kPageTokens * head_dim);
+    }
+    /// Throws InvalidArgument naming the fault unless codecs and head_dim are supported.
+    void validate() const;
+};
+
+static_assert(PageFormat{symmetric(3), symmetric(3), 128}.page_bytes() == 3584);
+static_assert(PageFormat{symmetric(3), symmetric(3), 128}.bits_per_value() == 3.5);
+static_assert(PageFormat{kF16, kF16, 128}.page_bytes() == 16384);
+
+/// Head dimensions every backend supports.
+inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
+
+enum class KeyNormPolicy : std::uint8_t {
+    none,
+    prefill,   ///< per sequence, from its first tokens outside the windows (the paper, section 4)
+    calibrated ///< `static` in the command line: one set per model, given by the caller
+};
+
+/// A named cache configuration. This table is the only list of presets.
+struct Preset {
+    std::string_view name;
+    Codec k;
+    Codec v;
+    int sink_tokens;   ///< first tokens of a sequence that stay fp16
+    int recent_tokens; ///< newest tokens that stay fp16; up to 32 more until a page is full
+    KeyNormPolicy key_norm;
+    std::string_view summary;
+
+    constexpr PageFormat format(int head_dim) const { return {k, v, head_dim}; }
+};
+
+std::span<const Preset> presets();
+
+/// The preset of that name; throws InvalidArgument listing the names there are.
+const Preset& find_preset(std::string_view name);
+
+} // namespace innerkv
