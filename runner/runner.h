@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// GGUF models decoding on the innerkv cache. The only folder that sees ggml or llama.cpp; this header
+// shows neither, so that the program needs neither.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "innerkv/cache.h"
+#include "innerkv/error.h"
+
+namespace innerkv::runner {
+
+using Token = std::int32_t;
+
+/// A model file cannot be used: missing, broken, an architecture or a shape that is not supported.
+class ModelError : public Error {
+public:
+    using Error::Error;
+};
+
+/// What the metadata say; enough to plan memory.
+struct ModelInfo {
+    std::string path;
+    std::string name;
+    std::string architecture;
+    std::string weight_type; ///< e.g. "Q4_1"
+    std::uint64_t file_bytes = 0;
+    std::uint64_t parameters = 0;
+    int layers = 0;
+    int q_heads = 0;
+    int kv_heads = 0;
+    int head_dim = 0;
+    int embedding_dim = 0;
+    int vocabulary_size = 0;
+    int context_length = 0;             ///< the longest context the model was trained for
+    std::vector<int> sliding_window;    ///< per layer; 0: none
+    bool has_chat_template = false;
+};
+
+/// Reads metadata alone; throws ModelError.
+ModelInfo inspect_model(const std::string& path);
+
+struct ChatMessage {
+    std::string role; ///< "system", "user", "assistant"
+    std::string content;
+};
+
+/// Weights (mmap'ed) and vocabulary; shared by sessions.
+class Model {
+public:
+    static std::shared_ptr<Model> load(const std::string& path);
+    ~Model();
+
+    const ModelInfo& info() const;
+
+    /// `special`: text such as "<|im_end|>" becomes one token. `bos`: add the model's first token
+    /// where its vocabulary asks for one.
+    std::vector<Token> tokenize(std::string_view text, bool bos, bool special) const;
+    /// Bytes of one token; may be part of a UTF-8 character.
+    std::string piece(Token token) const;
+    bool is_end(Token token) const;
+    std::optional<Token> bos() const;
+    /// The prompt in the model's own chat template, the assistant's turn opened; throws ModelError
+    /// where there is none.
+    std::string chat_prompt(std::span<const ChatMessage> messages) const;
+
+    struct Impl;
+    Impl& impl() const { return *impl_; }
+
+private:
+    Model();
+    std::unique_ptr<Impl> impl_;
+};
+
+struct SessionOptions {
+    Preset preset;                   ///< see find_preset; windows and codecs may be edited
+    TransformPolicy transform;       ///< norm is taken from the preset by make_options
+    int context = 0;                 ///< tokens the cache is made for
+    int threads = 0;                 ///< 0: all cores
+    int chunk = 512;                 ///< prompt tokens a graph processes at once; a multiple of 32
+    bool exact_prefill = false;      ///< keep the whole prompt fp16 until it is complete
+    Arithmetic arithmetic = Arithmetic::integer;
+    std::string isa;                 ///< empty: automatic
+};
+
+SessionOptions make_options(std::string_view preset, int context);
+
+/// The cache config that a session of this model would have.
+CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options);
+
+struct CacheReport {
+    std::int64_t tokens = 0;
+    std::size_t bytes = 0;     ///< in use: pages, windows, transforms
+    std::size_t f16_bytes = 0; ///< what an f16 cache of the same tokens takes
+};
+
+/// One sequence decoding on one model. Not for several threads at once.
+class Session {
+public:
+    /// Throws InvalidArgument (a context beyond the model's, ...) before anything large is allocated.
+    Session(std::shared_ptr<Model> model, const SessionOptions& options);
+    ~Session();
+
+    const SessionOptions& options() const;
+    std::int64_t length() const;
+
+    /// Called with tokens done so far; false: stop after this chunk.
+    using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+    /// Processes tokens and keeps the last one's logits. Every token attends as in decoding: to the
+    /// quantized history beyond its windows. With exact_prefill, the prompt is settled at its end.
+    /// Throws InvalidArgument where the context is too small, before any token is processed.
+    void prompt(std::span<const Token> tokens, const Progress& progress = {});
+    /// One token; logits() then tells the next.
+    void decode(Token token);
+    /// [vocabulary_size] of the last token processed.
+    std::span<const float> logits() const;
+
+    /// Processes tokens with logits of each: `rows` gets [n, vocabulary_size] for tokens first .. first
+    /// + n - 1, chunk by chunk; only tokens from `first_row` on have theirs computed.
+    using Rows = std::function<void(std::int64_t first, std::span<const float> logits)>;
+    void evaluate(std::span<const Token> tokens, std::int64_t first_row, const Rows& rows,
+                  const Progress& progress = {});
+
+    void truncate(std::int64_t length);
+    void clear();
+    CacheReport cache_report() const;
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+struct SamplerOptions {
+    float temperature = 0.0f; ///< 0: the most likely token
+    int top_k = 40;
+    float top_p = 0.95f;
+    float min_p = 0.05f;
+    std::uint32_t seed = 0;
+};
+
+class Sampler {
+public:
+    Sampler(const Model& model, const SamplerOptions& options);
+    ~Sampler();
+    Token sample(std::span<const float> logits);
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+/// Silences or forwards what ggml and llama.cpp log; default: silent.
+void set_log(std::function<void(std::string_view)> sink);
+
+} // namespace innerkv::runner
