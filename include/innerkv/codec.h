@@ -3,6 +3,7 @@
 // kernel is tested against.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -11,33 +12,80 @@
 
 namespace innerkv {
 
-/// IEEE binary16, round to nearest even; values beyond 65504 become infinity, NaN stays NaN.
-std::uint16_t f16_from_float(float value);
-float float_from_f16(std::uint16_t bits);
+/// IEEE binary16, round to nearest even; magnitudes from 65520 become infinity, NaN stays NaN. Free of
+/// branches, so that loops over rows vectorize; right with denormals flushed to zero, too.
+inline std::uint16_t f16_from_float(float value) {
+    constexpr std::uint32_t kInfinity = 0x7f800000;
+    constexpr std::uint32_t kOverflow = 0x477ff000;       // 65520
+    constexpr std::uint32_t kSmallestNormal = 0x38800000; // 2^-14
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = bits & 0x7fffffff;
+    const std::uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+    // A unit in the last place of 0.5 is the smallest fp16 denormal: the addition rounds.
+    const std::uint32_t denormal =
+        std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+    std::uint32_t result = magnitude < kSmallestNormal ? denormal : normal;
+    result = magnitude >= kOverflow ? 0x7c00 : result;
+    result = magnitude > kInfinity ? 0x7e00 : result;
+    return static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000));
+}
+
+inline float float_from_f16(std::uint16_t bits) {
+    const std::uint32_t magnitude = (bits & 0x7fffu) << 13;
+    const std::uint32_t normal = magnitude + (112u << 23);
+    const std::uint32_t special = magnitude + (224u << 23);
+    const auto denormal = std::bit_cast<std::uint32_t>(
+        std::bit_cast<float>(magnitude + (113u << 23)) - std::bit_cast<float>(113u << 23));
+    std::uint32_t result = magnitude < (1u << 23) ? denormal : normal;
+    result = magnitude >= (31u << 23) ? special : result;
+    return std::bit_cast<float>(result | ((bits & 0x8000u) << 16));
+}
 
 /// One group of 32 as a codec sees it.
 struct QuantizedGroup {
     std::uint8_t codes[kGroupSize]; ///< unsigned, see format.h
-    std::uint16_t scale;            ///< fp16; its sign bit marks an asymmetric group of a hybrid codec
-    std::uint16_t zero_point;       ///< fp16; 0 unless the group is asymmetric
+    std::uint16_t scale;      ///< fp16; its sign bit marks an asymmetric group of a hybrid codec
+    std::uint16_t zero_point; ///< fp16; 0 unless the group is asymmetric
+};
+
+/// The same with fp32 scale and zero-point.
+struct UnroundedGroup {
+    std::uint8_t codes[kGroupSize];
+    float scale;
+    float zero_point; ///< 0 unless the group is asymmetric
+    bool asymmetric;
 };
 
 struct QuantizeOptions {
     /// Bits of the asymmetric branch of a hybrid codec; 0 means the codec's own. The InnerQ authors'
-    /// accuracy code uses bits - 1.
+    /// accuracy code uses bits - 1, their CUDA code bits.
     int hybrid_asymmetric_bits = 0;
-    /// Round scales to fp16 before the codes are computed. Off only to compare with vectors that were
-    /// made with fp32 scales.
-    bool round_scale = true;
 };
 
-/// Quantizes `values` (32 of them). Rounding is half to even. Symmetric: s = max|x| / (2^(b-1) - 1);
-/// asymmetric: z = min, s = (max - min) / (2^b - 1); hybrid: the one with the smaller L1 error
-/// (InnerQ, arXiv 2602.23200, section 4). An all-zero group has scale 0.
-/// Throws InvalidArgument on NaN, infinity or magnitudes above 65504.
+/// Quantizes `values` (InnerQ, arXiv 2602.23200, section 4).
+///
+///     symmetric     s = max|x| / (2^(b-1) - 1)      level = x / s in -(2^(b-1) - 1) .. 2^(b-1) - 1
+///     asymmetric    z = min, s = (max - z) / (2^b - 1)      code = (x - z) / s in 0 .. 2^b - 1
+///     hybrid        the one whose L1 error is smaller, symmetric on ties
+///
+/// in fp32; z and s are rounded to fp16 as soon as they are known (s not below 0), then the levels are
+/// computed, rounded half to even and clamped. s = 0 gives level 0. The 32 errors are added as a
+/// binary tree, i and i + 16 first, then i and i + 8, ...: as vector registers and warps do it, so
+/// that every backend takes the same branch of a hybrid codec.
+///
+/// |x - x'| <= max(|s| / 2, L * 2^-25) with L = 2^(b-1) - 1 (symmetric) or 2^b - 1; asymmetric
+/// groups whose minimum is not a number of fp16: plus the rounding error of z.
+///
+/// Throws InvalidArgument on NaN, infinity, magnitudes above 65504 and unsupported codecs.
 QuantizedGroup quantize_group(Codec codec, std::span<const float, kGroupSize> values,
                               const QuantizeOptions& options = {});
 
+/// The same without rounding s and z: the arithmetic of the InnerQ authors' accuracy code, to compare
+/// with vectors made by it. Pages cannot hold such groups.
+UnroundedGroup quantize_group_unrounded(Codec codec, std::span<const float, kGroupSize> values,
+                                        const QuantizeOptions& options = {});
+
+/// Throws InvalidArgument on unsupported codecs.
 void dequantize_group(Codec codec, const QuantizedGroup& group,
                       std::span<float, kGroupSize> values);
 

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of presets, and which formats there are.
+#include "innerkv/format.h"
+
+#include <algorithm>
+#include <iterator>
+#include <string>
+
+#include "format/layout.h"
+#include "innerkv/error.h"
+
+namespace innerkv {
+namespace {
+
+constexpr int kSinkTokens = 32;
+constexpr int kRecentTokens = 96;
+
+constexpr Preset quantized_preset(std::string_view name, Codec k, Codec v,
+                                  std::string_view summary) {
+    return {name, k, v, kSinkTokens, kRecentTokens, KeyNormPolicy::prefill, summary};
+}
+
+constexpr Preset kPresets[] = {
+    quantized_preset("base", symmetric(3), symmetric(3), "3-bit keys and values (InnerQ)"),
+    quantized_preset("small", symmetric(3), symmetric(2), "3-bit keys, 2-bit values (InnerQ)"),
+    quantized_preset("hybrid", symmetric(3), hybrid(2),
+                     "3-bit keys, 2-bit values, symmetric or asymmetric per group (InnerQ)"),
+    quantized_preset("k4v4", symmetric(4), symmetric(4), "4-bit keys and values"),
+    quantized_preset("k4v3", symmetric(4), symmetric(3), "4-bit keys, 3-bit values"),
+    quantized_preset("k4v2", symmetric(4), symmetric(2), "4-bit keys, 2-bit values"),
+    quantized_preset("k8v8", symmetric(8), symmetric(8), "8-bit keys and values"),
+    {"f16", kF16, kF16, kSinkTokens, kRecentTokens, KeyNormPolicy::none,
+     "fp16 keys and values, nothing quantized"},
+};
+
+void validate_side(Codec codec, const char* side) {
+    if (codec.quantized() ? has_supported_bits(codec) : codec == kF16) return;
+    throw InvalidArgument(std::string(side) + " codec has " + std::to_string(codec.bits) +
+                          " bits; supported are 2, 3, 4 and 8 (symmetric, asymmetric, hybrid) and "
+                          "16 (f16)");
+}
+
+} // namespace
+
+void PageFormat::validate() const {
+    validate_side(k, "K");
+    validate_side(v, "V");
+    if (k.quantized() != v.quantized())
+        throw InvalidArgument("one of K and V is f16 and the other quantized; "
+                              "choose f16 or a quantized codec for both");
+    if (std::find(std::begin(kHeadDims), std::end(kHeadDims), head_dim) == std::end(kHeadDims)) {
+        std::string supported;
+        for (int dim : kHeadDims)
+            supported += (supported.empty() ? "" : ", ") + std::to_string(dim);
+        throw InvalidArgument("head dimension " + std::to_string(head_dim) +
+                              " is not supported; supported are " + supported);
+    }
+}
+
+std::span<const Preset> presets() { return kPresets; }
+
+const Preset& find_preset(std::string_view name) {
+    for (const Preset& preset : kPresets)
+        if (preset.name == name) return preset;
+    std::string names;
+    for (const Preset& preset : kPresets)
+        names.append(names.empty() ? "" : ", ").append(preset.name);
+    throw InvalidArgument("no cache preset is called '" + std::string(name) + "'; there are " +
+                          names);
+}
+
+} // namespace innerkv

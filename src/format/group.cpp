@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codecs, one group at a time: the specification in code. page.cpp does the same to whole pages, faster.
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "format/layout.h"
+#include "innerkv/codec.h"
+#include "innerkv/error.h"
+
+namespace innerkv {
+namespace {
+
+using Values = std::span<const float, kGroupSize>;
+
+constexpr float kLargestF16 = 65504.0f;
+constexpr std::uint16_t kSignBit = 0x8000;
+
+float identity(float value) { return value; }
+
+float round_to_f16(float value) { return float_from_f16(f16_from_float(value)); }
+
+/// fp16 or fp32 scales and zero-points: round_to_f16 or identity.
+using Rounding = float (*)(float);
+
+void check(Codec codec, const QuantizeOptions& options) {
+    if (!codec.quantized() || !has_supported_bits(codec))
+        throw InvalidArgument("a codec of " + std::to_string(codec.bits) +
+                              " bits cannot quantize a group; supported are symmetric, asymmetric "
+                              "and hybrid codecs of 2, 3, 4 and 8 bits");
+    const int bits = options.hybrid_asymmetric_bits;
+    if (bits < 0 || bits > codec.bits)
+        throw InvalidArgument("hybrid_asymmetric_bits is " + std::to_string(bits) +
+                              "; it must be 1 to the codec's " + std::to_string(codec.bits) +
+                              ", or 0 for the codec's own");
+}
+
+void check(Values values) {
+    for (int i = 0; i < kGroupSize; ++i)
+        if (!(std::abs(values[i]) <= kLargestF16))
+            throw InvalidArgument("element " + std::to_string(i) + " of a group is " +
+                                  std::to_string(values[i]) +
+                                  "; only finite values up to 65504 can be quantized");
+}
+
+/// round(value / scale), half to even, in low .. high; 0 where the scale is 0.
+int level(float value, float scale, int low, int high) {
+    if (scale == 0.0f) return 0;
+    const float rounded = std::nearbyint(value / scale);
+    return static_cast<int>(std::clamp(rounded, static_cast<float>(low), static_cast<float>(high)));
+}
+
+UnroundedGroup quantize_symmetric(Codec codec, Values values, Rounding round) {
+    const int levels = codec.bias() - 1;
+    float largest = 0.0f;
+    for (float value : values) largest = std::max(largest, std::abs(value));
+    UnroundedGroup group{};
+    group.scale = round(largest / static_cast<float>(levels));
+    for (int i = 0; i < kGroupSize; ++i)
+        group.codes[i] = static_cast<std::uint8_t>(level(values[i], group.scale, -levels, levels) +
+                                                   codec.bias());
+    return group;
+}
+
+UnroundedGroup quantize_asymmetric(int bits, Values values, Rounding round) {
+    const int levels = (1 << bits) - 1;
+    const auto [smallest, largest] = std::minmax_element(values.begin(), values.end());
+    UnroundedGroup group{};
+    group.asymmetric = true;
+    group.zero_point = round(*smallest) + 0.0f; // -0 becomes 0
+    const float range = std::max(*largest - group.zero_point, 0.0f);
+    group.scale = round(range / static_cast<float>(levels));
+    for (int i = 0; i < kGroupSize; ++i)
+        group.codes[i] =
+            static_cast<std::uint8_t>(level(values[i] - group.zero_point, group.scale, 0, levels));
+    return group;
+}
+
+float dequantize(Codec codec, const UnroundedGroup& group, int i) {
+    if (group.asymmetric)
+        return group.scale * static_cast<float>(group.codes[i]) + group.zero_point;
+    return group.scale * static_cast<float>(group.codes[i] - codec.bias());
+}
+
+float l1_error(Codec codec, const UnroundedGroup& group, Values values) {
+    float errors[kGroupSize];
+    for (int i = 0; i < kGroupSize; ++i)
+        errors[i] = std::abs(values[i] - dequantize(codec, group, i));
+    for (int half = kGroupSize / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) errors[i] += errors[i + half];
+    return errors[0];
+}
+
+UnroundedGroup quantize(Codec codec, Values values, const QuantizeOptions& options,
+                        Rounding round) {
+    check(codec, options);
+    check(values);
+    if (codec.kind == CodecKind::symmetric) return quantize_symmetric(codec, values, round);
+    if (codec.kind == CodecKind::asymmetric) return quantize_asymmetric(codec.bits, values, round);
+    const int own_bits = codec.bits;
+    const int asymmetric_bits =
+        options.hybrid_asymmetric_bits ? options.hybrid_asymmetric_bits : own_bits;
+    const UnroundedGroup symmetric = quantize_symmetric(codec, values, round);
+    const UnroundedGroup asymmetric = quantize_asymmetric(asymmetric_bits, values, round);
+    const bool asymmetric_is_better =
+        l1_error(codec, asymmetric, values) < l1_error(codec, symmetric, values);
+    return asymmetric_is_better ? asymmetric : symmetric;
+}
+
+} // namespace
+
+UnroundedGroup quantize_group_unrounded(Codec codec, Values values,
+                                        const QuantizeOptions& options) {
+    return quantize(codec, values, options, identity);
+}
+
+QuantizedGroup quantize_group(Codec codec, Values values, const QuantizeOptions& options) {
+    const UnroundedGroup group = quantize(codec, values, options, round_to_f16);
+    QuantizedGroup result{};
+    std::copy(std::begin(group.codes), std::end(group.codes), result.codes);
+    result.scale = f16_from_float(group.scale);
+    result.zero_point = f16_from_float(group.zero_point);
+    if (codec.kind == CodecKind::hybrid && group.asymmetric) result.scale |= kSignBit;
+    return result;
+}
+
+void dequantize_group(Codec codec, const QuantizedGroup& group,
+                      std::span<float, kGroupSize> values) {
+    check(codec, {});
+    UnroundedGroup unrounded{};
+    std::copy(std::begin(group.codes), std::end(group.codes), unrounded.codes);
+    const bool marked = codec.kind == CodecKind::hybrid && (group.scale & kSignBit);
+    unrounded.asymmetric = marked || codec.kind == CodecKind::asymmetric;
+    unrounded.scale = float_from_f16(marked ? group.scale ^ kSignBit : group.scale);
+    unrounded.zero_point = float_from_f16(group.zero_point);
+    for (int i = 0; i < kGroupSize; ++i) values[i] = dequantize(codec, unrounded, i);
+}
+
+void store_group(Codec codec, std::byte* block, int tile, int row, const QuantizedGroup& group) {
+    for (int i = 0; i < kGroupSize; ++i) write_code(codec, block, tile, row, i, group.codes[i]);
+    write_scale(codec, block, tile, row, group.scale);
+    if (codec.has_zero_points()) write_zero_point(codec, block, tile, row, group.zero_point);
+}
+
+QuantizedGroup load_group(Codec codec, const std::byte* block, int tile, int row) {
+    QuantizedGroup group{};
+    for (int i = 0; i < kGroupSize; ++i) group.codes[i] = read_code(codec, block, tile, row, i);
+    group.scale = read_scale(codec, block, tile, row);
+    if (codec.has_zero_points()) group.zero_point = read_zero_point(codec, block, tile, row);
+    return group;
+}
+
+} // namespace innerkv

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the codes, scales and zero-points of a block lie (format.h has the specification). Moves bits;
+// knows nothing of what they mean.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "innerkv/format.h"
+
+namespace innerkv {
+
+static_assert(std::endian::native == std::endian::little, "pages are little-endian");
+
+constexpr bool has_supported_bits(Codec codec) {
+    return codec.bits == 2 || codec.bits == 3 || codec.bits == 4 || codec.bits == 8;
+}
+
+/// Where quads of one tile stand in a channel-major or token-major page.
+constexpr int k_tile(int token, int channel) {
+    return 2 * (channel % kBlockChannels / kGroupSize) + token / kTileRows;
+}
+constexpr int v_tile(int channel) { return channel % kBlockChannels / kTileRows; }
+
+std::uint8_t read_code(Codec codec, const std::byte* block, int tile, int row, int inner);
+void write_code(Codec codec, std::byte* block, int tile, int row, int inner, std::uint8_t code);
+
+/// fp16 bits of the scale and the zero-point of a group; zero-points only where the codec has them.
+std::uint16_t read_scale(Codec codec, const std::byte* block, int tile, int row);
+std::uint16_t read_zero_point(Codec codec, const std::byte* block, int tile, int row);
+void write_scale(Codec codec, std::byte* block, int tile, int row, std::uint16_t scale);
+void write_zero_point(Codec codec, std::byte* block, int tile, int row, std::uint16_t zero_point);
+
+} // namespace innerkv
