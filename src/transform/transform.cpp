@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transform/transform.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace innerkv {
+namespace {
+
+void zero_padding(int head_dim, float* row) {
+    std::fill(row + head_dim, row + transformed_dim(head_dim), 0.0f);
+}
+
+void saturate(float* row, int count) {
+    for (int c = 0; c < count; ++c)
+        row[c] = std::clamp(row[c], -kTransformedLimit, kTransformedLimit);
+}
+
+/// Butterflies of one power-of-two block, unscaled.
+void walsh_hadamard(float* block, int size) {
+    for (int half = 1; half < size; half *= 2) {
+        for (int start = 0; start < size; start += 2 * half) {
+            float* low = block + start;
+            float* high = low + half;
+            for (int i = 0; i < half; ++i) {
+                const float a = low[i];
+                const float b = high[i];
+                low[i] = a + b;
+                high[i] = a - b;
+            }
+        }
+    }
+}
+
+} // namespace
+
+void hadamard(float* row, int padded_dim) {
+    const int block = padded_dim & -padded_dim;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+    for (int start = 0; start < padded_dim; start += block) walsh_hadamard(row + start, block);
+    for (int c = 0; c < padded_dim; ++c) row[c] *= scale;
+}
+
+void transform_key_row(const KeyTransform& transform, int head_dim, const float* in, float* out) {
+    std::copy(in, in + head_dim, out);
+    if (transform.centre)
+        for (int c = 0; c < head_dim; ++c) out[c] -= transform.centre[c];
+    if (transform.norm)
+        for (int c = 0; c < head_dim; ++c) out[c] /= transform.norm[c];
+    zero_padding(head_dim, out);
+    if (transform.rotate) hadamard(out, transformed_dim(head_dim));
+    saturate(out, transformed_dim(head_dim));
+}
+
+void inverse_transform_key_row(const KeyTransform& transform, int head_dim, const float* in,
+                               float* out) {
+    const int padded_dim = transformed_dim(head_dim);
+    if (transform.rotate) {
+        float rotated[kMaxTransformedDim];
+        std::copy(in, in + padded_dim, rotated);
+        hadamard(rotated, padded_dim);
+        std::copy(rotated, rotated + head_dim, out);
+    } else {
+        std::copy(in, in + head_dim, out);
+    }
+    if (transform.norm)
+        for (int c = 0; c < head_dim; ++c) out[c] *= transform.norm[c];
+    if (transform.centre)
+        for (int c = 0; c < head_dim; ++c) out[c] += transform.centre[c];
+}
+
+void transform_value_row(const KeyTransform& transform, int head_dim, const float* in, float* out) {
+    std::copy(in, in + head_dim, out);
+    if (transform.value_centre)
+        for (int c = 0; c < head_dim; ++c) out[c] -= transform.value_centre[c];
+    zero_padding(head_dim, out);
+    saturate(out, head_dim);
+}
+
+void inverse_transform_value_row(const KeyTransform& transform, int head_dim, const float* in,
+                                 float* out) {
+    std::copy(in, in + head_dim, out);
+    if (transform.value_centre)
+        for (int c = 0; c < head_dim; ++c) out[c] += transform.value_centre[c];
+}
+
+void transform_query_row(const KeyTransform& transform, int head_dim, const float* q, float* out) {
+    std::copy(q, q + head_dim, out);
+    if (transform.norm)
+        for (int c = 0; c < head_dim; ++c) out[c] *= transform.norm[c];
+    zero_padding(head_dim, out);
+    if (transform.rotate) hadamard(out, transformed_dim(head_dim));
+}
+
+float key_centre_logit(const KeyTransform& transform, int head_dim, const float* q) {
+    if (!transform.centre) return 0.0f;
+    float sum = 0.0f;
+    for (int c = 0; c < head_dim; ++c) sum += q[c] * transform.centre[c];
+    return sum;
+}
+
+} // namespace innerkv
