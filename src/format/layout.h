@@ -17,12 +17,6 @@ constexpr bool has_supported_bits(Codec codec) {
     return codec.bits == 2 || codec.bits == 3 || codec.bits == 4 || codec.bits == 8;
 }
 
-/// Where quads of one tile stand in a channel-major or token-major page.
-constexpr int k_tile(int token, int channel) {
-    return 2 * (channel % kBlockChannels / kGroupSize) + token / kTileRows;
-}
-constexpr int v_tile(int channel) { return channel % kBlockChannels / kTileRows; }
-
 std::uint8_t read_code(Codec codec, const std::byte* block, int tile, int row, int inner);
 void write_code(Codec codec, std::byte* block, int tile, int row, int inner, std::uint8_t code);
 

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantizes sixteen groups at once. Every inner loop runs over the rows of a tile without branches.
+#include "format/tile.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "innerkv/codec.h"
+
+namespace innerkv {
+namespace {
+
+using Row = float[kTileRows];
+using Quads = std::uint32_t[kQuadsPerTile][kTileRows];
+
+/// Adding 1.5 * 2^23 leaves a float no bits below 1, so the addition itself rounds to an integer, half
+/// to even, and the integer stands in the low bits, in two's complement. std::nearbyint is a call into
+/// libm on processors without SSE4.1, one element at a time.
+constexpr float kRoundingShift = 12582912.0f;
+
+constexpr std::int32_t kLargestF16Bits = std::bit_cast<std::int32_t>(65504.0f);
+constexpr std::uint16_t kSignBit = 0x8000;
+
+/// min and max as the processor's instructions have them: no case for NaN.
+float smaller(float a, float b) { return a < b ? a : b; }
+float larger(float a, float b) { return a > b ? a : b; }
+
+/// Codes and parameters of sixteen groups under one of the two codecs.
+struct Groups {
+    alignas(64) Quads quads;
+    alignas(64) Row scales;
+    alignas(64) Row zero_points;
+};
+
+/// The largest magnitude of each row as the bits of a float: integers order them as floats do, with
+/// infinity and NaN on top.
+bool largest_magnitudes(const TileValues& values, Row& largest) {
+    std::int32_t bits[kTileRows] = {};
+    for (int i = 0; i < kGroupSize; ++i)
+        for (int r = 0; r < kTileRows; ++r) {
+            const std::int32_t magnitude = std::bit_cast<std::int32_t>(values[i][r]) & 0x7fffffff;
+            bits[r] = bits[r] > magnitude ? bits[r] : magnitude;
+        }
+    std::int32_t beyond = 0;
+    for (int r = 0; r < kTileRows; ++r) {
+        beyond |= bits[r] > kLargestF16Bits;
+        largest[r] = std::bit_cast<float>(bits[r]);
+    }
+    return beyond == 0;
+}
+
+/// quads = round((value - zero_point) / scale) in low .. high, plus bias.
+void compute_codes(const TileValues& values, float low, float high, float bias, Groups& groups) {
+    alignas(64) Row divisors;
+    for (int r = 0; r < kTileRows; ++r) // anything over infinity is level 0
+        divisors[r] =
+            groups.scales[r] == 0.0f ? std::numeric_limits<float>::infinity() : groups.scales[r];
+    const float shift = kRoundingShift + bias; // even, as every bias is: ties stay ties
+    for (int k = 0; k < kQuadsPerTile; ++k) {
+        std::uint32_t words[kTileRows] = {};
+        for (int j = 0; j < 4; ++j)
+            for (int r = 0; r < kTileRows; ++r) {
+                const float level = (values[4 * k + j][r] - groups.zero_points[r]) / divisors[r];
+                const float clamped = smaller(larger(level, low), high);
+                const auto code = std::bit_cast<std::uint32_t>(clamped + shift) & 0xff;
+                words[r] |= code << (8 * j);
+            }
+        std::memcpy(groups.quads[k], words, sizeof words);
+    }
+}
+
+void quantize_symmetric(Codec codec, const TileValues& values, const Row& largest, Groups& groups) {
+    const auto levels = static_cast<float>(codec.bias() - 1);
+    for (int r = 0; r < kTileRows; ++r) {
+        groups.scales[r] = float_from_f16(f16_from_float(largest[r] / levels));
+        groups.zero_points[r] = 0.0f;
+    }
+    compute_codes(values, -levels, levels, static_cast<float>(codec.bias()), groups);
+}
+
+void quantize_asymmetric(Codec codec, const TileValues& values, Groups& groups) {
+    const auto levels = static_cast<float>((1 << codec.bits) - 1);
+    alignas(64) Row smallest;
+    alignas(64) Row largest;
+    std::memcpy(smallest, values[0], sizeof smallest);
+    std::memcpy(largest, values[0], sizeof largest);
+    for (int i = 1; i < kGroupSize; ++i)
+        for (int r = 0; r < kTileRows; ++r) {
+            smallest[r] = smaller(smallest[r], values[i][r]);
+            largest[r] = larger(largest[r], values[i][r]);
+        }
+    for (int r = 0; r < kTileRows; ++r) {
+        groups.zero_points[r] = float_from_f16(f16_from_float(smallest[r])) + 0.0f;
+        const float range = larger(largest[r] - groups.zero_points[r], 0.0f);
+        groups.scales[r] = float_from_f16(f16_from_float(range / levels));
+    }
+    compute_codes(values, 0.0f, levels, 0.0f, groups);
+}
+
+/// Values of quad k, byte j of every row.
+void dequantize_byte(const Groups& groups, int k, int j, float bias, Row& values) {
+    for (int r = 0; r < kTileRows; ++r) {
+        const auto code = static_cast<std::int32_t>(groups.quads[k][r] >> (8 * j) & 0xff);
+        values[r] = groups.scales[r] * (static_cast<float>(code) - bias) + groups.zero_points[r];
+    }
+}
+
+void l1_errors(const TileValues& values, const Groups& groups, float bias, Row& errors) {
+    alignas(64) TileValues terms;
+    for (int i = 0; i < kGroupSize; ++i) {
+        dequantize_byte(groups, i / 4, i % 4, bias, terms[i]);
+        for (int r = 0; r < kTileRows; ++r) terms[i][r] = std::abs(values[i][r] - terms[i][r]);
+    }
+    for (int half = kGroupSize / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i)
+            for (int r = 0; r < kTileRows; ++r) terms[i][r] += terms[i + half][r];
+    std::memcpy(errors, terms[0], sizeof errors);
+}
+
+/// Replaces the groups whose asymmetric version is better; returns their marks.
+void choose(Codec codec, const TileValues& values, const Groups& asymmetric, Groups& groups,
+            std::uint16_t (&marks)[kTileRows]) {
+    alignas(64) Row symmetric_errors;
+    alignas(64) Row asymmetric_errors;
+    l1_errors(values, groups, static_cast<float>(codec.bias()), symmetric_errors);
+    l1_errors(values, asymmetric, 0.0f, asymmetric_errors);
+    std::uint32_t masks[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) {
+        masks[r] = asymmetric_errors[r] < symmetric_errors[r] ? ~0u : 0u;
+        groups.scales[r] = masks[r] ? asymmetric.scales[r] : groups.scales[r];
+        groups.zero_points[r] = masks[r] ? asymmetric.zero_points[r] : groups.zero_points[r];
+        marks[r] = static_cast<std::uint16_t>(masks[r] & kSignBit);
+    }
+    for (int k = 0; k < kQuadsPerTile; ++k)
+        for (int r = 0; r < kTileRows; ++r)
+            groups.quads[k][r] =
+                (asymmetric.quads[k][r] & masks[r]) | (groups.quads[k][r] & ~masks[r]);
+}
+
+} // namespace
+
+bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
+    alignas(64) Row largest;
+    if (!largest_magnitudes(values, largest)) return false;
+    Groups groups;
+    std::uint16_t marks[kTileRows] = {};
+    if (codec.kind == CodecKind::asymmetric) {
+        quantize_asymmetric(codec, values, groups);
+    } else {
+        quantize_symmetric(codec, values, largest, groups);
+    }
+    if (codec.kind == CodecKind::hybrid) {
+        Groups asymmetric;
+        quantize_asymmetric(codec, values, asymmetric);
+        choose(codec, values, asymmetric, groups, marks);
+    }
+    std::memcpy(tile.quads, groups.quads, sizeof tile.quads);
+    for (int r = 0; r < kTileRows; ++r) {
+        tile.scales[r] = f16_from_float(groups.scales[r]) | marks[r];
+        tile.zero_points[r] = f16_from_float(groups.zero_points[r]);
+    }
+    return true;
+}
+
+void dequantize_tile(Codec codec, const Tile& tile, TileValues& values) {
+    alignas(64) Row scales;
+    alignas(64) Row offsets; // value = scale * code + offset; both terms are exact in fp32
+    for (int r = 0; r < kTileRows; ++r) {
+        const bool marked = codec.kind == CodecKind::hybrid && (tile.scales[r] & kSignBit);
+        const bool asymmetric = marked || codec.kind == CodecKind::asymmetric;
+        scales[r] = float_from_f16(marked ? tile.scales[r] ^ kSignBit : tile.scales[r]);
+        offsets[r] = asymmetric ? float_from_f16(tile.zero_points[r])
+                                : -scales[r] * static_cast<float>(codec.bias());
+    }
+    for (int i = 0; i < kGroupSize; ++i)
+        for (int r = 0; r < kTileRows; ++r) {
+            const auto code =
+                static_cast<std::int32_t>(tile.quads[i / 4][r] >> (8 * (i % 4)) & 0xff);
+            values[i][r] = scales[r] * static_cast<float>(code) + offsets[r];
+        }
+}
+
+} // namespace innerkv
