@@ -12,6 +12,15 @@
 
 namespace innerkv {
 
+namespace detail {
+/// condition ? a : b by masks: compilers turn it into no branch, and do not sink what a and b need
+/// under one (which floating-point traps would else forbid them to undo).
+constexpr std::uint32_t select(bool condition, std::uint32_t a, std::uint32_t b) {
+    const std::uint32_t mask = 0u - static_cast<std::uint32_t>(condition);
+    return (a & mask) | (b & ~mask);
+}
+} // namespace detail
+
 /// IEEE binary16, round to nearest even; magnitudes from 65520 become infinity, NaN stays NaN. Free of
 /// branches, so that loops over rows vectorize; right with denormals flushed to zero, too.
 inline std::uint16_t f16_from_float(float value) {
@@ -24,9 +33,9 @@ inline std::uint16_t f16_from_float(float value) {
     // A unit in the last place of 0.5 is the smallest fp16 denormal: the addition rounds.
     const std::uint32_t denormal =
         std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
-    std::uint32_t result = magnitude < kSmallestNormal ? denormal : normal;
-    result = magnitude >= kOverflow ? 0x7c00 : result;
-    result = magnitude > kInfinity ? 0x7e00 : result;
+    std::uint32_t result = detail::select(magnitude < kSmallestNormal, denormal, normal);
+    result = detail::select(magnitude >= kOverflow, 0x7c00, result);
+    result = detail::select(magnitude > kInfinity, 0x7e00, result);
     return static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000));
 }
 
@@ -36,8 +45,8 @@ inline float float_from_f16(std::uint16_t bits) {
     const std::uint32_t special = magnitude + (224u << 23);
     const auto denormal = std::bit_cast<std::uint32_t>(
         std::bit_cast<float>(magnitude + (113u << 23)) - std::bit_cast<float>(113u << 23));
-    std::uint32_t result = magnitude < (1u << 23) ? denormal : normal;
-    result = magnitude >= (31u << 23) ? special : result;
+    std::uint32_t result = detail::select(magnitude < (1u << 23), denormal, normal);
+    result = detail::select(magnitude >= (31u << 23), special, result);
     return std::bit_cast<float>(result | ((bits & 0x8000u) << 16));
 }
 

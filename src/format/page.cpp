@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole pages: which tokens and channels stand in which tile, padding, the f16 page.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -113,17 +114,18 @@ void dequantize_side(const Side& side, Codec codec, const PageFormat& format, co
 
 void store_f16_side(const char* name, int head_dim, const float* rows, std::ptrdiff_t stride,
                     std::byte* out) {
-    bool storable = true;
+    std::int32_t largest = 0; // magnitude, as bits; NaN and infinity are on top
     for (int token = 0; token < kPageTokens; ++token) {
         const float* row = rows + token * stride;
         for (int channel = 0; channel < head_dim; ++channel) {
-            storable &= is_storable(row[channel]);
+            const std::int32_t magnitude = std::bit_cast<std::int32_t>(row[channel]) & 0x7fffffff;
+            largest = largest > magnitude ? largest : magnitude;
             const std::uint16_t bits = f16_from_float(row[channel]);
             std::memcpy(out + sizeof bits * static_cast<std::size_t>(channel), &bits, sizeof bits);
         }
         out += sizeof(std::uint16_t) * static_cast<std::size_t>(head_dim);
     }
-    if (!storable) refuse(name, head_dim, rows, stride);
+    if (largest > std::bit_cast<std::int32_t>(kLargestF16)) refuse(name, head_dim, rows, stride);
 }
 
 void load_f16_side(int head_dim, const std::byte* in, float* rows, std::ptrdiff_t stride) {
