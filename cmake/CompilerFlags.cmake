@@ -1,0 +1,17 @@
+# Flags of all targets of this project. They stop at our targets: an including project keeps its own.
+if(PROJECT_IS_TOP_LEVEL)
+  add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
+  if(INNERKV_WERROR)
+    add_compile_options(-Werror)
+  endif()
+endif()
+
+# No -march anywhere here: a source file of one instruction set names its own flags, all else runs on
+# every processor of the architecture.
+if(INNERKV_SANITIZE)
+  add_compile_options(-fsanitize=${INNERKV_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${INNERKV_SANITIZE})
+  if(INNERKV_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()

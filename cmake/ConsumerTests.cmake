@@ -1,0 +1,1 @@
+# The install and use of the library, seen from outside.

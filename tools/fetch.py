@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the download scripts share: the cache directory, a lock, pip in a private environment.
+
+Everything lands under ${INNERKV_CACHE_DIR:-${XDG_CACHE_HOME:-~/.cache}/innerkv} and is put in place
+by renaming a finished directory or file, so whatever is there is complete.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+
+
+class Failure(Exception):
+    """A failure to be shown as one line, without a traceback."""
+
+
+def run_main(main):
+    """Call main(), turning failures into one line on stderr and exit code 1."""
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        sys.exit(f"error: {failure}")
+    except subprocess.CalledProcessError as failure:
+        command = " ".join(str(word) for word in failure.cmd[:4])
+        sys.exit(f"error: '{command} ...' ended with exit code {failure.returncode}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def say(text):
+    """Progress goes to stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_dir():
+    """The cache directory, created if need be."""
+    base = os.environ.get("INNERKV_CACHE_DIR")
+    if base:
+        path = Path(base).expanduser().absolute()
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "innerkv"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(name):
+    """One process at a time makes `name`; others wait here and then find it made."""
+    with open(cache_dir() / f".{name}.lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{name}: another process is making it, waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def scratch_dir(name):
+    """A directory in the cache, on the same file system as the final place, removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_dir()))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def python_environment():
+    """A virtual environment with tools/requirements.txt installed; returns its interpreter.
+
+    Its own environment, because a distribution's Python may refuse installs (PEP 668).
+    """
+    requirements = TOOLS / "requirements.txt"
+    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    place = cache_dir() / f"python-{key}"
+    python = place / "bin" / "python"
+    if (place / "complete").exists() and python.exists():
+        return python
+    with locked("python"):
+        if (place / "complete").exists() and python.exists():
+            return python
+        say("python: making an environment for the tools")
+        shutil.rmtree(place, ignore_errors=True)
+        # Scripts in a virtual environment hold its path, so it is made in place and then marked.
+        subprocess.run([sys.executable, "-m", "venv", place], check=True, stdout=sys.stderr)
+        pip(python, "install", "--quiet", "--requirement", requirements)
+        (place / "complete").touch()
+    return python
+
+
+def pip(python, command, *arguments):
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
+    subprocess.run([python, "-m", "pip", command, *arguments], check=True, stdout=sys.stderr,
+                   env=environment)
+
+
+def pip_download(requirements, into, kind):
+    """Download `requirements`, {"name==version": sha256}, into a directory. `kind`: binary or source.
+
+    pip itself verifies the hashes before it unpacks anything, and shows its progress bar on stderr.
+    """
+    listing = into / "requirements.txt"
+    listing.write_text("".join(f"{requirement} --hash=sha256:{sha256}\n"
+                               for requirement, sha256 in requirements.items()), encoding="utf-8")
+    only = "--only-binary" if kind == "binary" else "--no-binary"
+    pip(python_environment(), "download", "--require-hashes", "--no-deps", "--no-cache-dir",
+        only, ":all:" if kind == "binary" else ",".join(r.split("==")[0] for r in requirements),
+        "--dest", into, "--requirement", listing)
+    listing.unlink()
