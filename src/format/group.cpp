@@ -67,8 +67,8 @@ UnroundedGroup quantize_asymmetric(int bits, Values values, Rounding round) {
     const auto [smallest, largest] = std::minmax_element(values.begin(), values.end());
     UnroundedGroup group{};
     group.asymmetric = true;
-    group.zero_point = round(*smallest) + 0.0f; // -0 becomes 0
-    const float range = std::max(*largest - group.zero_point, 0.0f);
+    group.zero_point = round(*smallest) + 0.0f;                      // -0 becomes 0
+    const float range = std::max(0.0f, *largest - group.zero_point); // 0, not -0
     group.scale = round(range / static_cast<float>(levels));
     for (int i = 0; i < kGroupSize; ++i)
         group.codes[i] =

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codecs on single groups: definition, bounds, edges of fp16, what is refused.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include <gtest/gtest.h>
+
+#include "codecs.h"
+#include "innerkv/error.h"
+
+namespace innerkv::test {
+namespace {
+
+constexpr int kGroupsPerDraw = 500;
+
+int levels_of(Codec codec, bool asymmetric) {
+    return asymmetric ? (1 << codec.bits) - 1 : (1 << (codec.bits - 1)) - 1;
+}
+
+bool is_asymmetric(Codec codec, const QuantizedGroup& group) {
+    return codec.kind == CodecKind::asymmetric ||
+           (codec.kind == CodecKind::hybrid && group.scale & 0x8000);
+}
+
+float scale_of(Codec codec, const QuantizedGroup& group) {
+    return float_from_f16(codec.kind == CodecKind::hybrid ? group.scale & 0x7fff : group.scale);
+}
+
+Group dequantized(Codec codec, const QuantizedGroup& group) {
+    Group values;
+    dequantize_group(codec, group, values);
+    return values;
+}
+
+double l1_distance(const Group& a, const Group& b) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < a.size(); ++i) sum += std::abs(double{a[i]} - double{b[i]});
+    return sum;
+}
+
+bool same(const QuantizedGroup& a, const QuantizedGroup& b) {
+    return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+template <class Check>
+void for_each_drawn_group(Check check) {
+    std::mt19937 random(7);
+    for (Draw draw : kDraws)
+        for (int n = 0; n < kGroupsPerDraw; ++n) {
+            const Group group = draw_group(draw, random);
+            for (Codec codec : all_codecs()) {
+                SCOPED_TRACE(name_of(codec) + ", draw " + std::to_string(static_cast<int>(draw)));
+                check(codec, group);
+                if (testing::Test::HasFailure()) return;
+            }
+        }
+}
+
+/// Scale 1: levels are the values themselves, ties go to the even one.
+TEST(Group, SymmetricByHand) {
+    Group group{};
+    const float values[] = {7.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 6.49f, 6.51f, -7.0f};
+    const int expected[] = {7, 0, 2, 2, 0, -2, -2, 6, 7, -7};
+    std::copy(std::begin(values), std::end(values), group.begin());
+    const QuantizedGroup quantized = quantize_group(symmetric(4), group);
+    EXPECT_EQ(quantized.scale, 0x3c00);
+    EXPECT_EQ(quantized.zero_point, 0);
+    for (int i = 0; i < kGroupSize; ++i)
+        EXPECT_EQ(quantized.codes[i], 8 + (i < 10 ? expected[i] : 0)) << i;
+}
+
+TEST(Group, AsymmetricByHand) {
+    Group group;
+    group.fill(10.0f);
+    const float values[] = {10.0f, 13.0f, 10.5f, 11.5f, 12.5f, 11.0f, 11.49f, 12.51f};
+    const int expected[] = {0, 3, 0, 2, 2, 1, 1, 3};
+    std::copy(std::begin(values), std::end(values), group.begin());
+    for (Codec codec : {asymmetric(2), hybrid(2)}) {
+        const QuantizedGroup quantized = quantize_group(codec, group);
+        EXPECT_EQ(quantized.scale, codec == hybrid(2) ? 0xbc00 : 0x3c00);
+        EXPECT_EQ(quantized.zero_point, f16_from_float(10.0f));
+        for (int i = 0; i < 8; ++i) EXPECT_EQ(quantized.codes[i], expected[i]) << i;
+        EXPECT_EQ(dequantized(codec, quantized)[1], 13.0f);
+    }
+}
+
+/// 7 * 0.1 is stored with a scale of 0.09998: seven steps of it are 0.6998.
+TEST(Group, LevelsAreComputedWithTheRoundedScale) {
+    Group group{};
+    group[0] = 0.7f;
+    group[1] = 0.04999f; // 0.4999 of the exact scale, 0.50002 of the rounded one
+    const QuantizedGroup quantized = quantize_group(symmetric(4), group);
+    EXPECT_EQ(quantized.scale, f16_from_float(0.1f));
+    EXPECT_EQ(quantized.codes[0], 8 + 7);
+    EXPECT_EQ(quantized.codes[1], 8 + 1);
+    EXPECT_EQ(quantize_group_unrounded(symmetric(4), group).codes[1], 8);
+}
+
+TEST(Group, ErrorIsWithinTheBound) {
+    for_each_drawn_group([](Codec codec, const Group& group) {
+        const QuantizedGroup quantized = quantize_group(codec, group);
+        const bool asymmetric = is_asymmetric(codec, quantized);
+        const int levels = levels_of(codec, asymmetric);
+        const float smallest = *std::min_element(group.begin(), group.end());
+        const float zero_error =
+            asymmetric ? std::abs(smallest - float_from_f16(quantized.zero_point)) : 0.0f;
+        const float bound =
+            std::max(scale_of(codec, quantized) / 2.0f, static_cast<float>(levels) * 0x1p-25f) +
+            zero_error;
+        const Group values = dequantized(codec, quantized);
+        for (std::size_t i = 0; i < group.size(); ++i) {
+            // Divisions and sums in fp32 add a few units in the last place of the operands.
+            const float slack = 0x1p-21f * (bound + std::abs(group[i]));
+            ASSERT_LE(std::abs(values[i] - group[i]), bound + slack) << group[i];
+        }
+    });
+}
+
+TEST(Group, ScalesAndCodesOfTheDefinition) {
+    for_each_drawn_group([](Codec codec, const Group& group) {
+        const QuantizedGroup quantized = quantize_group(codec, group);
+        const bool asymmetric = is_asymmetric(codec, quantized);
+        const int levels = levels_of(codec, asymmetric);
+        const auto [smallest, largest] = std::minmax_element(group.begin(), group.end());
+        const float zero = float_from_f16(quantized.zero_point);
+        const float range = asymmetric ? std::max(*largest - zero, 0.0f)
+                                       : std::max(std::abs(*smallest), std::abs(*largest));
+        ASSERT_EQ(scale_of(codec, quantized),
+                  float_from_f16(f16_from_float(range / static_cast<float>(levels))));
+        ASSERT_EQ(zero, asymmetric ? float_from_f16(f16_from_float(*smallest)) : 0.0f);
+        const int bias = asymmetric ? 0 : codec.bias();
+        for (int code : quantized.codes) {
+            ASSERT_LE(code - bias, levels);
+            ASSERT_GE(code - bias, asymmetric ? 0 : -levels);
+        }
+    });
+}
+
+TEST(Group, HybridTakesTheBranchWithTheSmallerError) {
+    int asymmetric_groups = 0;
+    for_each_drawn_group([&](Codec codec, const Group& group) {
+        if (codec.kind != CodecKind::hybrid) return;
+        const Codec with_zero_point = asymmetric(codec.bits);
+        const QuantizedGroup chosen = quantize_group(codec, group);
+        QuantizedGroup as_symmetric = quantize_group(symmetric(codec.bits), group);
+        QuantizedGroup as_asymmetric = quantize_group(with_zero_point, group);
+        const double difference =
+            l1_distance(group, dequantized(with_zero_point, as_asymmetric)) -
+            l1_distance(group, dequantized(symmetric(codec.bits), as_symmetric));
+        as_asymmetric.scale |= 0x8000;
+        const bool took_asymmetric = is_asymmetric(codec, chosen);
+        asymmetric_groups += took_asymmetric;
+        ASSERT_TRUE(same(chosen, took_asymmetric ? as_asymmetric : as_symmetric));
+        float magnitude = 0.0f;
+        for (float value : group) magnitude += std::abs(value);
+        if (std::abs(difference) > 1e-6 * magnitude) {
+            ASSERT_EQ(took_asymmetric, difference < 0.0);
+        }
+    });
+    EXPECT_GT(asymmetric_groups, kGroupsPerDraw);
+}
+
+TEST(Group, HybridTieIsSymmetric) {
+    Group group{}; // both branches are exact
+    group[3] = 1.0f;
+    group[4] = -1.0f;
+    EXPECT_EQ(quantize_group(hybrid(2), group).scale, 0x3c00);
+    group.fill(0.0f);
+    EXPECT_EQ(quantize_group(hybrid(2), group).scale, 0);
+}
+
+TEST(Group, HybridBranchOfFewerBits) {
+    Group group;
+    for (std::size_t i = 0; i < group.size(); ++i) group[i] = i % 2 == 0 ? 4.0f : 5.0f;
+    const QuantizedGroup quantized =
+        quantize_group(hybrid(2), group, {.hybrid_asymmetric_bits = 1});
+    EXPECT_EQ(quantized.scale, 0xbc00);
+    for (std::size_t i = 0; i < group.size(); ++i) EXPECT_EQ(quantized.codes[i], i % 2);
+    EXPECT_THROW(quantize_group(hybrid(2), group, {.hybrid_asymmetric_bits = 3}), InvalidArgument);
+    EXPECT_THROW(quantize_group(hybrid(2), group, {.hybrid_asymmetric_bits = -1}), InvalidArgument);
+}
+
+TEST(Group, ZeroGroupsAreZero) {
+    for (Codec codec : all_codecs())
+        for (float zero : {0.0f, -0.0f}) {
+            Group group;
+            group.fill(zero);
+            const QuantizedGroup quantized = quantize_group(codec, group);
+            EXPECT_EQ(quantized.scale, 0) << name_of(codec);
+            EXPECT_EQ(quantized.zero_point, 0) << name_of(codec);
+            for (std::uint8_t code : quantized.codes)
+                EXPECT_EQ(code, codec.kind == CodecKind::asymmetric ? 0 : codec.bias());
+            for (float value : dequantized(codec, quantized)) EXPECT_EQ(value, 0.0f);
+        }
+}
+
+/// A scale of half the smallest fp16 number rounds to 0, anything above to the smallest one.
+TEST(Group, ScaleUnderflow) {
+    for (int bits : kBits) {
+        const auto levels = static_cast<float>(levels_of(symmetric(bits), false));
+        Group group{};
+        group[5] = -levels * kSmallestF16 / 2.0f;
+        QuantizedGroup quantized = quantize_group(symmetric(bits), group);
+        EXPECT_EQ(quantized.scale, 0);
+        EXPECT_EQ(quantized.codes[5], symmetric(bits).bias());
+        group[5] = -levels * kSmallestF16 * 0.51f;
+        quantized = quantize_group(symmetric(bits), group);
+        EXPECT_EQ(quantized.scale, 1);
+        // A scale half as large as it should be would need twice the levels.
+        group[5] = levels * kSmallestF16 * 1.49f;
+        quantized = quantize_group(symmetric(bits), group);
+        EXPECT_EQ(quantized.scale, 1);
+        EXPECT_EQ(quantized.codes[5], symmetric(bits).bias() + static_cast<int>(levels));
+    }
+}
+
+TEST(Group, LargestFiniteValues) {
+    for (Codec codec : all_codecs()) {
+        SCOPED_TRACE(name_of(codec));
+        Group group;
+        for (std::size_t i = 0; i < group.size(); ++i)
+            group[i] = i % 2 == 0 ? kLargestF16 : -kLargestF16;
+        const Group values = dequantized(codec, quantize_group(codec, group));
+        for (std::size_t i = 0; i < group.size(); ++i)
+            EXPECT_NEAR(values[i], group[i], kLargestF16 / 1000.0f);
+    }
+}
+
+/// Scale 0 or well above the denormals, where the largest element keeps the largest level.
+TEST(Group, QuantizingASymmetricGroupAgainChangesNothing) {
+    for_each_drawn_group([](Codec codec, const Group& group) {
+        if (codec.kind != CodecKind::symmetric) return;
+        const QuantizedGroup once = quantize_group(codec, group);
+        const float scale = scale_of(codec, once);
+        const auto levels = static_cast<float>(levels_of(codec, false));
+        const bool keeps_level = scale == 0.0f || scale > levels * kSmallestF16;
+        if (!keeps_level || scale * levels > kLargestF16) return;
+        ASSERT_TRUE(same(quantize_group(codec, dequantized(codec, once)), once));
+    });
+}
+
+TEST(Group, NegativeSymmetricScale) {
+    QuantizedGroup group{};
+    std::iota(std::begin(group.codes), std::begin(group.codes) + 8, std::uint8_t{0});
+    group.scale = f16_from_float(-0.5f);
+    const Group values = dequantized(symmetric(3), group);
+    for (std::size_t i = 0; i < 8; ++i)
+        EXPECT_EQ(values[i], -0.5f * (static_cast<float>(i) - 4.0f));
+}
+
+TEST(Group, RefusesWhatIsNotFiniteAtEveryPosition) {
+    std::mt19937 random(3);
+    const float beyond = std::nextafter(kLargestF16, kInfinity);
+    for (Codec codec : all_codecs())
+        for (std::size_t i = 0; i < kGroupSize; ++i)
+            for (float bad : {kNan, -kNan, kInfinity, -kInfinity, beyond, -beyond}) {
+                Group group = draw_group(Draw::normal, random);
+                group[i] = bad;
+                EXPECT_THROW(quantize_group(codec, group), InvalidArgument);
+                EXPECT_THROW(quantize_group_unrounded(codec, group), InvalidArgument);
+            }
+}
+
+TEST(Group, RefusesCodecsThatDoNotExist) {
+    const Group group{};
+    Group values;
+    for (Codec codec : {kF16, symmetric(5), asymmetric(1), hybrid(16)}) {
+        EXPECT_THROW(quantize_group(codec, group), InvalidArgument);
+        EXPECT_THROW(dequantize_group(codec, QuantizedGroup{}, values), InvalidArgument);
+    }
+}
+
+} // namespace
+} // namespace innerkv::test
