@@ -1,5 +1,9 @@
 # Flags of all targets of this project. They stop at our targets: an including project keeps its own.
 if(PROJECT_IS_TOP_LEVEL)
+  find_program(INNERKV_CCACHE ccache)
+  if(INNERKV_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${INNERKV_CCACHE})
+  endif()
   add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
   if(INNERKV_WERROR)
     add_compile_options(-Werror)

@@ -1,0 +1,64 @@
+# The words people type. CMake presets do the work; tools/setup checks for what each word needs.
+.DEFAULT_GOAL := help
+.PHONY: help run build test model bench lint format asan install clean configure
+
+MODEL ?= smollm2
+FILE ?= tests/data/alice.txt
+QUESTION ?= Who does Alice follow down the hole, and what does he take out of his pocket?
+CACHE ?= base
+PREFIX ?= /usr/local
+
+export INNERKV_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/innerkv
+# Objects compiled once are found again wherever the tree was cloned to.
+export CCACHE_DIR ?= $(INNERKV_CACHE_DIR)/ccache
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: MODEL=smollm2|gemma3  FILE=  QUESTION=  CACHE=preset  PREFIX="
+
+run: build ## A question about a long document, answered on a quantized cache and on f16
+	@model=$$(tools/model.py $(MODEL)) && set -x && \
+	build/innerkv run -m "$$model" -f "$(FILE)" -p "$(QUESTION)" --cache $(CACHE) --compare f16
+
+build: configure ## The program, at build/innerkv
+	@cmake --build build --target innerkv_cli
+
+test: configure ## Every test; the last line counts them
+	@tools/model.py $(MODEL) >/dev/null
+	@cmake --build build
+	@tools/run_tests.py build
+
+model: ## Fetches the model, prints its path
+	@tools/setup model
+	@tools/model.py $(MODEL)
+
+bench: build ## Decode attention against ggml's on one thread
+	build/innerkv bench attention --head-dim 128 --q-heads 32 --kv-heads 8 --context 8192 \
+	    --batch 1 --threads 1 --cache base,k4v4,k8v8 --peer ggml:f16,ggml:q8_0,ggml:q4_0
+
+lint: configure ## Formatting, clang-tidy and the scripts
+	@tools/setup lint
+	@tools/lint.py build
+
+format: ## Formats the sources in place
+	@tools/setup lint
+	@tools/lint.py --fix-format
+
+asan: ## The library's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/setup build
+	@cmake --preset asan-ubsan >/dev/null
+	@cmake --build build-asan-ubsan
+	@tools/run_tests.py build-asan-ubsan
+
+install: configure ## The library and the program, under PREFIX
+	@cmake --build build
+	@cmake --install build --prefix "$(PREFIX)"
+
+clean: ## Removes the build directories; downloads and ggml stay in the cache
+	rm -rf build build-*/
+
+configure:
+	@tools/setup build
+	@cmake --preset release >/dev/null

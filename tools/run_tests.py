@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the tests of a build directory with ctest; its last line is `N passed, N failed`.
+
+    tools/run_tests.py BUILD_DIR [ctest option...]
+
+Fails if a test failed, could not be run, or if there was none.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+
+def outcome(case):
+    """passed, skipped or failed. A test that did not run is skipped only if it asked for that."""
+    status = case.get("status")
+    if status == "run":
+        return "passed"
+    skip = case.find("skipped")
+    asked = skip is not None and skip.get("message", "").startswith("SKIP_")
+    return "skipped" if asked or status == "disabled" else "failed"
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit("usage: tools/run_tests.py BUILD_DIR [ctest option...]")
+    build_dir, options = sys.argv[1], sys.argv[2:]
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        ctest = subprocess.run(
+            ["ctest", "--test-dir", build_dir, "--output-on-failure", "--output-junit", report,
+             "--parallel", str(os.cpu_count()), "--progress", *options], check=False)
+        cases = ElementTree.parse(report).getroot().findall("testcase") if report.exists() else []
+    results = {case.get("name"): outcome(case) for case in cases}
+    names = {kind: sorted(name for name, result in results.items() if result == kind)
+             for kind in ("passed", "skipped", "failed")}
+    for kind in ("skipped", "failed"):
+        for name in names[kind]:
+            print(f"{kind}: {name}")
+    failed = len(names["failed"])
+    if ctest.returncode and not failed:
+        print(f"failed: ctest itself, exit code {ctest.returncode}")
+        failed = 1
+    if not results:
+        print("failed: there was no test to run")
+        failed = max(failed, 1)
+    print(f"{len(names['passed'])} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
