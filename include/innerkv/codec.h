@@ -78,12 +78,15 @@ struct QuantizeOptions {
 ///     hybrid        the one whose L1 error is smaller, symmetric on ties
 ///
 /// in fp32; z and s are rounded to fp16 as soon as they are known (s not below 0), then the levels are
-/// computed, rounded half to even and clamped. s = 0 gives level 0. The 32 errors are added as a
+/// computed, rounded half to even and clamped; all are 0 where s = 0. The 32 errors are added as a
 /// binary tree, i and i + 16 first, then i and i + 8, ...: as vector registers and warps do it, so
 /// that every backend takes the same branch of a hybrid codec.
 ///
-/// |x - x'| <= max(|s| / 2, L * 2^-25) with L = 2^(b-1) - 1 (symmetric) or 2^b - 1; asymmetric
-/// groups whose minimum is not a number of fp16: plus the rounding error of z.
+/// |x - x'| <= max(s / 2, L * 2^-25) with L = 2^(b-1) - 1 (symmetric) or 2^b - 1, up to fp32 rounding;
+/// asymmetric groups whose minimum is not a number of fp16: plus the rounding error of z. The second
+/// term is for scales among the denormals of fp16, whose rounding no level makes up for. A symmetric
+/// group of scale 0 or above L * 2^-24 that is dequantized and quantized again gives the same bytes,
+/// unless it leaves the range of fp16 on the way (dequantize_group).
 ///
 /// Throws InvalidArgument on NaN, infinity, magnitudes above 65504 and unsupported codecs.
 QuantizedGroup quantize_group(Codec codec, std::span<const float, kGroupSize> values,
@@ -94,21 +97,24 @@ QuantizedGroup quantize_group(Codec codec, std::span<const float, kGroupSize> va
 UnroundedGroup quantize_group_unrounded(Codec codec, std::span<const float, kGroupSize> values,
                                         const QuantizeOptions& options = {});
 
+/// The rounding of the scale may carry magnitudes up to 64 beyond 65504: clamp before storing as fp16.
 /// Throws InvalidArgument on unsupported codecs.
 void dequantize_group(Codec codec, const QuantizedGroup& group,
                       std::span<float, kGroupSize> values);
 
 /// Quantizes 32 tokens into a page. `k` and `v` are [32][head_dim] with the given row strides in
-/// elements; `page` has format.page_bytes() bytes. Throws InvalidArgument on values that are not
-/// finite; the page's bytes are then unspecified.
+/// elements; `page` has format.page_bytes() bytes, of any alignment. Each group is what quantize_group
+/// makes of it. Throws InvalidArgument on unsupported formats, and on values that are not finite or
+/// beyond 65504; the page's bytes are then unspecified.
 void quantize_page(const PageFormat& format, const float* k, std::ptrdiff_t k_stride,
                    const float* v, std::ptrdiff_t v_stride, std::byte* page);
 
-/// Inverse: writes [32][head_dim] rows of K and V.
+/// Inverse: writes [32][head_dim] rows of K and V. Reads any bytes.
 void dequantize_page(const PageFormat& format, const std::byte* page, float* k,
                      std::ptrdiff_t k_stride, float* v, std::ptrdiff_t v_stride);
 
-/// Reads or writes one group's codes, scale and zero-point at its place in a block.
+/// Reads or writes one group's codes, scale and zero-point at its place in a block, leaving the rest of
+/// the block as it is. Codes are below 2^bits.
 void store_group(Codec codec, std::byte* block, int tile, int row, const QuantizedGroup& group);
 QuantizedGroup load_group(Codec codec, const std::byte* block, int tile, int row);
 

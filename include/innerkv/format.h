@@ -3,7 +3,7 @@
 // codec.h, and nothing here knows of sequences.
 //
 // Page. 32 consecutive tokens of one KV head of one layer, `head_dim` channels, padded to a multiple
-// of 64 with zeros:
+// of 64:
 //
 //     [ K block 0 | K block 1 | ... | V block 0 | V block 1 | ... ]      padded_dim / 64 of each
 //
@@ -17,13 +17,14 @@
 //     K        token % 16         channel % 32          2 * (channel % 64 / 32) + token / 16
 //     V        channel % 16       token                 channel % 64 / 16
 //
-// The scale (and zero-point) of tile t, row r is element 16 * t + r of its array.
+// `token` counts from the page's first. The scale (and zero-point) of tile t, row r is element
+// 16 * t + r of its array.
 //
 // Codes. The atom is a quad: four consecutive inner elements 4k..4k+3 of one row, one byte each once
-// expanded: what vpdpbusd, tdpbusd, sdot and a register of mma.m16n8k32 consume. Byte j of a quad is
-// always byte j of a 32-bit word. Word w of a block holds row r at byte offset (16 * w + r) * 4, so
-// sixteen rows are one 64-byte register. Codes are unsigned. Where a code of quad k (0..7), tile t
-// (0..3) lies:
+// expanded: what vpdpbusd, tdpbusd, sdot and a register of mma.m16n8k32 consume. Element 4k + j is
+// always in byte j of a 32-bit word. Word w of a block holds row r at byte offset (16 * w + r) * 4, so
+// sixteen rows are one 64-byte register. Codes are unsigned. In every byte, the code of quad k (0..7)
+// of tile t (0..3) lies here (bit 0 is the lowest):
 //
 //     8 bits   word 4k + t          bits 0-7
 //     4 bits   word 2k + t / 2      bits 4 * (t % 2) ..
@@ -36,17 +37,23 @@
 //                tile 3    code >> 1 in E bits 6-7, code & 1 in C bit o + 3
 //
 // A kernel need not move a code to bit 0: at bit position n the integer sum is 2^n times too large,
-// and the scale absorbs it. Three words of 3-bit codes expand to eight registers in 13 integer
-// operations; docs/format.md counts them for every width and processor.
+// and the scale absorbs it. Three registers of 3-bit codes expand to eight in 13 integer operations;
+// docs/format.md counts them for every width and processor.
 //
 // Value of a code c under scale s and zero-point z:
 //
 //     symmetric     s * (c - 2^(bits-1))
 //     asymmetric    s * c + z
-//     hybrid        asymmetric where the sign bit of the stored scale is set (s is its magnitude),
-//                   symmetric otherwise (z is stored as 0)
+//     hybrid        asymmetric where the sign bit of the stored scale is set (s is its magnitude; it may
+//                   be 0, so test the bit, not scale < 0), symmetric otherwise (z is stored as 0)
 //
-// A symmetric scale may be negative. All integers are little-endian. The same bytes on every backend.
+// The scale of a symmetric codec may be negative. Every scale and zero-point that this library writes
+// is finite. All integers are little-endian. The same bytes on every backend.
+//
+// Padding. Padding channels are quantized as zeros. V groups and K groups of padding alone get scale 0
+// and zero-point 0: value 0. In the K group that padding shares with channels (head_dim 80 and 112) it
+// has value 0 under a symmetric scale, and lies within s / 2 of 0 under a zero-point. Queries are
+// padded with zeros, so no sum sees it.
 //
 // f16 page: K rows [32][head_dim] fp16, then V rows likewise, without padding.
 #pragma once
@@ -80,7 +87,7 @@ struct Codec {
     constexpr bool has_zero_points() const {
         return kind == CodecKind::asymmetric || kind == CodecKind::hybrid;
     }
-    /// Level that a symmetric code of value 0 has.
+    /// The code of level 0 in a symmetric group.
     constexpr int bias() const { return 1 << (bits - 1); }
     constexpr std::size_t code_bytes() const { return std::size_t{256} * bits; }
     constexpr std::size_t scale_bytes() const { return kGroupsPerBlock * sizeof(std::uint16_t); }
@@ -117,9 +124,9 @@ struct PageFormat {
     }
     constexpr int blocks() const { return padded_dim() / kBlockChannels; }
     constexpr std::size_t side_bytes(Codec codec) const {
-        return codec.quantized() ? codec.block_bytes() * static_cast<std::size_t>(blocks())
-                                 : sizeof(std::uint16_t) * kPageTokens *
-                                       static_cast<std::size_t>(head_dim);
+        return codec.quantized()
+                   ? codec.block_bytes() * static_cast<std::size_t>(blocks())
+                   : sizeof(std::uint16_t) * kPageTokens * static_cast<std::size_t>(head_dim);
     }
     /// Byte offset of the V side.
     constexpr std::size_t v_offset() const { return side_bytes(k); }

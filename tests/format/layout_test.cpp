@@ -111,6 +111,43 @@ TEST(Layout, EveryCodeAtEveryPosition) {
     }
 }
 
+/// The sequence that docs/format.md counts: three words of 3-bit codes become eight quads in 13
+/// operations, each quad at bit 0 or bit 3.
+TEST(Layout, ThirteenOperationsExpandThreeWords) {
+    std::mt19937 random(4);
+    const Codec codec = symmetric(3);
+    const Block block = random_block(codec, random);
+    const auto word = [&](int w, int row) {
+        std::uint32_t value;
+        std::memcpy(&value, block.data() + (16 * w + row) * 4, sizeof value);
+        return value;
+    };
+    for (int p = 0; p < kQuadsPerTile / 2; ++p)
+        for (int row = 0; row < kTileRows; ++row) {
+            const std::uint32_t a = word(3 * p, row);
+            const std::uint32_t b = word(3 * p + 1, row);
+            const std::uint32_t c = word(3 * p + 2, row);
+            const std::uint32_t d = c >> 4; // shared
+            const auto select = [](std::uint32_t mask, std::uint32_t x, std::uint32_t y) {
+                return (x & mask) | (y & ~mask); // one vpternlogd or LOP3
+            };
+            const std::uint32_t low = 0x07070707;
+            const std::uint32_t high = 0x38383838;
+            const std::uint32_t upper = 0x30303030;
+            const std::uint32_t quads[2][kTilesPerBlock] = {
+                {a & low, a & high, c & low, select(upper, a >> 2, c) & high},
+                {b & low, b & high, d & low, select(upper, b >> 2, d) & high}};
+            const int position[] = {0, 3, 0, 3};
+            for (int t = 0; t < kTilesPerBlock; ++t) {
+                const QuantizedGroup group = load_group(codec, block.data(), t, row);
+                for (int i = 0; i < 8; ++i) {
+                    const std::uint32_t byte = quads[i / 4][t] >> (8 * (i % 4)) & 0xff;
+                    ASSERT_EQ(byte, unsigned{group.codes[8 * p + i]} << position[t]);
+                }
+            }
+        }
+}
+
 /// Any bytes are a page: reading one by whole words gives what reading it group by group gives.
 TEST(Layout, RandomBytesReadAlikeByPageAndByGroup) {
     std::mt19937 random(2);
