@@ -8,6 +8,13 @@
 // So a prompt chunk attends unquantized to itself, a later one to the quantized history; and since
 // settling happens at page boundaries only, appending a prompt in steps that end at multiples of 32
 // tokens behind the sink gives exactly the pages that appending it token by token gives.
+//
+// A layer with a sliding window drops, when it settles, the pages that no later query sees, sink
+// included; pages that would be dropped before they are old enough to be quantized never are.
+//
+// Threads: calls of Cache, Append::commit and an Append's destruction must not overlap, in any of
+// their combinations. Append::run may overlap with runs of other parts, of the same append or another.
+// Views may be read by any number of threads while nothing that ends them is called.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +32,8 @@ enum class SequenceId : std::int32_t {};
 
 enum class RowType : std::uint8_t { f32, f16, bf16 };
 
-/// Rows of K or V, [tokens, kv_heads, head_dim], last dimension contiguous; strides in elements.
+/// Rows of K or V, [tokens, kv_heads, head_dim], last dimension contiguous; strides in elements. They
+/// must be at least head_dim (a stride that is never taken may be anything).
 struct Rows {
     const void* data = nullptr;
     RowType type = RowType::f32;
@@ -33,14 +41,19 @@ struct Rows {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Which steps a key row takes on its way into a page (attention.h, KeyTransform).
+/// Which steps a key row takes on its way into a page (attention.h, KeyTransform), and where norm and
+/// centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
+/// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - centre[c]|), 1 for
+/// channels where that is 0. Transformed values beyond fp16 saturate.
 struct TransformPolicy {
     KeyNormPolicy norm = KeyNormPolicy::none;
     bool centre = false;       ///< subtract the mean key, per channel
     bool rotate = false;       ///< Hadamard
     bool value_centre = false; ///< subtract the mean value, per channel
-    /// Norm and centres are taken from this many tokens behind the sink. Until they are there (and the
-    /// recent window beside them) nothing is quantized; so they do not depend on how a prompt was cut.
+    /// Norm and centres are taken from this many tokens behind the sink, per sequence, layer and KV
+    /// head. Until they are there (and the recent window beside them) nothing is quantized and no
+    /// sliding window drops a page; so they do not depend on how a prompt was cut. They stay for the
+    /// life of the sequence and its forks, also where truncate() takes those tokens away.
     int calibration_tokens = 128;
     /// A norm whose max / min over channels is below this is dropped.
     float norm_threshold = 1.2f;
@@ -49,20 +62,24 @@ struct TransformPolicy {
 struct CacheConfig {
     int layers = 0;
     int kv_heads = 0;
-    PageFormat format;       ///< of a settled page; f16 codecs: nothing is ever quantized
+    PageFormat format; ///< of a settled page; f16 codecs: nothing is ever quantized
     int sink_tokens = 32;
-    int recent_tokens = 96;  ///< a multiple of 32
+    int recent_tokens = 96; ///< a multiple of 32
     TransformPolicy transform;
     /// Per layer: tokens older than this are dropped once their page is wholly outside; 0: none.
     /// Empty: no layer has a window.
     std::vector<int> sliding_window;
-    /// Per layer and KV head, [layers * kv_heads]; for KeyNormPolicy::calibrated. Copied.
+    /// Per layer and KV head, [layers * kv_heads]; for KeyNormPolicy::calibrated, which takes all steps
+    /// from here: the policy's centre, rotate and value_centre must then be false. Copied. Norms lie in
+    /// 2^-24 .. 65504, centres within 65504.
     std::vector<KeyTransform> calibrated;
     std::int64_t max_tokens = 0; ///< over all sequences: what the pool is sized for
     int max_sequences = 1;
-    /// Tokens that one append may bring (a prompt chunk): sizes the fp16 pool.
+    /// Tokens that one append may bring to a sequence (a prompt chunk): sizes the fp16 pool, together
+    /// with appends to one layer at a time. Larger appends work as long as there are free pages.
     int max_append = 512;
-    /// Keep a whole prompt in fp16 until settle() (the paper's prefill); sizes the fp16 pool so.
+    /// Keep a whole prompt in fp16 until settle() is called, once per sequence and its later forks (the
+    /// paper's prefill); sizes the fp16 pool so.
     bool exact_prefill = false;
 
     static CacheConfig from_preset(const Preset& preset, int layers, int kv_heads, int head_dim);
@@ -82,15 +99,15 @@ CachePlan plan_cache(const CacheConfig& config);
 struct CacheUsage {
     std::int64_t quantized_pages = 0; ///< in use, each [kv_heads] pages of one layer
     std::int64_t f16_pages = 0;
-    std::size_t bytes_in_use = 0; ///< pages in use, windows and transforms counted
-    std::size_t bytes_reserved = 0;
+    std::size_t bytes_in_use = 0;   ///< pages in use, windows and transforms counted
+    std::size_t bytes_reserved = 0; ///< mapped for pages; resident once written
 };
 
 class Cache;
 
 /// One append to one layer, split so that threads can share it. Made by Cache::begin_append; the
-/// cache must not be used for that layer otherwise until commit(). Dropped without commit: the layer
-/// is as it was.
+/// cache must not be used for that layer otherwise until commit(), and refuses it. Dropped without
+/// commit: the layer is as it was. Must not outlive the cache; the rows must stay until it has run.
 class Append {
 public:
     ~Append();
@@ -101,6 +118,8 @@ public:
     /// Settles and stores one KV head. Throws InvalidArgument at a value that is not finite (or
     /// beyond fp16); distinct parts may run at once.
     void run(int part);
+    /// Makes the append visible. Does nothing unless every part has run to its end: the append can
+    /// then only be dropped.
     void commit() noexcept;
 
 private:
@@ -130,13 +149,14 @@ public:
 
     /// A new empty sequence. Throws OutOfPages at max_sequences.
     SequenceId create();
-    /// A sequence with the same contents; pages are shared until one of the two writes to them. It
-    /// keeps the parent's transforms.
+    /// A sequence with the same contents; pages are shared until one of the two writes to them or
+    /// quantizes them. It keeps the parent's transforms. Throws OutOfPages at max_sequences.
     SequenceId fork(SequenceId sequence);
     void remove(SequenceId sequence);
 
     /// Throws OutOfPages unless `tokens` more tokens fit into every layer; after it returned, appends
-    /// of so many tokens in all cannot run out of pages as long as no other sequence takes any.
+    /// of so many tokens in all (max_append at most in each, one layer at a time) cannot run out of
+    /// pages as long as no other sequence takes any. Changes nothing.
     void reserve(SequenceId sequence, int tokens);
 
     /// Checks, then takes the pages an append needs: OutOfPages or InvalidArgument leave the cache as
@@ -146,12 +166,14 @@ public:
     void append(int layer, std::span<const AppendRows> batch);
 
     /// Keeps the first `length` tokens in every layer. Inside a quantized page, the page's remaining
-    /// tokens are dequantized back into the recent window. InvalidArgument where a sliding window has
-    /// already dropped tokens that the shorter sequence needs. Layers shorter than `length` stay.
+    /// tokens are dequantized back into the recent window, rounded to fp16; OutOfPages where that needs
+    /// an fp16 page (after a fork) and none is free. InvalidArgument where a sliding window has already
+    /// dropped tokens that the shorter sequence needs; 0 always works. Layers shorter than `length`
+    /// stay. The cache is as it was after either.
     void truncate(SequenceId sequence, std::int64_t length);
 
     /// With exact_prefill: the prompt is complete, quantize what lies outside the windows, in every
-    /// layer. Otherwise settles early what the next append would.
+    /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was.
     void settle(SequenceId sequence);
 
     std::int64_t length(SequenceId sequence, int layer) const;

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/append.h"
+
+#include <algorithm>
+#include <string>
+
+#include "cache/calibrate.h"
+#include "cache/settle.h"
+#include "innerkv/error.h"
+
+namespace innerkv::paging {
+namespace {
+
+[[noreturn]] void refuse_value(const SequenceAppend& append, int layer, int head, Side side,
+                               const BadValue& bad) {
+    throw InvalidArgument(
+        std::string("append: ") + (side == Side::k ? "K" : "V") + " of sequence " +
+        std::to_string(static_cast<std::int32_t>(append.rows.sequence)) + ", layer " +
+        std::to_string(layer) + ", token " + std::to_string(append.state->length + bad.token) +
+        ", KV head " + std::to_string(head) + ", channel " + std::to_string(bad.channel) + " is " +
+        std::to_string(bad.value) + "; values must be finite and within fp16 (65504)");
+}
+
+} // namespace
+
+SettlePlan plan_settle(const LayerRule& rule, const LayerState& state) {
+    SettlePlan plan;
+    if (rule.calibration_tokens > 0 && !state.transform) {
+        // Until then a sliding window drops nothing either: calibration needs the first tokens.
+        if (!rule.calibration_ready(state.length)) return plan;
+        plan.calibrate = true;
+    }
+    const auto grid_page = [&rule](std::int64_t token) {
+        return (token - rule.sink_tokens) / kPageTokens;
+    };
+    const std::int64_t outside = rule.grid_pages_outside(state.length);
+    plan.drop_sink =
+        rule.sink_pages_outside(state.length) -
+        divide_up(std::min<std::int64_t>(state.dropped, rule.sink_tokens), kPageTokens);
+    plan.drop_sink = std::max<std::int64_t>(0, plan.drop_sink);
+    plan.drop_quantized = std::clamp<std::int64_t>(outside - grid_page(state.quantized_first), 0,
+                                                   state.quantized.size());
+    plan.drop_recent = std::max<std::int64_t>(0, outside - grid_page(state.recent_first));
+    const std::int64_t first = grid_page(state.recent_first) + plan.drop_recent;
+    plan.quantize = std::max<std::int64_t>(0, rule.settled_pages(state.length) - first);
+    return plan;
+}
+
+LayerAppend::LayerAppend(CacheState& cache, int layer, std::span<const AppendRows> batch)
+    : cache_(cache), layer_(layer), rule_(cache.rule(layer)),
+      done_(static_cast<std::size_t>(parts()), 0) {
+    check_batch(batch);
+    appends_.reserve(batch.size());
+    for (const AppendRows& rows : batch) plan(rows, cache_.sequence(rows.sequence).settles);
+    take_pages("an append to layer " + std::to_string(layer));
+}
+
+LayerAppend::LayerAppend(CacheState& cache, int layer, SequenceId sequence)
+    : cache_(cache), layer_(layer), rule_(cache.rule(layer)),
+      done_(static_cast<std::size_t>(parts()), 0) {
+    AppendRows nothing;
+    nothing.sequence = sequence;
+    plan(nothing, true);
+    take_pages("settling layer " + std::to_string(layer));
+}
+
+LayerAppend::~LayerAppend() {
+    if (pending_) --cache_.pending[static_cast<std::size_t>(layer_)];
+}
+
+void LayerAppend::check_batch(std::span<const AppendRows> batch) const {
+    if (cache_.pending[static_cast<std::size_t>(layer_)] != 0)
+        throw InvalidArgument("append: layer " + std::to_string(layer_) +
+                              " already has an append under way; commit or drop it first");
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+        const AppendRows& rows = batch[i];
+        cache_.sequence(rows.sequence);
+        if (rows.tokens < 0)
+            throw InvalidArgument("append: " + std::to_string(rows.tokens) +
+                                  " tokens; the count must not be negative");
+        check_rows(rows.k, "K", rows.tokens, parts(), cache_.config.format.head_dim);
+        check_rows(rows.v, "V", rows.tokens, parts(), cache_.config.format.head_dim);
+        for (const AppendRows& earlier : batch.first(i))
+            if (earlier.sequence == rows.sequence)
+                throw InvalidArgument("append: sequence " +
+                                      std::to_string(static_cast<std::int32_t>(rows.sequence)) +
+                                      " is in the batch twice; join its rows into one entry");
+    }
+}
+
+void LayerAppend::plan(const AppendRows& rows, bool settles) {
+    SequenceState& sequence = cache_.sequence(rows.sequence);
+    SequenceAppend append(cache_, rows, sequence.layers[static_cast<std::size_t>(layer_)]);
+    const LayerState& state = *append.state;
+    if (settles) append.settle = plan_settle(rule_, state);
+    const std::int64_t end = state.length + rows.tokens;
+    append.new_sink_pages = rule_.sink_pages(end) - rule_.sink_pages(state.length);
+    append.new_recent_pages = rule_.grid_pages(end) - rule_.grid_pages(state.length);
+    const int partial = state.partial_rows(rule_);
+    if (rows.tokens > 0 && partial > 0) {
+        const PageList& list = state.last_list(rule_);
+        if (cache_.f16_pool.shared(list.id(list.size() - 1))) append.copied_rows = partial;
+    }
+    appends_.push_back(std::move(append));
+}
+
+void LayerAppend::take_pages(const std::string& what) {
+    std::int64_t quantized = 0;
+    std::int64_t f16 = 0;
+    const auto f16_pages = [](const SequenceAppend& append) {
+        return append.new_sink_pages + append.new_recent_pages + (append.copied_rows > 0 ? 1 : 0);
+    };
+    for (const SequenceAppend& append : appends_) {
+        quantized += append.settle.quantize;
+        f16 += f16_pages(append);
+    }
+    check_free(cache_, what, quantized, f16);
+    for (SequenceAppend& append : appends_) {
+        append.quantized_pages.take(append.settle.quantize);
+        append.f16_pages.take(f16_pages(append));
+        prepare(append);
+    }
+    ++cache_.pending[static_cast<std::size_t>(layer_)];
+    pending_ = true;
+}
+
+/// Everything that allocates or looks at the pools, so that run() and commit() need not.
+void LayerAppend::prepare(SequenceAppend& append) {
+    append.state->quantized.reserve(append.settle.quantize);
+    append.state->sink.reserve(append.new_sink_pages);
+    append.state->recent.reserve(append.new_recent_pages);
+    if (append.settle.calibrate) append.calibration = make_layer_transform(cache_.config);
+    place_rows(append);
+}
+
+void LayerAppend::place_rows(SequenceAppend& append) const {
+    const std::span<const Page> fresh = append.f16_pages.pages();
+    std::size_t next = 0;
+    std::byte* partial = nullptr;
+    if (append.copied_rows > 0) {
+        partial = fresh[next++].data;
+    } else if (append.state->partial_rows(rule_) > 0 && append.rows.tokens > 0) {
+        const PageList& list = append.state->last_list(rule_);
+        partial = cache_.f16_pool.data(list.id(list.size() - 1));
+    }
+    for (int token = 0; token < append.rows.tokens;) {
+        const std::int64_t position = append.state->length + token;
+        const bool in_sink = position < rule_.sink_tokens;
+        PageWrite write;
+        write.first_token = token;
+        write.first_row =
+            static_cast<int>((in_sink ? position : position - rule_.sink_tokens) % kPageTokens);
+        write.tokens = std::min(kPageTokens - write.first_row, append.rows.tokens - token);
+        if (in_sink)
+            write.tokens = std::min(write.tokens, static_cast<int>(rule_.sink_tokens - position));
+        write.page = write.first_row > 0 ? partial : fresh[next++].data;
+        append.writes.push_back(write);
+        token += write.tokens;
+    }
+}
+
+void LayerAppend::run(int part) {
+    if (part < 0 || part >= parts())
+        throw InvalidArgument("append: part " + std::to_string(part) +
+                              " does not exist; there are " + std::to_string(parts()) +
+                              ", one per KV head");
+    for (const SequenceAppend& append : appends_) {
+        settle_head(append, part);
+        store_head(append, part);
+    }
+    done_[static_cast<std::size_t>(part)] = 1;
+}
+
+void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
+    const LayerState& state = *append.state;
+    const auto f16_offset =
+        static_cast<std::size_t>(head) * f16_format(cache_.config.format.head_dim).page_bytes();
+    const auto offset = static_cast<std::size_t>(head) * cache_.config.format.page_bytes();
+    const auto index = static_cast<std::size_t>(head);
+    if (append.calibration)
+        calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
+                       append.calibration->heads[index]);
+    const std::span<const KeyTransform> transforms =
+        append.calibration ? append.calibration->heads : cache_.transforms(layer_, state);
+    const KeyTransform transform = transforms.empty() ? KeyTransform{} : transforms[index];
+    auto source = static_cast<std::size_t>(append.settle.drop_recent);
+    for (const Page& page : append.quantized_pages.pages())
+        quantize_f16_page(cache_.config.format, transform,
+                          state.recent.pointers()[source++] + f16_offset, page.data + offset);
+}
+
+void LayerAppend::store_head(const SequenceAppend& append, int head) const {
+    const int head_dim = cache_.config.format.head_dim;
+    const auto offset = static_cast<std::size_t>(head) * f16_format(head_dim).page_bytes();
+    if (append.copied_rows > 0)
+        copy_rows(head_dim, append.copied_rows,
+                  append.state->last_list(rule_).pointers().back() + offset,
+                  append.f16_pages.pages().front().data + offset);
+    store_side(append, Side::k, head);
+    store_side(append, Side::v, head);
+}
+
+void LayerAppend::store_side(const SequenceAppend& append, Side side, int head) const {
+    const int head_dim = cache_.config.format.head_dim;
+    const auto offset = static_cast<std::size_t>(head) * f16_format(head_dim).page_bytes();
+    const Rows& rows = side == Side::k ? append.rows.k : append.rows.v;
+    for (const PageWrite& write : append.writes) {
+        const std::optional<BadValue> bad =
+            store_rows(rows, head, head_dim, write.first_token, write.tokens, side,
+                       write.page + offset, write.first_row);
+        if (bad) refuse_value(append, layer_, head, side, *bad);
+    }
+}
+
+void LayerAppend::commit() noexcept {
+    const bool complete =
+        std::all_of(done_.begin(), done_.end(), [](std::uint8_t done) { return done != 0; });
+    if (!pending_ || !complete) return;
+    for (SequenceAppend& append : appends_) {
+        // Rows first: a partial page is found by the length that settling looked at.
+        commit_rows(append);
+        commit_settle(append);
+    }
+    pending_ = false;
+    --cache_.pending[static_cast<std::size_t>(layer_)];
+}
+
+void LayerAppend::commit_rows(SequenceAppend& append) noexcept {
+    LayerState& state = *append.state;
+    std::span<const Page> pages = append.f16_pages.pages();
+    if (append.copied_rows > 0) {
+        state.last_list(rule_).replace_back(cache_.f16_pool, pages.front());
+        pages = pages.subspan(1);
+    }
+    const auto sink_pages = static_cast<std::size_t>(append.new_sink_pages);
+    for (const Page& page : pages.first(sink_pages)) state.sink.push_back(page);
+    for (const Page& page : pages.subspan(sink_pages)) state.recent.push_back(page);
+    append.f16_pages.keep();
+    state.length += append.rows.tokens;
+}
+
+void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
+    LayerState& state = *append.state;
+    const SettlePlan& settle = append.settle;
+    if (append.calibration) state.transform = std::move(append.calibration);
+
+    state.sink.release_front(cache_.f16_pool, settle.drop_sink);
+    state.quantized.release_front(cache_.quantized_pool, settle.drop_quantized);
+    state.quantized_first += kPageTokens * settle.drop_quantized;
+    if (settle.drop_recent > 0) {
+        state.recent_first += kPageTokens * settle.drop_recent;
+        state.quantized_first = state.recent_first;
+    }
+    if (settle.drop_sink > 0) {
+        const std::int64_t pages =
+            divide_up(std::min<std::int64_t>(state.dropped, rule_.sink_tokens), kPageTokens) +
+            settle.drop_sink;
+        state.dropped = std::min<std::int64_t>(rule_.sink_tokens, kPageTokens * pages);
+    }
+    if (settle.drop_quantized + settle.drop_recent > 0) state.dropped = state.quantized_first;
+
+    for (const Page& page : append.quantized_pages.pages()) state.quantized.push_back(page);
+    append.quantized_pages.keep();
+    state.recent.release_front(cache_.f16_pool, settle.drop_recent + settle.quantize);
+    state.recent_first += kPageTokens * settle.quantize;
+}
+
+} // namespace innerkv::paging

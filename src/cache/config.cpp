@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks of a config, and what it owns.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "cache/state.h"
+#include "innerkv/error.h"
+#include "transform/transform.h"
+
+namespace innerkv {
+namespace paging {
+namespace {
+
+/// Norms below fp16's smallest number would only amplify what fp16 cannot hold.
+constexpr float kSmallestNorm = 0x1p-24f;
+
+void check_at_least(const char* name, std::int64_t value, std::int64_t least) {
+    if (value >= least) return;
+    throw InvalidArgument("cache config: " + std::string(name) + " is " + std::to_string(value) +
+                          "; it must be at least " + std::to_string(least));
+}
+
+void check_windows(const CacheConfig& config) {
+    check_at_least("sink_tokens", config.sink_tokens, 0);
+    check_at_least("recent_tokens", config.recent_tokens, 0);
+    if (config.recent_tokens % kPageTokens != 0)
+        throw InvalidArgument("cache config: recent_tokens is " +
+                              std::to_string(config.recent_tokens) +
+                              "; it must be a multiple of 32, the tokens of a page");
+    if (config.sliding_window.empty()) return;
+    if (config.sliding_window.size() != static_cast<std::size_t>(config.layers))
+        throw InvalidArgument("cache config: sliding_window has " +
+                              std::to_string(config.sliding_window.size()) + " entries for " +
+                              std::to_string(config.layers) +
+                              " layers; give one per layer (0: no window) or none at all");
+    for (const int window : config.sliding_window) check_at_least("sliding_window", window, 0);
+}
+
+void check_policy(const CacheConfig& config) {
+    const TransformPolicy& policy = config.transform;
+    if (calibrates(config))
+        check_at_least("transform.calibration_tokens", policy.calibration_tokens, 1);
+    if (!std::isfinite(policy.norm_threshold))
+        throw InvalidArgument("cache config: transform.norm_threshold is not finite");
+    if (policy.norm == KeyNormPolicy::calibrated &&
+        (policy.centre || policy.rotate || policy.value_centre))
+        throw InvalidArgument("cache config: with calibrated transforms, centre, rotate and "
+                              "value_centre are taken from `calibrated`; leave the policy's unset");
+}
+
+void check_array(const char* name, std::size_t index, const float* values, int head_dim,
+                 bool is_norm) {
+    if (!values) return;
+    const auto supported = [is_norm](float value) {
+        return is_norm ? value >= kSmallestNorm && value <= kTransformedLimit
+                       : std::abs(value) <= kTransformedLimit;
+    };
+    const float* fault =
+        std::find_if_not(values, values + head_dim, [&](float value) { return supported(value); });
+    if (fault == values + head_dim) return;
+    throw InvalidArgument("cache config: calibrated[" + std::to_string(index) + "]." + name + "[" +
+                          std::to_string(fault - values) + "] is " + std::to_string(*fault) +
+                          "; supported are " +
+                          (is_norm ? "2^-24 to 65504" : "magnitudes up to 65504"));
+}
+
+void check_calibrated(const CacheConfig& config) {
+    const bool wanted = config.transform.norm == KeyNormPolicy::calibrated;
+    const std::size_t heads =
+        static_cast<std::size_t>(config.layers) * static_cast<std::size_t>(config.kv_heads);
+    if (config.calibrated.size() != (wanted ? heads : 0))
+        throw InvalidArgument(
+            "cache config: calibrated has " + std::to_string(config.calibrated.size()) +
+            " transforms; the norm policy " +
+            (wanted ? "calibrated needs layers * kv_heads = " + std::to_string(heads)
+                    : std::string("is another, which needs none")));
+    for (std::size_t i = 0; i < config.calibrated.size(); ++i) {
+        const KeyTransform& head = config.calibrated[i];
+        check_array("norm", i, head.norm, config.format.head_dim, true);
+        check_array("centre", i, head.centre, config.format.head_dim, false);
+        check_array("value_centre", i, head.value_centre, config.format.head_dim, false);
+    }
+}
+
+void check_capacity(const CacheConfig& config) {
+    const PoolCapacity capacity = pool_capacity(config);
+    const std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    if (std::max(capacity.quantized_pages, capacity.f16_pages) <= most) return;
+    throw InvalidArgument("cache config: max_tokens = " + std::to_string(config.max_tokens) +
+                          " and max_sequences = " + std::to_string(config.max_sequences) +
+                          " need more than 2^31 page groups; choose smaller ones");
+}
+
+} // namespace
+
+void validate_layout(const CacheConfig& config) {
+    config.format.validate();
+    check_at_least("layers", config.layers, 1);
+    check_at_least("kv_heads", config.kv_heads, 1);
+    check_windows(config);
+    check_policy(config);
+}
+
+void validate_config(const CacheConfig& config) {
+    validate_layout(config);
+    check_at_least("max_tokens", config.max_tokens, 1);
+    check_at_least("max_sequences", config.max_sequences, 1);
+    check_at_least("max_append", config.max_append, 1);
+    check_calibrated(config);
+    check_capacity(config);
+}
+
+std::vector<float> adopt_calibrated(CacheConfig& config) {
+    const auto head_dim = static_cast<std::size_t>(config.format.head_dim);
+    std::vector<float> values;
+    values.reserve(3 * head_dim * config.calibrated.size());
+    const auto adopt = [&](const float*& array) {
+        if (!array) return;
+        values.insert(values.end(), array, array + head_dim);
+        array = values.data() + values.size() - head_dim;
+    };
+    for (KeyTransform& head : config.calibrated) {
+        adopt(head.norm);
+        adopt(head.centre);
+        adopt(head.value_centre);
+    }
+    return values;
+}
+
+} // namespace paging
+
+CacheConfig CacheConfig::from_preset(const Preset& preset, int layers, int kv_heads, int head_dim) {
+    CacheConfig config;
+    config.layers = layers;
+    config.kv_heads = kv_heads;
+    config.format = preset.format(head_dim);
+    config.sink_tokens = preset.sink_tokens;
+    config.recent_tokens = preset.recent_tokens;
+    config.transform.norm = preset.key_norm;
+    return config;
+}
+
+} // namespace innerkv

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bytes before anything is allocated: sizes of the pools, and of one sequence.
+#include "innerkv/plan.h"
+
+#include <algorithm>
+#include <string>
+
+#include "cache/rules.h"
+#include "cache/state.h"
+#include "innerkv/error.h"
+
+namespace innerkv {
+namespace paging {
+namespace {
+
+/// Pages of all sequences together, in one layer, when their tokens are max_tokens in all: each may
+/// leave its last page partly empty, and its last sink page where the sink ends inside a page.
+std::int64_t f16_pages_for_all_tokens(const CacheConfig& config) {
+    const int partial = config.sink_tokens % kPageTokens == 0 ? 1 : 2;
+    return config.max_tokens / kPageTokens + std::int64_t{partial} * config.max_sequences;
+}
+
+std::int64_t f16_pages_of_layer(const CacheConfig& config, const LayerRule& rule) {
+    const std::int64_t all = f16_pages_for_all_tokens(config);
+    const std::int64_t recent = rule.peak_recent_tokens(config.max_append);
+    if (config.exact_prefill || recent >= kUnbounded) return all;
+    const std::int64_t one = rule.sink_pages(config.sink_tokens) + divide_up(recent, kPageTokens);
+    return std::min(all, one * config.max_sequences);
+}
+
+std::int64_t quantized_pages_of_layer(const CacheConfig& config, const LayerRule& rule) {
+    // Windows cost each sequence tokens, so one long sequence has the most pages.
+    const std::int64_t all = rule.settled_pages(config.max_tokens);
+    if (rule.sliding_window == 0) return all;
+    return std::min(all, rule.peak_windowed_pages() * config.max_sequences);
+}
+
+/// An append to a layer with a sliding window takes new quantized pages before it gives old ones back.
+std::int64_t quantized_pages_in_flight(const CacheConfig& config, const LayerRule& rule) {
+    if (!rule.quantizes || rule.sliding_window == 0) return 0;
+    const std::int64_t appended = divide_up(config.max_append, kPageTokens);
+    return std::min(rule.peak_windowed_pages(), appended) * config.max_sequences;
+}
+
+} // namespace
+
+PoolCapacity pool_capacity(const CacheConfig& config) {
+    PoolCapacity capacity;
+    std::int64_t in_flight = 0;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const LayerRule rule = layer_rule(config, layer);
+        capacity.quantized_pages += quantized_pages_of_layer(config, rule);
+        capacity.f16_pages += f16_pages_of_layer(config, rule);
+        in_flight = std::max(in_flight, quantized_pages_in_flight(config, rule));
+    }
+    capacity.quantized_pages += in_flight;
+    // Likewise for fp16 pages: those of the new rows, and a copy of a shared page that is half full.
+    capacity.f16_pages +=
+        (divide_up(config.max_append, kPageTokens) + 1) * std::int64_t{config.max_sequences};
+    return capacity;
+}
+
+} // namespace paging
+
+namespace {
+
+void check_length(std::int64_t length) {
+    if (length >= 0) return;
+    throw InvalidArgument("a sequence of " + std::to_string(length) +
+                          " tokens; the length must not be negative");
+}
+
+} // namespace
+
+CachePlan plan_cache(const CacheConfig& config) {
+    paging::validate_config(config);
+    const paging::PoolCapacity capacity = paging::pool_capacity(config);
+    const auto quantized = static_cast<std::size_t>(capacity.quantized_pages);
+    const auto f16 = static_cast<std::size_t>(capacity.f16_pages);
+    // Per group: an entry in a page table, a reference count and a place in the list of free ones.
+    const std::size_t table_entry =
+        sizeof(void*) + sizeof(paging::PageId) + 2 * sizeof(std::uint32_t);
+    const std::size_t layer_states =
+        static_cast<std::size_t>(config.layers) * static_cast<std::size_t>(config.max_sequences);
+    CachePlan plan;
+    plan.quantized_bytes = quantized * paging::quantized_group_bytes(config);
+    plan.f16_bytes = f16 * paging::f16_group_bytes(config);
+    plan.other_bytes =
+        (quantized + f16) * table_entry +
+        layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config));
+    return plan;
+}
+
+std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
+    paging::validate_layout(config);
+    check_length(length);
+    // The last append found all tokens but its own.
+    const std::int64_t settled_at = std::max<std::int64_t>(0, length - 1);
+    std::size_t bytes = 0;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const paging::LayerRule rule = paging::layer_rule(config, layer);
+        const bool calibrated = rule.calibration_tokens > 0 && rule.calibration_ready(settled_at);
+        const bool drops = rule.calibration_tokens == 0 || calibrated;
+        const std::int64_t outside = drops ? rule.grid_pages_outside(settled_at) : 0;
+        const std::int64_t sink_outside = drops ? rule.sink_pages_outside(settled_at) : 0;
+        const std::int64_t recent_from = std::max(outside, rule.settled_pages(settled_at));
+        const std::int64_t f16 =
+            rule.sink_pages(length) - sink_outside + rule.grid_pages(length) - recent_from;
+        bytes += static_cast<std::size_t>(recent_from - outside) *
+                     paging::quantized_group_bytes(config) +
+                 static_cast<std::size_t>(f16) * paging::f16_group_bytes(config) +
+                 (calibrated ? paging::layer_transform_bytes(config) : 0);
+    }
+    return bytes;
+}
+
+std::size_t f16_sequence_bytes(const CacheConfig& config, std::int64_t length) {
+    paging::validate_layout(config);
+    check_length(length);
+    std::int64_t tokens = 0;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const int window = paging::layer_rule(config, layer).sliding_window;
+        tokens += window == 0 ? length : std::min<std::int64_t>(length, window);
+    }
+    return static_cast<std::size_t>(tokens) * static_cast<std::size_t>(config.kv_heads) *
+           static_cast<std::size_t>(config.format.head_dim) * 2 * sizeof(std::uint16_t);
+}
+
+} // namespace innerkv

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pool of equally large, reference-counted page groups. A group is [kv_heads] pages of one layer, page
+// of head h at h * page bytes. Knows nothing of what a page holds.
+//
+// Memory is mapped in chunks when pages are first taken from them and touched when written, so the
+// resident size follows use; a chunk without pages in use is unmapped (one is kept as a spare). Pages
+// come from the lowest chunk that has space, so that the upper ones drain as a prompt's pages go back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace innerkv::paging {
+
+enum class PageId : std::int32_t {};
+
+struct Page {
+    PageId id{};
+    std::byte* data = nullptr;
+};
+
+/// For tests: pages are filled with 0xFF bytes (NaN as fp16 and as fp32) when they are taken.
+inline bool poison_fresh_pages = false;
+
+class Pool {
+public:
+    /// Maps nothing yet. `capacity` pages at most are ever in use.
+    Pool(std::size_t page_bytes, std::int64_t capacity);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    std::size_t page_bytes() const { return page_bytes_; }
+    std::int64_t capacity() const { return capacity_; }
+    std::int64_t in_use() const { return in_use_; }
+    std::int64_t free() const { return capacity_ - in_use_; }
+    std::size_t bytes_reserved() const { return bytes_reserved_; }
+
+    /// A page with one reference and unspecified contents. Requires free() > 0; throws std::bad_alloc
+    /// where the system has no memory.
+    Page take();
+    void retain(PageId id) noexcept;
+    void release(PageId id) noexcept;
+    bool shared(PageId id) const { return chunk_of(id).references[slot_of(id)] > 1; }
+    std::byte* data(PageId id) const { return chunk_of(id).memory + slot_of(id) * page_bytes_; }
+
+private:
+    struct Chunk {
+        std::byte* memory = nullptr; ///< null: not mapped
+        std::vector<std::uint32_t> references;
+        std::vector<std::uint32_t> free_slots;
+    };
+
+    std::size_t index_of(PageId id) const {
+        return static_cast<std::size_t>(id) / pages_per_chunk_;
+    }
+    std::size_t slot_of(PageId id) const { return static_cast<std::size_t>(id) % pages_per_chunk_; }
+    const Chunk& chunk_of(PageId id) const { return chunks_[index_of(id)]; }
+    std::size_t slots(std::size_t chunk) const;
+    void map(std::size_t chunk);
+    void unmap(std::size_t chunk) noexcept;
+    void keep_one_spare(std::size_t empty_chunk) noexcept;
+
+    static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+
+    std::size_t page_bytes_;
+    std::int64_t capacity_;
+    std::size_t pages_per_chunk_;
+    std::vector<Chunk> chunks_;
+    std::size_t first_with_space_ = 0; ///< no chunk below it has a free slot
+    std::size_t spare_ = kNone;        ///< mapped chunk without pages in use
+    std::int64_t in_use_ = 0;
+    std::size_t bytes_reserved_ = 0;
+};
+
+/// Pages taken for an operation that may still fail: given back unless kept.
+class PageHold {
+public:
+    explicit PageHold(Pool& pool) : pool_(&pool) {}
+    ~PageHold();
+    PageHold(PageHold&& other) noexcept;
+    PageHold& operator=(PageHold&&) = delete;
+
+    void take(std::int64_t count);
+    std::span<const Page> pages() const { return pages_; }
+    /// The pages have found an owner.
+    void keep() noexcept { pages_.clear(); }
+
+private:
+    Pool* pool_;
+    std::vector<Page> pages_;
+};
+
+} // namespace innerkv::paging

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/rows.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "innerkv/codec.h"
+#include "innerkv/error.h"
+#include "transform/transform.h"
+
+namespace innerkv::paging {
+namespace {
+
+constexpr std::uint16_t kExponentMask = 0x7C00; ///< all set: infinity or NaN
+
+struct BFloat16 {
+    std::uint16_t bits;
+};
+struct Half {
+    std::uint16_t bits;
+};
+
+float to_float(float value) { return value; }
+float to_float(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
+float to_float(Half value) { return float_from_f16(value.bits); }
+
+std::uint16_t to_f16(float value) { return f16_from_float(value); }
+std::uint16_t to_f16(BFloat16 value) { return f16_from_float(to_float(value)); }
+std::uint16_t to_f16(Half value) { return value.bits; }
+
+std::size_t element_bytes(RowType type) { return type == RowType::f32 ? 4 : 2; }
+
+std::size_t row_offset(Side side, int head_dim, int row) {
+    const int index = side == Side::k ? row : kPageTokens + row;
+    return sizeof(std::uint16_t) * static_cast<std::size_t>(index) *
+           static_cast<std::size_t>(head_dim);
+}
+
+std::uint16_t* row_of(std::byte* page, Side side, int head_dim, int row) {
+    return reinterpret_cast<std::uint16_t*>(page + row_offset(side, head_dim, row));
+}
+
+const std::uint16_t* row_of(const std::byte* page, Side side, int head_dim, int row) {
+    return reinterpret_cast<const std::uint16_t*>(page + row_offset(side, head_dim, row));
+}
+
+/// Returns the first channel that fp16 cannot hold, or head_dim.
+template <typename Element>
+int store_row(const Element* in, int head_dim, std::uint16_t* out) {
+    unsigned overflow = 0;
+    for (int c = 0; c < head_dim; ++c) {
+        out[c] = to_f16(in[c]);
+        overflow |= (out[c] & kExponentMask) == kExponentMask ? 1u : 0u;
+    }
+    if (overflow == 0) return head_dim;
+    return static_cast<int>(
+        std::find_if(out, out + head_dim,
+                     [](std::uint16_t bits) { return (bits & kExponentMask) == kExponentMask; }) -
+        out);
+}
+
+template <typename Element>
+std::optional<BadValue> store_elements(const Rows& rows, int head, int head_dim, int first_token,
+                                       int tokens, Side side, std::byte* page, int first_row) {
+    const auto* data = static_cast<const Element*>(rows.data) + head * rows.head_stride;
+    for (int t = 0; t < tokens; ++t) {
+        const Element* in = data + (first_token + t) * rows.token_stride;
+        const int channel = store_row(in, head_dim, row_of(page, side, head_dim, first_row + t));
+        if (channel < head_dim) return BadValue{first_token + t, channel, to_float(in[channel])};
+    }
+    return std::nullopt;
+}
+
+void check_stride(const char* side, const char* name, std::ptrdiff_t stride, int head_dim) {
+    if (stride >= head_dim) return;
+    throw InvalidArgument(std::string("append: ") + name + " of " + side + " is " +
+                          std::to_string(stride) +
+                          "; rows of head_dim = " + std::to_string(head_dim) +
+                          " elements must not overlap, so it must be at least that");
+}
+
+} // namespace
+
+void check_rows(const Rows& rows, const char* side, int tokens, int kv_heads, int head_dim) {
+    if (tokens == 0) return;
+    const std::string subject = std::string("append: ") + side + " rows ";
+    if (rows.type != RowType::f32 && rows.type != RowType::f16 && rows.type != RowType::bf16)
+        throw InvalidArgument(subject + "have an unknown type; supported are f32, f16 and bf16");
+    if (!rows.data) throw InvalidArgument(subject + "have no data");
+    if (reinterpret_cast<std::uintptr_t>(rows.data) % element_bytes(rows.type) != 0)
+        throw InvalidArgument(subject + "are not aligned to their element type");
+    if (tokens > 1) check_stride(side, "token_stride", rows.token_stride, head_dim);
+    if (kv_heads > 1) check_stride(side, "head_stride", rows.head_stride, head_dim);
+}
+
+std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int first_token,
+                                   int tokens, Side side, std::byte* page, int first_row) {
+    const auto store = rows.type == RowType::f32   ? store_elements<float>
+                       : rows.type == RowType::f16 ? store_elements<Half>
+                                                   : store_elements<BFloat16>;
+    return store(rows, head, head_dim, first_token, tokens, side, page, first_row);
+}
+
+void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to) {
+    const std::size_t bytes = row_offset(Side::k, head_dim, rows);
+    const std::size_t v = row_offset(Side::v, head_dim, 0);
+    std::memcpy(to, from, bytes);
+    std::memcpy(to + v, from + v, bytes);
+}
+
+void load_row(const std::byte* page, Side side, int head_dim, int row, float* out) {
+    const std::uint16_t* in = row_of(page, side, head_dim, row);
+    for (int c = 0; c < head_dim; ++c) out[c] = float_from_f16(in[c]);
+}
+
+void store_row_saturated(const float* in, Side side, int head_dim, int row, std::byte* page) {
+    std::uint16_t* out = row_of(page, side, head_dim, row);
+    for (int c = 0; c < head_dim; ++c)
+        out[c] = f16_from_float(std::clamp(in[c], -kTransformedLimit, kTransformedLimit));
+}
+
+} // namespace innerkv::paging

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/rules.h"
+
+#include <algorithm>
+
+namespace innerkv::paging {
+
+std::int64_t LayerRule::sink_pages(std::int64_t length) const {
+    return divide_up(std::min<std::int64_t>(length, sink_tokens), kPageTokens);
+}
+
+std::int64_t LayerRule::grid_pages(std::int64_t length) const {
+    return divide_up(std::max<std::int64_t>(0, length - sink_tokens), kPageTokens);
+}
+
+bool LayerRule::calibration_ready(std::int64_t length) const {
+    return length >= std::int64_t{sink_tokens} + calibration_tokens + recent_tokens;
+}
+
+std::int64_t LayerRule::settled_pages(std::int64_t length) const {
+    if (!quantizes || !calibration_ready(length)) return 0;
+    return std::max<std::int64_t>(0, (length - sink_tokens - recent_tokens) / kPageTokens);
+}
+
+std::int64_t LayerRule::sink_pages_outside(std::int64_t length) const {
+    // The query at position `length` sees positions from length - sliding_window + 1 on.
+    const std::int64_t first_seen = length - sliding_window + 1;
+    if (sliding_window == 0 || first_seen <= 0) return 0;
+    if (first_seen >= sink_tokens) return sink_pages(sink_tokens);
+    return first_seen / kPageTokens;
+}
+
+std::int64_t LayerRule::grid_pages_outside(std::int64_t length) const {
+    if (sliding_window == 0) return 0;
+    const std::int64_t first_seen = length - sliding_window + 1;
+    return std::max<std::int64_t>(0, (first_seen - sink_tokens) / kPageTokens);
+}
+
+std::int64_t LayerRule::peak_recent_tokens(int max_append) const {
+    if (!quantizes && sliding_window == 0) return kUnbounded;
+    if (!quantizes) return std::int64_t{sliding_window} - 1 + kPageTokens - 1 + max_append;
+    const int settled = recent_tokens + kPageTokens - 1;
+    const int uncalibrated = calibration_tokens + recent_tokens - 1;
+    return std::int64_t{std::max(settled, uncalibrated)} + max_append;
+}
+
+std::int64_t LayerRule::peak_windowed_pages() const {
+    return quantizes ? divide_up(sliding_window - 1 - recent_tokens, kPageTokens) : 0;
+}
+
+LayerRule layer_rule(const CacheConfig& config, int layer) {
+    LayerRule rule;
+    rule.sink_tokens = config.sink_tokens;
+    rule.recent_tokens = config.recent_tokens;
+    if (!config.sliding_window.empty())
+        rule.sliding_window = config.sliding_window[static_cast<std::size_t>(layer)];
+    // A page is quantized recent_tokens + 32 tokens after its first token and dropped
+    // sliding_window + 31 tokens after it, whichever comes first.
+    const bool outlives = rule.sliding_window == 0 || rule.sliding_window > rule.recent_tokens + 1;
+    rule.quantizes = config.format.quantized() && outlives;
+    if (rule.quantizes && calibrates(config))
+        rule.calibration_tokens = config.transform.calibration_tokens;
+    return rule;
+}
+
+bool calibrates(const CacheConfig& config) {
+    const TransformPolicy& policy = config.transform;
+    return config.format.quantized() &&
+           (policy.norm == KeyNormPolicy::prefill || policy.centre || policy.value_centre);
+}
+
+std::size_t layer_transform_bytes(const CacheConfig& config) {
+    const TransformPolicy& policy = config.transform;
+    const int arrays = (policy.norm == KeyNormPolicy::prefill ? 1 : 0) + (policy.centre ? 1 : 0) +
+                       (policy.value_centre ? 1 : 0);
+    return sizeof(float) * static_cast<std::size_t>(arrays) *
+           static_cast<std::size_t>(config.kv_heads) *
+           static_cast<std::size_t>(config.format.head_dim);
+}
+
+std::size_t quantized_group_bytes(const CacheConfig& config) {
+    return static_cast<std::size_t>(config.kv_heads) * config.format.page_bytes();
+}
+
+std::size_t f16_group_bytes(const CacheConfig& config) {
+    return static_cast<std::size_t>(config.kv_heads) *
+           f16_format(config.format.head_dim).page_bytes();
+}
+
+} // namespace innerkv::paging

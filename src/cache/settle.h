@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// One page of one KV head from fp16 to quantized, and rows of it back. Transforms and codecs are called
+// here and nowhere else in the cache.
+#pragma once
+
+#include <cstddef>
+
+#include "innerkv/attention.h"
+
+namespace innerkv::paging {
+
+/// Quantizes the 32 tokens of an fp16 page.
+void quantize_f16_page(const PageFormat& format, const KeyTransform& transform,
+                       const std::byte* f16_page, std::byte* page);
+
+/// Writes the first `rows` tokens of a quantized page to an fp16 page: dequantized, transformed back
+/// and rounded to fp16. Rows behind them stay as they are.
+void dequantize_to_f16_page(const PageFormat& format, const KeyTransform& transform,
+                            const std::byte* page, int rows, std::byte* f16_page);
+
+} // namespace innerkv::paging

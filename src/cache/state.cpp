@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/state.h"
+
+#include <algorithm>
+#include <limits>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "innerkv/error.h"
+
+namespace innerkv::paging {
+namespace {
+
+std::string name_of(SequenceId id) {
+    return "sequence " + std::to_string(static_cast<std::int32_t>(id));
+}
+
+PageRun run_of(const PageList& list, std::size_t head_stride, std::int64_t first,
+               std::int64_t end) {
+    PageRun run;
+    run.pages = list.pointers();
+    run.head_stride = head_stride;
+    run.first_token = first;
+    run.tokens = list.empty() ? 0 : end - first;
+    return run;
+}
+
+} // namespace
+
+int LayerState::partial_rows(const LayerRule& rule) const {
+    if (length < rule.sink_tokens) return static_cast<int>(length % kPageTokens);
+    return static_cast<int>((length - rule.sink_tokens) % kPageTokens);
+}
+
+PageList& LayerState::last_list(const LayerRule& rule) {
+    return length < rule.sink_tokens ? sink : recent;
+}
+
+const PageList& LayerState::last_list(const LayerRule& rule) const {
+    return length < rule.sink_tokens ? sink : recent;
+}
+
+CacheState::CacheState(CacheConfig checked_config)
+    : config(std::move(checked_config)), calibrated_values(adopt_calibrated(config)),
+      quantized_pool(quantized_group_bytes(config), pool_capacity(config).quantized_pages),
+      f16_pool(f16_group_bytes(config), pool_capacity(config).f16_pages),
+      pending(static_cast<std::size_t>(config.layers), 0) {
+    for (int layer = 0; layer < config.layers; ++layer) rules.push_back(layer_rule(config, layer));
+    KeyTransform rotated;
+    rotated.rotate = config.transform.rotate;
+    rotation.assign(static_cast<std::size_t>(config.kv_heads), rotated);
+}
+
+SequenceState& CacheState::sequence(SequenceId id) {
+    return const_cast<SequenceState&>(std::as_const(*this).sequence(id));
+}
+
+const SequenceState& CacheState::sequence(SequenceId id) const {
+    const auto found = sequences.find(id);
+    if (found == sequences.end())
+        throw InvalidArgument("unknown " + name_of(id) + "; the cache holds " +
+                              std::to_string(sequences.size()) +
+                              " sequences, made by create() or fork() and not removed");
+    return found->second;
+}
+
+void CacheState::check_layer(int layer) const {
+    if (layer >= 0 && layer < config.layers) return;
+    throw InvalidArgument("layer " + std::to_string(layer) + " does not exist; the cache has " +
+                          std::to_string(config.layers) + " layers, from 0 on");
+}
+
+const LayerRule& CacheState::rule(int layer) const {
+    check_layer(layer);
+    return rules[static_cast<std::size_t>(layer)];
+}
+
+void CacheState::check_not_pending(const char* operation) const {
+    const auto found = std::find_if(pending.begin(), pending.end(), [](int n) { return n != 0; });
+    if (found == pending.end()) return;
+    throw InvalidArgument(std::string(operation) + " while an append to layer " +
+                          std::to_string(found - pending.begin()) +
+                          " is under way; commit or drop it first");
+}
+
+SequenceId CacheState::new_id() {
+    SequenceId id{};
+    do {
+        id = SequenceId{next_id};
+        next_id = next_id == std::numeric_limits<std::int32_t>::max() ? 0 : next_id + 1;
+    } while (sequences.contains(id));
+    return id;
+}
+
+void CacheState::check_sequence_count() const {
+    if (sequences.size() < static_cast<std::size_t>(config.max_sequences)) return;
+    throw OutOfPages("one more sequence asked; the cache was made for max_sequences = " +
+                     std::to_string(config.max_sequences) +
+                     "; remove one, or make the cache for more");
+}
+
+SequenceId CacheState::create() {
+    check_sequence_count();
+    SequenceState fresh;
+    fresh.layers.resize(static_cast<std::size_t>(config.layers));
+    fresh.settles = !config.exact_prefill;
+    for (LayerState& layer : fresh.layers)
+        layer.quantized_first = layer.recent_first = config.sink_tokens;
+    const SequenceId id = new_id();
+    sequences.emplace(id, std::move(fresh));
+    return id;
+}
+
+SequenceId CacheState::fork(SequenceId parent) {
+    check_not_pending("fork");
+    const SequenceState& source = sequence(parent);
+    check_sequence_count();
+    const SequenceId id = new_id();
+    const auto child = sequences.emplace(id, source).first;
+    for (const LayerState& layer : child->second.layers) {
+        layer.sink.retain_all(f16_pool);
+        layer.quantized.retain_all(quantized_pool);
+        layer.recent.retain_all(f16_pool);
+    }
+    return id;
+}
+
+void CacheState::remove(SequenceId id) {
+    check_not_pending("remove");
+    for (LayerState& layer : sequence(id).layers) {
+        layer.sink.keep_front(f16_pool, 0);
+        layer.quantized.keep_front(quantized_pool, 0);
+        layer.recent.keep_front(f16_pool, 0);
+    }
+    sequences.erase(id);
+}
+
+std::span<const KeyTransform> CacheState::transforms(int layer, const LayerState& state) const {
+    const auto heads = static_cast<std::size_t>(config.kv_heads);
+    if (!rules[static_cast<std::size_t>(layer)].quantizes) return {};
+    if (config.transform.norm == KeyNormPolicy::calibrated)
+        return std::span(config.calibrated).subspan(static_cast<std::size_t>(layer) * heads, heads);
+    if (calibrates(config))
+        return state.transform ? std::span<const KeyTransform>(state.transform->heads)
+                               : std::span<const KeyTransform>();
+    if (config.transform.rotate) return rotation;
+    return {};
+}
+
+SequenceView CacheState::view(int layer, SequenceId id) const {
+    check_layer(layer);
+    const LayerState& state = sequence(id).layers[static_cast<std::size_t>(layer)];
+    const std::int64_t sink_end = std::min<std::int64_t>(state.length, config.sink_tokens);
+    const std::size_t f16_stride = f16_format(config.format.head_dim).page_bytes();
+    SequenceView view;
+    view.sink = run_of(state.sink, f16_stride, std::min(state.dropped, sink_end), sink_end);
+    view.quantized = run_of(state.quantized, config.format.page_bytes(), state.quantized_first,
+                            state.recent_first);
+    view.recent = run_of(state.recent, f16_stride, state.recent_first, state.length);
+    view.length = state.length;
+    view.transforms = transforms(layer, state);
+    return view;
+}
+
+CacheUsage CacheState::usage() const {
+    std::set<const LayerTransform*> transforms_in_use;
+    for (const auto& [id, sequence] : sequences)
+        for (const LayerState& layer : sequence.layers)
+            if (layer.transform) transforms_in_use.insert(layer.transform.get());
+    CacheUsage usage;
+    usage.quantized_pages = quantized_pool.in_use();
+    usage.f16_pages = f16_pool.in_use();
+    usage.bytes_in_use =
+        static_cast<std::size_t>(usage.quantized_pages) * quantized_pool.page_bytes() +
+        static_cast<std::size_t>(usage.f16_pages) * f16_pool.page_bytes() +
+        transforms_in_use.size() * layer_transform_bytes(config);
+    usage.bytes_reserved = quantized_pool.bytes_reserved() + f16_pool.bytes_reserved();
+    return usage;
+}
+
+void check_free(const CacheState& state, const std::string& what, std::int64_t quantized_pages,
+                std::int64_t f16_pages) {
+    const auto check = [&what](const char* kind, const Pool& pool, std::int64_t needed) {
+        if (needed <= pool.free()) return;
+        throw OutOfPages(what + " needs " + std::to_string(needed) + " " + kind + " pages; " +
+                         std::to_string(pool.free()) + " of " + std::to_string(pool.capacity()) +
+                         " are free; remove or truncate a sequence, or make the cache with larger "
+                         "max_tokens, max_sequences or max_append");
+    };
+    check("quantized", state.quantized_pool, quantized_pages);
+    check("fp16", state.f16_pool, f16_pages);
+}
+
+} // namespace innerkv::paging

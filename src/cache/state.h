@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a cache holds: pools, sequences and, per sequence and layer, three lists of pages. Operations
+// on it are in append, truncate and reserve.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/page_list.h"
+#include "cache/pool.h"
+#include "cache/rules.h"
+#include "innerkv/cache.h"
+
+namespace innerkv::paging {
+
+/// Norm and centres of one sequence in one layer: written once, by calibration, then shared by forks.
+struct LayerTransform {
+    std::vector<float> values;       ///< what the pointers in `heads` point to
+    std::vector<KeyTransform> heads; ///< [kv_heads]
+};
+
+/// One sequence in one layer.
+struct LayerState {
+    PageList sink;
+    PageList quantized;
+    PageList recent;
+    std::int64_t length = 0;
+    std::int64_t dropped = 0;         ///< tokens 0 .. dropped - 1 have left a sliding window
+    std::int64_t quantized_first = 0; ///< first token of the quantized run; on the grid
+    std::int64_t recent_first = 0;    ///< quantized_first + 32 * quantized.size()
+    std::shared_ptr<const LayerTransform> transform;
+
+    /// Filled rows of the last page, 0 where it is full or there is none.
+    int partial_rows(const LayerRule& rule) const;
+    /// The list that the last page is in, when it is partial.
+    PageList& last_list(const LayerRule& rule);
+    const PageList& last_list(const LayerRule& rule) const;
+};
+
+struct SequenceState {
+    std::vector<LayerState> layers;
+    /// False while exact_prefill keeps everything in fp16.
+    bool settles = true;
+};
+
+struct CacheState {
+    explicit CacheState(CacheConfig checked_config);
+
+    /// Throw InvalidArgument: unknown sequences, layers out of range, pending appends.
+    SequenceState& sequence(SequenceId id);
+    const SequenceState& sequence(SequenceId id) const;
+    const LayerRule& rule(int layer) const;
+    void check_layer(int layer) const;
+    void check_not_pending(const char* operation) const;
+
+    SequenceId create();
+    SequenceId fork(SequenceId parent);
+    void remove(SequenceId id);
+    void reserve(SequenceId id, int tokens) const;
+    void truncate(SequenceId id, std::int64_t length);
+    SequenceView view(int layer, SequenceId id) const;
+    CacheUsage usage() const;
+
+    /// Transforms that the pages of this layer went through; empty: identity, or nothing quantized yet.
+    std::span<const KeyTransform> transforms(int layer, const LayerState& state) const;
+
+    CacheConfig config;
+    std::vector<float> calibrated_values; ///< what the pointers in config.calibrated point to
+    std::vector<KeyTransform> rotation;   ///< [kv_heads]; where the rotation is all there is
+    std::vector<LayerRule> rules;         ///< [layers]
+    Pool quantized_pool;
+    Pool f16_pool;
+    std::map<SequenceId, SequenceState> sequences;
+    std::vector<int> pending; ///< [layers], appends begun and not yet committed or dropped
+    std::int32_t next_id = 0;
+
+private:
+    SequenceId new_id();
+    void check_sequence_count() const;
+};
+
+/// Throw InvalidArgument naming the fault: in what one sequence looks like, and in all of a config.
+void validate_layout(const CacheConfig& config);
+void validate_config(const CacheConfig& config);
+
+/// Copies what config.calibrated points to and lets it point to the copy.
+std::vector<float> adopt_calibrated(CacheConfig& config);
+
+/// Groups that the pools are made for.
+struct PoolCapacity {
+    std::int64_t quantized_pages = 0;
+    std::int64_t f16_pages = 0;
+};
+PoolCapacity pool_capacity(const CacheConfig& config);
+
+/// Throws OutOfPages unless both pools have so many free pages. `what` begins the message.
+void check_free(const CacheState& state, const std::string& what, std::int64_t quantized_pages,
+                std::int64_t f16_pages);
+
+} // namespace innerkv::paging

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <string>
+
+#include "cache/settle.h"
+#include "cache/state.h"
+#include "innerkv/error.h"
+
+namespace innerkv::paging {
+namespace {
+
+/// Tokens of a quantized page that stay when its sequence is cut at `length`, 0 where the cut is at a
+/// page boundary or elsewhere.
+int kept_of_quantized_page(const LayerState& state, std::int64_t length) {
+    if (length >= state.recent_first || length <= state.quantized_first) return 0;
+    return static_cast<int>((length - state.quantized_first) % kPageTokens);
+}
+
+/// Index of a recent page that nobody else refers to, or -1: such a page can take dequantized tokens.
+std::int64_t own_recent_page(const CacheState& cache, const LayerState& state) {
+    for (std::int64_t i = 0; i < state.recent.size(); ++i)
+        if (!cache.f16_pool.shared(state.recent.id(i))) return i;
+    return -1;
+}
+
+void check_window(const CacheState& cache, int layer, const LayerState& state,
+                  std::int64_t length) {
+    const int window = cache.rule(layer).sliding_window;
+    const std::int64_t first_seen = std::max<std::int64_t>(0, length - window + 1);
+    if (length == 0 || state.dropped == 0) return;
+    if (first_seen >= state.dropped && length >= state.dropped) return;
+    throw InvalidArgument("truncate to " + std::to_string(length) + " tokens: layer " +
+                          std::to_string(layer) + " has a sliding window of " +
+                          std::to_string(window) + " and has dropped the tokens before " +
+                          std::to_string(state.dropped) +
+                          "; truncate to 0 and append the tokens again");
+}
+
+/// Keeps the first tokens of the quantized run; `page` gets what is kept of the page cut through.
+void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t length,
+                   const Page* page) {
+    const std::int64_t whole = (length - state.quantized_first) / kPageTokens;
+    const int kept = kept_of_quantized_page(state, length);
+    if (kept > 0) {
+        const PageFormat& format = cache.config.format;
+        const std::size_t f16_stride = f16_format(format.head_dim).page_bytes();
+        const std::byte* source = state.quantized.pointers()[static_cast<std::size_t>(whole)];
+        const std::span<const KeyTransform> transforms = cache.transforms(layer, state);
+        for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head)
+            dequantize_to_f16_page(format, transforms.empty() ? KeyTransform{} : transforms[head],
+                                   source + head * format.page_bytes(), kept,
+                                   page->data + head * f16_stride);
+    }
+    state.quantized.keep_front(cache.quantized_pool, whole);
+    state.recent.keep_front(cache.f16_pool, 0);
+    state.recent_first = state.quantized_first + kPageTokens * whole;
+    if (kept > 0) state.recent.push_back(*page);
+}
+
+void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::int64_t length) {
+    if (length == 0) state.dropped = 0;
+    const std::int64_t pages =
+        length == 0 ? 0 : rule.sink_pages(length) - divide_up(state.dropped, kPageTokens);
+    state.sink.keep_front(cache.f16_pool, pages);
+    state.quantized.keep_front(cache.quantized_pool, 0);
+    state.recent.keep_front(cache.f16_pool, 0);
+    state.quantized_first = state.recent_first = rule.sink_tokens;
+}
+
+void cut_layer(CacheState& cache, int layer, LayerState& state, std::int64_t length,
+               const Page* page) {
+    const LayerRule& rule = cache.rule(layer);
+    if (length <= rule.sink_tokens) {
+        cut_sink(cache, rule, state, length);
+    } else if (length >= state.recent_first) {
+        state.recent.keep_front(cache.f16_pool,
+                                divide_up(length - state.recent_first, kPageTokens));
+    } else {
+        cut_quantized(cache, layer, state, length, page);
+    }
+    state.length = length;
+}
+
+} // namespace
+
+void CacheState::truncate(SequenceId id, std::int64_t length) {
+    check_not_pending("truncate");
+    SequenceState& target = sequence(id);
+    if (length < 0)
+        throw InvalidArgument("truncate to " + std::to_string(length) +
+                              " tokens; the length must not be negative");
+    std::int64_t fresh_pages = 0;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        LayerState& state = target.layers[static_cast<std::size_t>(layer)];
+        if (state.length <= length) continue;
+        check_window(*this, layer, state, length);
+        if (kept_of_quantized_page(state, length) == 0) continue;
+        if (own_recent_page(*this, state) < 0) ++fresh_pages;
+        state.recent.reserve(1);
+    }
+    check_free(*this, "truncate", 0, fresh_pages);
+    PageHold fresh(f16_pool);
+    fresh.take(fresh_pages);
+
+    auto next = fresh.pages().begin();
+    for (int layer = 0; layer < config.layers; ++layer) {
+        LayerState& state = target.layers[static_cast<std::size_t>(layer)];
+        if (state.length <= length) continue;
+        Page page;
+        if (kept_of_quantized_page(state, length) > 0) {
+            const std::int64_t own = own_recent_page(*this, state);
+            page = own >= 0 ? state.recent.extract(f16_pool, own) : *next++;
+        }
+        cut_layer(*this, layer, state, length, &page);
+    }
+    fresh.keep();
+}
+
+} // namespace innerkv::paging
