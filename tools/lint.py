@@ -13,6 +13,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -103,7 +104,7 @@ class Tidy:
         clean = result.returncode == 0
         if clean and key:
             (self.memory / key).touch()
-        return clean, result.stdout
+        return clean, re.sub(r"^\d+ warnings generated\.\n", "", result.stdout)
 
 
 def run_checks(checks):
