@@ -42,7 +42,7 @@ struct SequenceView {
     PageRun sink;
     PageRun quantized;
     PageRun recent;
-    std::int64_t length = 0;                   ///< tokens appended so far; the next position
+    std::int64_t length = 0;                  ///< tokens appended so far; the next position
     std::span<const KeyTransform> transforms; ///< one per KV head; empty: identity
 };
 
@@ -63,10 +63,10 @@ struct QueryBlock {
 
 struct AttentionShape {
     int q_heads = 0;
-    int kv_heads = 0; ///< divides q_heads
-    PageFormat format;     ///< of the quantized run; f16 where nothing is quantized
-    float scale = 0.0f;    ///< of the logits; 0 means 1 / sqrt(head_dim)
-    float soft_cap = 0.0f; ///< logits become soft_cap * tanh(logit / soft_cap); 0: off
+    int kv_heads = 0;       ///< divides q_heads
+    PageFormat format;      ///< of the quantized run; f16 where nothing is quantized
+    float scale = 0.0f;     ///< of the logits; 0 means 1 / sqrt(head_dim)
+    float soft_cap = 0.0f;  ///< logits become soft_cap * tanh(logit / soft_cap); 0: off
     int sliding_window = 0; ///< a query sees the newest so many positions, its own included; 0: all
 };
 
@@ -77,7 +77,8 @@ enum class Arithmetic : std::uint8_t {
 
 struct AttentionOptions {
     Arithmetic arithmetic = Arithmetic::integer;
-    std::string_view isa = {}; ///< "scalar", "avx2", ...; empty: INNERKV_ISA, then the best there is
+    std::string_view isa =
+        {}; ///< "scalar", "avx2", ...; empty: INNERKV_ISA, then the best there is
     /// How many threads will take items: the context is split so that each has work.
     int threads = 1;
 };

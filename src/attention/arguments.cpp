@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/arguments.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "innerkv/error.h"
+
+namespace innerkv {
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) {
+    throw InvalidArgument("attention: " + message);
+}
+
+void check_shape(const AttentionShape& shape) {
+    shape.format.validate();
+    if (shape.q_heads < 1 || shape.kv_heads < 1 || shape.q_heads % shape.kv_heads != 0)
+        refuse(std::to_string(shape.q_heads) + " query heads on " + std::to_string(shape.kv_heads) +
+               " KV heads; both must be positive and the KV heads divide the query heads");
+    if (!std::isfinite(shape.scale) || shape.scale < 0.0f)
+        refuse("scale " + std::to_string(shape.scale) +
+               "; it must be finite and positive, or 0 for 1 / sqrt(head_dim)");
+    if (!std::isfinite(shape.soft_cap) || shape.soft_cap < 0.0f)
+        refuse("soft cap " + std::to_string(shape.soft_cap) +
+               "; it must be finite and positive, or 0 for none");
+    if (shape.sliding_window < 0)
+        refuse("sliding window " + std::to_string(shape.sliding_window) +
+               "; it must be positive, or 0 for none");
+}
+
+void check_run(const AttentionShape& shape, const PageRun& run, const std::string& name) {
+    const auto room = static_cast<std::int64_t>(run.pages.size()) * kPageTokens;
+    if (run.tokens < 0 || run.tokens > room)
+        refuse(name + " has " + std::to_string(run.tokens) + " tokens on " +
+               std::to_string(run.pages.size()) + " pages of 32");
+    if (run.tokens > 0 && run.first_token < 0)
+        refuse(name + " begins at token " + std::to_string(run.first_token));
+    std::uintptr_t bits = shape.kv_heads > 1 ? run.head_stride : 0;
+    for (const std::byte* page : run.pages) {
+        if (page == nullptr) refuse(name + " has a null page");
+        bits |= reinterpret_cast<std::uintptr_t>(page);
+    }
+    if (bits % kPageAlignment != 0)
+        refuse(name + " has pages or a head stride that are not multiples of 64 bytes");
+}
+
+void check_sequence(const AttentionShape& shape, const SequenceView& sequence,
+                    const std::string& where) {
+    const PageRun* runs[] = {&sequence.sink, &sequence.quantized, &sequence.recent};
+    const char* names[] = {"sink", "quantized run", "recent run"};
+    std::int64_t end = 0;
+    for (int i = 0; i < 3; ++i) {
+        check_run(shape, *runs[i], where + names[i]);
+        if (runs[i]->tokens == 0) continue;
+        if (runs[i]->first_token < end)
+            refuse(where + names[i] + " begins at token " + std::to_string(runs[i]->first_token) +
+                   ", before the end of the run in front of it at " + std::to_string(end));
+        end = runs[i]->first_token + runs[i]->tokens;
+    }
+    if (end > sequence.length)
+        refuse(where + "pages reach token " + std::to_string(end) + " of a sequence of length " +
+               std::to_string(sequence.length));
+    if (sequence.quantized.tokens > 0 && !shape.format.quantized())
+        refuse(where + "there is a quantized run, but the format is f16");
+    const auto transforms = static_cast<int>(sequence.transforms.size());
+    if (transforms != 0 && transforms != shape.kv_heads)
+        refuse(where + std::to_string(transforms) + " key transforms for " +
+               std::to_string(shape.kv_heads) + " KV heads; give one each or none");
+}
+
+void check_stride(std::ptrdiff_t stride, int count, int head_dim, const std::string& name) {
+    if (count > 1 && std::abs(stride) < head_dim)
+        refuse(name + " is " + std::to_string(stride) + " elements, less than the head dimension " +
+               std::to_string(head_dim));
+}
+
+void check_block(const AttentionShape& shape, const QueryBlock& block, const std::string& where) {
+    if (block.sequence == nullptr) refuse(where + "no sequence");
+    if (block.tokens < 1)
+        refuse(where + std::to_string(block.tokens) + " query tokens; at least one is needed");
+    if (block.q == nullptr || block.out == nullptr) refuse(where + "q or out is null");
+    if (block.first_position < 0)
+        refuse(where + "first position is " + std::to_string(block.first_position));
+    const int head_dim = shape.format.head_dim;
+    check_stride(block.q_token_stride, block.tokens, head_dim, where + "q_token_stride");
+    check_stride(block.q_head_stride, shape.q_heads, head_dim, where + "q_head_stride");
+    check_stride(block.out_token_stride, block.tokens, head_dim, where + "out_token_stride");
+    check_stride(block.out_head_stride, shape.q_heads, head_dim, where + "out_head_stride");
+    check_sequence(shape, *block.sequence, where);
+}
+
+} // namespace
+
+void check_attention_arguments(const AttentionShape& shape, std::span<const QueryBlock> blocks) {
+    check_shape(shape);
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+        check_block(shape, blocks[i], "block " + std::to_string(i) + ": ");
+}
+
+float logit_scale(const AttentionShape& shape) {
+    if (shape.scale > 0.0f) return shape.scale;
+    return 1.0f / std::sqrt(static_cast<float>(shape.format.head_dim));
+}
+
+VisibleRange visible_range(const AttentionShape& shape, const SequenceView& sequence,
+                           std::int64_t position) {
+    const std::int64_t begin =
+        shape.sliding_window > 0 ? position + 1 - shape.sliding_window : std::int64_t{0};
+    return {std::max(begin, std::int64_t{0}), std::min(position + 1, sequence.length)};
+}
+
+} // namespace innerkv

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "innerkv/attention.h"
+
+#include <atomic>
+#include <string>
+
+#include "attention/arguments.h"
+#include "attention/item.h"
+#include "attention/merge.h"
+#include "attention/partition.h"
+#include "cpu/dispatch.h"
+#include "innerkv/error.h"
+
+namespace innerkv {
+namespace {
+
+int checked_threads(int threads) {
+    if (threads < 1)
+        throw InvalidArgument("attention: " + std::to_string(threads) +
+                              " threads; at least one is needed");
+    return threads;
+}
+
+/// Checks, then hands the blocks on: the first of Impl's initializers that can fail.
+std::span<const QueryBlock> checked(const AttentionShape& shape,
+                                    std::span<const QueryBlock> blocks) {
+    check_attention_arguments(shape, blocks);
+    return blocks;
+}
+
+} // namespace
+
+std::vector<std::string_view> available_isas() {
+    std::vector<std::string_view> names;
+    for (const cpu::Kernel* kernel : cpu::available_kernels()) names.emplace_back(kernel->name);
+    return names;
+}
+
+struct Attention::Impl {
+    AttentionShape shape;
+    std::vector<QueryBlock> blocks;
+    const cpu::Kernel& kernel;
+    Arithmetic arithmetic;
+    Partition partition;
+    /// Items that each merge still waits for.
+    std::vector<std::atomic<int>> unfinished;
+    /// States of items whose strip is split, at item index * state_floats.
+    std::unique_ptr<float[]> states;
+
+    Impl(const AttentionShape& attention_shape, std::span<const QueryBlock> query_blocks,
+         const AttentionOptions& options)
+        : shape(attention_shape), blocks(query_blocks.begin(), query_blocks.end()),
+          kernel(cpu::select_kernel(options.isa)), arithmetic(options.arithmetic),
+          partition(shape, checked(shape, blocks), checked_threads(options.threads)),
+          unfinished(static_cast<std::size_t>(partition.merges())) {
+        for (int i = 0; i < partition.items(); ++i)
+            ++unfinished[static_cast<std::size_t>(partition.item(i).merge)];
+        if (partition.items() > partition.merges())
+            states = std::make_unique_for_overwrite<float[]>(
+                static_cast<std::size_t>(partition.items()) * state_size());
+    }
+
+    int padded_dim() const { return shape.format.padded_dim(); }
+    std::size_t state_size() const { return state_floats(cpu::kMaxRows, padded_dim()); }
+
+    SoftmaxState stored_state(int item, int rows) const {
+        return state_at(states.get() + static_cast<std::size_t>(item) * state_size(), rows,
+                        padded_dim());
+    }
+
+    void run(int index) noexcept {
+        const Item item = partition.item(index);
+        const Strip& strip = *item.strip;
+        const ItemRows rows{shape, blocks[static_cast<std::size_t>(strip.block)], item.kv_head,
+                            strip.first_row, strip.rows};
+        // The state that is being added to lies on the stack, where it is in the first-level cache.
+        alignas(64) float memory[state_floats(cpu::kMaxRows, cpu::kMaxDim)];
+        const SoftmaxState state = state_at(memory, strip.rows, padded_dim());
+        clear_state(state, strip.rows, padded_dim());
+        attend_pages(kernel, arithmetic, rows, partition.share(strip, item.split), state);
+        if (strip.splits > 1) {
+            copy_state(state, stored_state(index, strip.rows), strip.rows, padded_dim());
+            if (unfinished[static_cast<std::size_t>(item.merge)].fetch_sub(
+                    1, std::memory_order_acq_rel) != 1)
+                return;
+            // The last one: in the order of pages, so that the result does not depend on who it is.
+            clear_state(state, strip.rows, padded_dim());
+            for (int split = 0; split < strip.splits; ++split)
+                merge_state(state, stored_state(index - item.split + split, strip.rows), strip.rows,
+                            padded_dim());
+        }
+        write_rows(rows, state);
+    }
+};
+
+Attention::Attention(const AttentionShape& shape, std::span<const QueryBlock> blocks,
+                     const AttentionOptions& options)
+    : impl_(std::make_unique<Impl>(shape, blocks, options)) {}
+Attention::~Attention() = default;
+Attention::Attention(Attention&&) noexcept = default;
+Attention& Attention::operator=(Attention&&) noexcept = default;
+
+int Attention::items() const { return impl_->partition.items(); }
+void Attention::run(int item) noexcept { impl_->run(item); }
+void Attention::run_all() noexcept {
+    for (int item = 0; item < items(); ++item) run(item);
+}
+
+} // namespace innerkv

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Primitives in AVX-512 with VNNI; scalar/primitives.h says what each does. Included inside the
+// namespace of this instruction set.
+
+constexpr int kLanes = 16;
+
+// Four rows of four tiles are sixteen accumulators; with eight registers of codes, 24 of 32 are in use.
+constexpr int kRowsInRegisters = 4;
+constexpr int kDenseRows = 4;
+constexpr int kDenseTokens = 4;
+
+struct Floats {
+    __m512 all;
+};
+struct Sums {
+    __m512i all;
+};
+struct Quads {
+    __m512i all;
+};
+
+inline Floats broadcast(float value) { return {_mm512_set1_ps(value)}; }
+inline Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
+inline Floats load_f16(const std::byte* from) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+}
+inline void store(Floats a, float* to) { _mm512_storeu_ps(to, a.all); }
+inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.all, b.all)}; }
+inline Floats subtract(Floats a, Floats b) { return {_mm512_sub_ps(a.all, b.all)}; }
+inline Floats multiply(Floats a, Floats b) { return {_mm512_mul_ps(a.all, b.all)}; }
+inline Floats divide(Floats a, Floats b) { return {_mm512_div_ps(a.all, b.all)}; }
+inline Floats maximum(Floats a, Floats b) { return {_mm512_max_ps(a.all, b.all)}; }
+inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.all)}; }
+inline Floats copy_sign(Floats magnitude, Floats sign) {
+    const __m512 bit = _mm512_set1_ps(-0.0f);
+    return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.all), _mm512_and_ps(bit, sign.all))};
+}
+inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
+    return {_mm512_fmadd_ps(a.all, b.all, c.all)};
+}
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return fused_multiply_add(a, b, c); }
+inline Floats round_even(Floats a) {
+    return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Floats scale_exponent(Floats a, Floats exponent) {
+    return {_mm512_scalef_ps(a.all, exponent.all)};
+}
+inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
+    const __mmask16 less = _mm512_cmp_ps_mask(a.all, b.all, _CMP_LT_OQ);
+    return {_mm512_mask_blend_ps(less, otherwise.all, then.all)};
+}
+inline Floats select_negative(Floats a, Floats then, Floats otherwise) {
+    const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(a.all));
+    return {_mm512_mask_blend_ps(negative, otherwise.all, then.all)};
+}
+inline Floats keep_lanes(Floats a, int begin, int end) {
+    const int first = begin < 0 ? 0 : begin > kLanes ? kLanes : begin;
+    const int last = end < first ? first : end > kLanes ? kLanes : end;
+    const auto keep = static_cast<__mmask16>((1u << last) - (1u << first));
+    return {_mm512_mask_blend_ps(keep, _mm512_set1_ps(-__builtin_inff()), a.all)};
+}
+inline float reduce_max(Floats a) { return _mm512_reduce_max_ps(a.all); }
+inline float reduce_add(Floats a) { return _mm512_reduce_add_ps(a.all); }
+
+inline Sums broadcast_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Sums load_ints(const std::int32_t* from) { return {_mm512_loadu_si512(from)}; }
+inline void store_ints(Sums a, std::int32_t* to) { _mm512_storeu_si512(to, a.all); }
+inline Sums multiply_ints(Sums a, Sums b) { return {_mm512_mullo_epi32(a.all, b.all)}; }
+inline Sums add_ints(Sums a, Sums b) { return {_mm512_add_epi32(a.all, b.all)}; }
+inline std::int32_t reduce_add_ints(Sums a) { return _mm512_reduce_add_epi32(a.all); }
+inline Floats to_floats(Sums a) { return {_mm512_cvtepi32_ps(a.all)}; }
+inline Sums to_ints(Floats a) {
+    return {_mm512_cvt_roundps_epi32(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline void store_bytes(Sums a, void* to) {
+    _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a.all));
+}
+
+inline Quads load_quads(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
+inline void store_quads(Quads a, std::byte* to) { _mm512_storeu_si512(to, a.all); }
+inline Quads broadcast_quad(const void* from) {
+    std::int32_t quad;
+    __builtin_memcpy(&quad, from, sizeof quad);
+    return {_mm512_set1_epi32(quad)};
+}
+template <int bits>
+inline Quads shift_right(Quads a) {
+    return {_mm512_srli_epi32(a.all, bits)};
+}
+inline Quads keep_bits(Quads a, std::uint8_t mask) {
+    return {_mm512_and_si512(a.all, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
+inline Quads flip_bits(Quads a, std::uint8_t mask) {
+    return {_mm512_xor_si512(a.all, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
+inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
+    const __m512i wide = _mm512_set1_epi8(static_cast<char>(mask));
+    return {_mm512_ternarylogic_epi32(wide, a.all, b.all, 0xca)}; // wide ? a : b
+}
+
+inline Sums dot(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+    return {_mm512_dpbusd_epi32(sums.all, unsigned_bytes.all, signed_bytes.all)};
+}
+inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+    return dot(sums, unsigned_bytes, signed_bytes);
+}
+
+inline void prefetch(const std::byte* at) {
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on quantized pages in integers. Included inside an instruction set's namespace, after
+// blocks.h and softmax.h.
+
+/// What one page needs between its keys and its values; stays in the first-level cache.
+struct alignas(64) PageScratch {
+    float logits[kMaxRows][kTokens];
+    std::uint8_t p[kMaxRows][kTokens];
+    float tops[kMaxRows];
+    std::int32_t p_sums[kMaxRows];
+    float p_scales[kMaxRows];
+    float p_weights[kMaxRows];
+    std::int32_t p_starts[4][kMaxRows];
+    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows];
+    float q_weights[kMaxGroups][kMaxRows];
+    std::byte expanded[kExpandedBytes];
+};
+
+/// -bias * sum at each tile's position.
+inline void store_starts(const Side& side, bool is_signed, const std::int32_t* sums, int tile,
+                         std::int32_t* starts) {
+    const int factor = -code_bias(side, is_signed) * (1 << kPositions[side.bits][tile]);
+    store_ints(multiply_ints(load_ints(sums), broadcast_int(factor)), starts);
+}
+
+/// What does not change from page to page.
+inline void prepare_query(const QuantizedParams& params, PageScratch& scratch) {
+    for (int block = 0; block < params.blocks; ++block)
+        for (int tile = 0; tile < 4; ++tile)
+            store_starts(params.k, false, params.q_sums + (2 * block + tile / 2) * kMaxRows, tile,
+                         scratch.q_starts[block][tile]);
+    for (int group = 0; group < 2 * params.blocks; ++group) {
+        const Floats sums = to_floats(load_ints(params.q_sums + group * kMaxRows));
+        store(multiply(sums, load(params.q_scales + group * kMaxRows)), scratch.q_weights[group]);
+    }
+}
+
+/// Brings a page into the cache while another is worked on, a share at a time.
+struct Prefetcher {
+    const std::byte* at;
+    const std::byte* end;
+    std::ptrdiff_t share; ///< bytes a step
+
+    void step() {
+        const std::byte* stop = at + share < end ? at + share : end;
+        for (; at < stop; at += 64) prefetch(at);
+    }
+};
+
+inline void page_keys(const QuantizedParams& params, const std::byte* page, PageScratch& scratch,
+                      Prefetcher& ahead) {
+    const Side& side = params.k;
+    const int rows = params.walk.rows;
+    const Layout packed = layout_of(side.bits, false);
+    const bool expand_once = rows > kRowsInRegisters;
+    const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
+    const std::byte* codes = page + side.offset;
+    for (int i = 0; i < params.blocks; ++i, codes += side.block_bytes) {
+        const BlockScales scales = load_scales(side, codes);
+        if (expand_once) kExpandBlock[packed](codes, scratch.expanded);
+        for (int row = 0; row < rows; row += kRowsInRegisters) {
+            const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
+            KeyBlock block;
+            block.codes = expand_once ? scratch.expanded : codes;
+            block.scales = &scales;
+            block.zero_points = side.asymmetric || side.hybrid;
+            block.q_stride = 64 * params.blocks;
+            block.q = params.q_codes + row * block.q_stride + 64 * i;
+            block.starts = scratch.q_starts[i][0] + row;
+            block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
+            block.q_weights = scratch.q_weights[2 * i] + row;
+            block.logits = scratch.logits[row];
+            kKeyBlocks[layout](count)(block);
+        }
+        ahead.step();
+    }
+}
+
+inline void page_values(const QuantizedParams& params, const std::byte* page, PageScratch& scratch,
+                        Prefetcher& ahead) {
+    const Side& side = params.v;
+    const int rows = params.walk.rows;
+    const Layout packed = layout_of(side.bits, true);
+    const bool expand_once = rows > kRowsInRegisters;
+    const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
+    const std::byte* codes = page + side.offset;
+    for (int i = 0; i < params.blocks; ++i, codes += side.block_bytes) {
+        const BlockScales scales = load_scales(side, codes);
+        if (expand_once) kExpandBlock[packed](codes, scratch.expanded);
+        for (int row = 0; row < rows; row += kRowsInRegisters) {
+            const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
+            ValueBlock block;
+            block.codes = expand_once ? scratch.expanded : codes;
+            block.scales = &scales;
+            block.zero_points = side.asymmetric || side.hybrid;
+            block.p = scratch.p[row];
+            block.starts = scratch.p_starts[0] + row;
+            block.p_scales = scratch.p_scales + row;
+            block.p_weights = scratch.p_weights + row;
+            block.out_stride = params.walk.out_stride;
+            block.out = params.walk.out + row * block.out_stride + 64 * i;
+            kValueBlocks[layout](count)(block);
+        }
+        ahead.step();
+    }
+}
+
+/// Probabilities as uint8: 255 stands for the page's largest, whose weight is in the scale.
+inline void page_softmax(const QuantizedParams& params, const PageMask& mask,
+                         PageScratch& scratch) {
+    const Walk& walk = params.walk;
+    finish_logits(walk, mask, scratch.logits[0], scratch.tops);
+    raise_references(walk, scratch.tops);
+    constexpr float kLog2Of255 = 7.994353436858858f;
+    for (int row = 0; row < walk.rows; ++row) {
+        // A row that sees nothing has all logits and its top at minus infinity.
+        const float top = scratch.tops[row];
+        const Floats shift = broadcast((top > -kInfinity ? top : 0.0f) - kLog2Of255);
+        const Sums low = to_ints(exp2(subtract(load(scratch.logits[row]), shift)));
+        const Sums high = to_ints(exp2(subtract(load(scratch.logits[row] + kLanes), shift)));
+        store_bytes(low, scratch.p[row]);
+        store_bytes(high, scratch.p[row] + kLanes);
+        scratch.p_sums[row] = reduce_add_ints(add_ints(low, high));
+    }
+    for (int tile = 0; tile < 4; ++tile)
+        store_starts(params.v, true, scratch.p_sums, tile, scratch.p_starts[tile]);
+    const Floats tops = load(scratch.tops);
+    const Floats reference = load(walk.reference);
+    Floats scale = multiply(exp2(subtract(tops, reference)), broadcast(1.0f / 255.0f));
+    // Not a number where neither has seen a token.
+    scale = select_less(broadcast(-kInfinity), tops, scale, broadcast(0.0f));
+    const Floats weight = multiply(scale, to_floats(load_ints(scratch.p_sums)));
+    store(scale, scratch.p_scales);
+    store(weight, scratch.p_weights);
+    store(add(load(walk.weight), weight), walk.weight);
+}
+
+inline std::size_t page_bytes(const QuantizedParams& params) {
+    return params.v.offset + params.v.block_bytes * static_cast<std::size_t>(params.blocks);
+}
+
+void attend_quantized(const QuantizedParams& params) {
+    constexpr int kPagesAhead = 2;
+    const Walk& walk = params.walk;
+    PageScratch scratch;
+    store_ints(broadcast_int(0), scratch.p_sums);
+    prepare_query(params, scratch);
+    const std::size_t bytes = page_bytes(params);
+    const auto lines = static_cast<std::ptrdiff_t>((bytes + 63) / 64);
+    for (int i = 0; i < walk.page_count; ++i) {
+        const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
+        if (mask.first >= mask.last) continue;
+        Prefetcher ahead{nullptr, nullptr, (lines / (2 * params.blocks) + 1) * 64};
+        if (i + kPagesAhead < walk.page_count) {
+            ahead.at = walk.pages[i + kPagesAhead] + walk.head_offset;
+            ahead.end = ahead.at + bytes;
+        }
+        const std::byte* page = walk.pages[i] + walk.head_offset;
+        for (int row = 0; row < walk.rows; ++row) {
+            const Floats offset = broadcast(params.logit_offset[row]);
+            store(offset, scratch.logits[row]);
+            store(offset, scratch.logits[row] + kLanes);
+        }
+        page_keys(params, page, scratch, ahead);
+        page_softmax(params, mask, scratch);
+        page_values(params, page, scratch, ahead);
+    }
+}
+
+/// int8 per 32 channels, the largest magnitude at 127.
+void quantize_query(const QuantizeQueryParams& params) {
+    constexpr float kSmallest = 1e-30f; // below, 127 / largest is no number to multiply with
+    const int dim = 64 * params.blocks;
+    for (int row = 0; row < params.rows; ++row) {
+        for (int group = 0; group < 2 * params.blocks; ++group) {
+            const float* q = params.q + row * kMaxDim + 32 * group;
+            const Floats low = load(q);
+            const Floats high = load(q + kLanes);
+            const float largest = reduce_max(maximum(absolute(low), absolute(high)));
+            const bool tiny = !(largest > kSmallest);
+            const Floats inverse = broadcast(tiny ? 0.0f : 127.0f / largest);
+            const Sums low_codes = to_ints(multiply(low, inverse));
+            const Sums high_codes = to_ints(multiply(high, inverse));
+            std::int8_t* codes = params.q_codes + row * dim + 32 * group;
+            store_bytes(low_codes, codes);
+            store_bytes(high_codes, codes + kLanes);
+            params.q_sums[group * kMaxRows + row] =
+                reduce_add_ints(add_ints(low_codes, high_codes));
+            params.q_scales[group * kMaxRows + row] =
+                tiny ? 0.0f : largest / 127.0f * params.logit_scale;
+        }
+    }
+}

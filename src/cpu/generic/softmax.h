@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Logits of one page to probabilities. Included inside an instruction set's namespace, after its
+// primitives. Logits are in units of log2 throughout.
+
+constexpr float kInfinity = __builtin_inff();
+constexpr int kTokens = 32; // of a page
+
+/// A row's reference moves only when a logit exceeds it by this much: weights then stay below 2^16, and
+/// the accumulators need rescaling once or twice a sequence instead of at every new maximum.
+constexpr float kReferenceSlack = 16.0f;
+
+/// 2^x for x <= 127, relative error 2e-7; 0 below 2^-126.
+inline Floats exp2(Floats x) {
+    const Floats smallest = broadcast(-126.0f);
+    const Floats clamped = maximum(x, smallest);
+    const Floats whole = round_even(clamped);
+    const Floats f = subtract(clamped, whole);
+    Floats power = broadcast(0.0013276472454890609f);
+    power = fused_multiply_add(power, f, broadcast(0.009675540961325169f));
+    power = fused_multiply_add(power, f, broadcast(0.05550713092088699f));
+    power = fused_multiply_add(power, f, broadcast(0.24022120237350464f));
+    power = fused_multiply_add(power, f, broadcast(0.6931469440460205f));
+    power = fused_multiply_add(power, f, broadcast(1.0000001192092896f));
+    return select_less(smallest, x, scale_exponent(power, whole), broadcast(0.0f));
+}
+
+/// By Lambert's continued fraction up to 1, by the exponential beyond.
+inline Floats tanh(Floats x) {
+    const Floats square = multiply(x, x);
+    Floats numerator = add(square, broadcast(378.0f));
+    numerator = multiply_add(numerator, square, broadcast(17325.0f));
+    numerator = multiply_add(numerator, square, broadcast(135135.0f));
+    Floats denominator = multiply_add(square, broadcast(28.0f), broadcast(3150.0f));
+    denominator = multiply_add(denominator, square, broadcast(62370.0f));
+    denominator = multiply_add(denominator, square, broadcast(135135.0f));
+    const Floats near = divide(multiply(x, numerator), denominator);
+
+    const Floats magnitude = absolute(x);
+    const Floats decay = exp2(multiply(magnitude, broadcast(-2.8853900817779268f))); // e^-2|x|
+    const Floats one = broadcast(1.0f);
+    const Floats far = divide(subtract(one, decay), add(one, decay));
+    return select_less(magnitude, one, near, copy_sign(far, x));
+}
+
+/// Which tokens of a page rows see.
+struct PageMask {
+    bool all;  ///< every row sees every token; begin and end are not set
+    int first; ///< tokens that any row sees: [first, last)
+    int last;
+    int begin[kMaxRows];
+    int end[kMaxRows];
+};
+
+inline int clamp_token(std::int64_t token) {
+    return token < 0 ? 0 : token > kTokens ? kTokens : static_cast<int>(token);
+}
+
+inline PageMask page_mask(const Walk& walk, std::int64_t token) {
+    PageMask mask;
+    mask.first = kTokens;
+    mask.last = 0;
+    mask.all = true;
+    for (int row = 0; row < walk.rows; ++row) {
+        const int begin = clamp_token(walk.visible_begin[row] - token);
+        const int end = clamp_token(walk.visible_end[row] - token);
+        mask.begin[row] = begin;
+        mask.end[row] = end;
+        mask.all = mask.all && begin == 0 && end == kTokens;
+        if (begin >= end) continue;
+        mask.first = begin < mask.first ? begin : mask.first;
+        mask.last = end > mask.last ? end : mask.last;
+    }
+    return mask;
+}
+
+/// Applies cap and mask in place; the largest logit of each row, -inf for absent rows and rows that see
+/// nothing, to `tops` [kMaxRows].
+inline void finish_logits(const Walk& walk, const PageMask& mask, float* logits, float* tops) {
+    store(broadcast(-kInfinity), tops);
+    for (int row = 0; row < walk.rows; ++row, logits += kTokens) {
+        Floats low = load(logits);
+        Floats high = load(logits + kLanes);
+        if (walk.soft_cap > 0.0f) {
+            const Floats cap = broadcast(walk.soft_cap);
+            low = multiply(cap, tanh(divide(low, cap)));
+            high = multiply(cap, tanh(divide(high, cap)));
+        }
+        if (!mask.all) {
+            low = keep_lanes(low, mask.begin[row], mask.end[row]);
+            high = keep_lanes(high, mask.begin[row] - kLanes, mask.end[row] - kLanes);
+        }
+        if (!mask.all || walk.soft_cap > 0.0f) {
+            store(low, logits);
+            store(high, logits + kLanes);
+        }
+        tops[row] = reduce_max(maximum(low, high));
+    }
+}
+
+inline void rescale_row(const Walk& walk, int row, float factor) {
+    float* out = walk.out + row * walk.out_stride;
+    for (int channel = 0; channel < walk.out_stride; channel += kLanes)
+        store(multiply(load(out + channel), broadcast(factor)), out + channel);
+    walk.weight[row] *= factor;
+}
+
+/// Moves references that `tops` has outgrown.
+inline void raise_references(const Walk& walk, const float* tops) {
+    const Floats old = load(walk.reference);
+    const Floats limit = add(old, broadcast(kReferenceSlack));
+    const Floats raised = select_less(limit, load(tops), load(tops), old);
+    const Floats outgrown = select_less(limit, load(tops), broadcast(1.0f), broadcast(0.0f));
+    if (reduce_max(outgrown) == 0.0f) return;
+    alignas(64) float factors[kMaxRows];
+    // Where no token has been seen yet the difference is minus infinity, or no number in absent rows.
+    store(exp2(subtract(old, raised)), factors);
+    for (int row = 0; row < walk.rows; ++row)
+        if (tops[row] > walk.reference[row] + kReferenceSlack) rescale_row(walk, row, factors[row]);
+    store(raised, walk.reference);
+}

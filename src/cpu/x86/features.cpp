@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/x86/features.h"
+
+#include <cpuid.h>
+
+namespace innerkv::cpu::x86 {
+namespace {
+
+struct Registers {
+    unsigned a = 0;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+};
+
+/// All zero where the processor does not have the leaf.
+Registers cpuid(unsigned leaf) {
+    Registers r;
+    if (__get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d) == 0) return {};
+    return r;
+}
+
+constexpr bool bit(unsigned value, int index) { return (value >> index & 1) != 0; }
+
+/// Register states that the operating system saves: XCR0.
+unsigned saved_states() {
+    if (!bit(cpuid(1).c, 27)) return 0; // OSXSAVE
+    unsigned low = 0;
+    unsigned high = 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+constexpr unsigned kAvxStates = 0x06;    // SSE, AVX
+constexpr unsigned kAvx512States = 0xe6; // and opmask, upper halves, upper registers
+
+bool saves(unsigned states) { return (saved_states() & states) == states; }
+
+} // namespace
+
+bool has_avx2() {
+    const unsigned basic = cpuid(1).c;
+    return saves(kAvxStates) && bit(basic, 12) /* FMA */ && bit(basic, 28) /* AVX */ &&
+           bit(basic, 29) /* F16C */ && bit(cpuid(7).b, 5) /* AVX2 */;
+}
+
+bool has_avx512() {
+    const Registers r = cpuid(7);
+    return has_avx2() && saves(kAvx512States) && bit(r.b, 16) /* F */ && bit(r.b, 17) /* DQ */ &&
+           bit(r.b, 30) /* BW */ && bit(r.b, 31) /* VL */ && bit(r.c, 11) /* VNNI */;
+}
+
+} // namespace innerkv::cpu::x86

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// What CPUID reports and the operating system saves (XGETBV).
+#pragma once
+
+namespace innerkv::cpu::x86 {
+
+bool has_avx2();   ///< AVX2, FMA and F16C
+bool has_avx512(); ///< AVX-512 F, BW, VL, DQ and VNNI, beside has_avx2
+
+} // namespace innerkv::cpu::x86

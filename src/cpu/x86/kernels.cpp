@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <vector>
+
+#include "cpu/avx2/kernel.h"
+#include "cpu/avx512/kernel.h"
+#include "cpu/dispatch.h"
+#include "cpu/scalar/kernel.h"
+#include "cpu/x86/features.h"
+
+namespace innerkv::cpu {
+
+std::span<const Kernel* const> available_kernels() {
+    static const std::vector<const Kernel*> kernels = [] {
+        std::vector<const Kernel*> found;
+        if (x86::has_avx512()) found.push_back(&avx512::kKernel);
+        if (x86::has_avx2()) found.push_back(&avx2::kKernel);
+        found.push_back(&scalar::kKernel);
+        return found;
+    }();
+    return kernels;
+}
+
+} // namespace innerkv::cpu
