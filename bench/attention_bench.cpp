@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention_bench.h"
+
+#include <algorithm>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "contender.h"
+#include "innerkv/error.h"
+#include "interleave.h"
+#include "isa.h"
+#include "memory_stream.h"
+#include "processor.h"
+#include "statistics.h"
+
+namespace innerkv::bench {
+namespace {
+
+/// The most that int8 queries and uint8 probabilities may change the output, with room to spare.
+constexpr double kLargestArithmeticError = 0.03;
+/// Two-bit codes reach 0.8 on this data; a wrong layout gives about 0.
+constexpr double kSmallestCosine = 0.6;
+constexpr double kGigabyte = 1e9;
+
+void report(const AttentionBenchOptions& options, const std::string& what, int done, int total) {
+    if (options.progress) options.progress(what, done, total);
+}
+
+void check(const ContenderResult& result) {
+    if (result.arithmetic_error > kLargestArithmeticError)
+        throw Error(fmt::format("{} computes wrong attention: relative error {:.3g} against double "
+                                "precision on the same cache",
+                                result.name, result.arithmetic_error));
+    // Written so that NaN fails.
+    if (!(result.cosine >= kSmallestCosine))
+        throw Error(fmt::format("{} computes wrong attention: cosine {:.3g} with the exact result",
+                                result.name, result.cosine));
+}
+
+/// Runs the contender once and judges its first sequence.
+ContenderResult judge(Contender& contender, const std::vector<float>& exact) {
+    contender.wake();
+    contender.run();
+    contender.rest();
+    const std::span<const float> output = contender.output().first(exact.size());
+    ContenderResult result;
+    result.name = contender.name();
+    result.bytes_read = contender.bytes_read();
+    result.relative_error = relative_error(output, exact);
+    result.cosine = cosine(output, exact);
+    const std::vector<float> expected = contender.expected_output();
+    if (!expected.empty()) result.arithmetic_error = relative_error(output, expected);
+    check(result);
+    return result;
+}
+
+std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOptions& options,
+                                                        const std::string& isa, ThreadPool& pool) {
+    const int total = static_cast<int>(options.presets.size() + options.peers.size());
+    std::vector<std::unique_ptr<Contender>> contenders;
+    const auto next = [&] {
+        report(options, "filling caches", static_cast<int>(contenders.size()), total);
+    };
+    for (const std::string& preset : options.presets) {
+        next();
+        contenders.push_back(make_innerkv_contender(options.attention, preset, isa, pool));
+    }
+    for (const std::string& peer : options.peers) {
+        next();
+        contenders.push_back(make_peer(options.attention, peer, options.threads));
+    }
+    return contenders;
+}
+
+void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,
+               std::span<const double> samples, ContenderResult& result) {
+    const auto bytes = static_cast<double>(result.bytes_read);
+    result.median_us = median(samples);
+    result.min_us = minimum(samples);
+    result.gb_per_s = bytes / kGigabyte / (result.median_us * 1e-6);
+    result.percent_of_read_bandwidth = 100.0 * result.gb_per_s / machine.read_bandwidth_gb_per_s;
+    result.floor_us = 1e6 * bytes / kGigabyte / machine.read_bandwidth_gb_per_s;
+    if (result.arithmetic_error >= 0) {
+        const double products_us =
+            1e6 * attention.multiply_accumulates() / kGigabyte / machine.dot_gmac_per_s;
+        result.floor_us = std::max(result.floor_us, products_us);
+    }
+}
+
+} // namespace
+
+AttentionBenchResult run_attention_bench(const AttentionBenchOptions& options) {
+    AttentionBenchResult bench;
+    bench.isa = choose_isa(options.isa);
+    const DotInstruction& instruction = dot_instruction(bench.isa);
+    bench.dot_instruction = instruction.name;
+
+    ThreadPool pool(options.threads);
+    const auto contenders = make_contenders(options, bench.isa, pool);
+    report(options, "checking results", 0, 1);
+    const std::vector<float> exact = exact_attention(options.attention, 0);
+    std::vector<Contender*> turns;
+    for (const auto& contender : contenders) {
+        bench.results.push_back(judge(*contender, exact));
+        turns.push_back(contender.get());
+    }
+
+    report(options, "measuring the machine", 0, 1);
+    pool.wake();
+    MemoryStream memory(pool);
+    bench.read_bandwidth_gb_per_s = memory.read_bandwidth() / kGigabyte;
+    bench.dot_gmac_per_s = dot_rate(pool, instruction) / kGigabyte;
+    pool.rest();
+
+    TurnHooks hooks;
+    if (options.cold) hooks.before_run = [&] { memory.flush_caches(); };
+    hooks.after_round = [&](int done) {
+        return !options.progress || options.progress("measuring", done, options.repeats);
+    };
+    const auto samples = measure_interleaved(turns, options.repeats, hooks);
+    bench.rounds = static_cast<int>(samples.front().size());
+    for (std::size_t index = 0; index < samples.size(); ++index)
+        add_times(bench, options.attention, samples[index], bench.results[index]);
+    for (ContenderResult& result : bench.results)
+        result.ratio = result.median_us / bench.results.front().median_us;
+    bench.floor_us = bench.results.front().floor_us;
+    return bench;
+}
+
+} // namespace innerkv::bench

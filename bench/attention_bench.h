@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// `innerkv bench attention`: the machine's limits, then ours and the peers in turns.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "attention_case.h"
+
+namespace innerkv::bench {
+
+struct AttentionBenchOptions {
+    AttentionCase attention;
+    std::vector<std::string> presets; ///< at least one; ratios are against the first
+    std::vector<std::string> peers;   ///< "ggml:f16", ...
+    std::string isa;                  ///< empty: the best there is
+    int threads = 1;
+    int repeats = 20;
+    bool cold = false; ///< empty the caches before each run
+    /// What is being done, rounds done and all rounds; false: stop measuring. May be empty.
+    std::function<bool(const std::string& what, int done, int total)> progress;
+};
+
+struct ContenderResult {
+    std::string name;
+    double median_us = 0;
+    double min_us = 0;
+    std::size_t bytes_read = 0;
+    double gb_per_s = 0; ///< 1e9 bytes, by the median
+    double percent_of_read_bandwidth = 0;
+    double ratio = 0;          ///< its median over the first preset's
+    double floor_us = 0;       ///< what its bytes take at the read bandwidth; ours: or its products
+    double relative_error = 0; ///< against the exact attention on unrounded data
+    double cosine = 0;
+    double arithmetic_error =
+        -1; ///< against the exact attention on what the cache holds; -1: unknown
+};
+
+struct AttentionBenchResult {
+    std::string isa;
+    std::string dot_instruction;
+    double read_bandwidth_gb_per_s = 0;
+    double dot_gmac_per_s = 0;
+    double floor_us = 0; ///< of the first preset: the longer of reading its bytes and its products
+    int rounds = 0;
+    std::vector<ContenderResult> results;
+};
+
+/// Throws InvalidArgument where options are not supported, and Error where a contender's output is
+/// wrong.
+AttentionBenchResult run_attention_bench(const AttentionBenchOptions& options);
+
+} // namespace innerkv::bench

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is measured: one decode step's attention on a filled cache, ours or a peer's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention_case.h"
+#include "thread_pool.h"
+
+namespace innerkv::bench {
+
+class Contender {
+public:
+    virtual ~Contender() = default;
+
+    virtual std::string name() const = 0; ///< "innerkv:base", "ggml:q8_0"
+    /// Bytes of keys and values, scales counted, that a run has to read.
+    virtual std::size_t bytes_read() const = 0;
+    /// Wakes threads; not timed.
+    virtual void wake() {}
+    /// Timed.
+    virtual void run() = 0;
+    /// Puts threads to sleep, so that the next contender has the cores; not timed.
+    virtual void rest() {}
+    /// Of the last run, [batch, q_heads, head_dim].
+    virtual std::span<const float> output() const = 0;
+
+    /// The right answer on what this contender's cache holds after rounding, for sequence 0,
+    /// [q_heads, head_dim]: what its arithmetic is judged by. Empty: not known.
+    virtual std::vector<float> expected_output() const { return {}; }
+};
+
+/// Ours: a cache filled through append and settled, one attention call over it.
+/// `isa` empty: the best there is. Throws InvalidArgument.
+std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,
+                                                  std::string_view preset, std::string_view isa,
+                                                  ThreadPool& pool);
+
+/// Names of all rivals, "ggml:f16", ...
+std::vector<std::string> peer_names();
+/// Throws InvalidArgument listing the rivals unless `name` is one.
+void require_peer(std::string_view name);
+/// A rival by name; throws InvalidArgument where there is none or it does not support the case.
+std::unique_ptr<Contender> make_peer(const AttentionCase& attention, std::string_view name,
+                                     int threads);
+
+} // namespace innerkv::bench

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <atomic>
+#include <string_view>
+#include <vector>
+
+#include "contender.h"
+#include "innerkv/attention.h"
+#include "innerkv/cache.h"
+
+namespace innerkv::bench {
+namespace {
+
+constexpr std::int64_t kAppendTokens = 512;
+
+CacheConfig config_of(const AttentionCase& attention, const Preset& preset) {
+    CacheConfig config =
+        CacheConfig::from_preset(preset, 1, attention.kv_heads, attention.head_dim);
+    config.max_tokens = attention.context * attention.batch;
+    config.max_sequences = attention.batch;
+    config.max_append = static_cast<int>(kAppendTokens);
+    return config;
+}
+
+class InnerkvContender final : public Contender {
+public:
+    InnerkvContender(const AttentionCase& attention, const Preset& preset, std::string_view isa,
+                     ThreadPool& pool)
+        : attention_(attention), name_(preset.name), isa_(isa), pool_(pool),
+          cache_(config_of(attention, preset)) {
+        shape_.q_heads = attention.q_heads;
+        shape_.kv_heads = attention.kv_heads;
+        shape_.format = preset.format(attention.head_dim);
+        for (int index = 0; index < attention.batch; ++index) add_sequence(index);
+        out_.resize(queries_.size());
+    }
+
+    std::string name() const override { return "innerkv:" + name_; }
+
+    std::size_t bytes_read() const override {
+        const std::size_t dense_bytes =
+            PageFormat{kF16, kF16, attention_.head_dim}.page_bytes() / kPageTokens;
+        std::size_t bytes = 0;
+        for (const SequenceId sequence : sequences_) {
+            const SequenceView view = cache_.view(0, sequence);
+            bytes += view.quantized.pages.size() * shape_.format.page_bytes();
+            bytes += static_cast<std::size_t>(view.sink.tokens + view.recent.tokens) * dense_bytes;
+        }
+        return bytes * static_cast<std::size_t>(attention_.kv_heads);
+    }
+
+    void wake() override { pool_.wake(); }
+    void rest() override { pool_.rest(); }
+
+    /// Everything that a decode step does again: views, the split into items, the items.
+    void run() override {
+        std::vector<SequenceView> views;
+        const std::vector<QueryBlock> blocks = make_blocks(views, out_.data());
+        Attention attention(shape_, blocks, {.isa = isa_, .threads = pool_.threads()});
+        std::atomic<int> next{0};
+        pool_.run([&](int) {
+            for (int item = next++; item < attention.items(); item = next++) attention.run(item);
+        });
+    }
+
+    std::span<const float> output() const override { return out_; }
+
+    std::vector<float> expected_output() const override {
+        std::vector<SequenceView> views;
+        std::vector<float> out(queries_.size());
+        const std::vector<QueryBlock> blocks = make_blocks(views, out.data());
+        attention_reference(shape_, std::span(blocks).first(1));
+        out.resize(attention_.query_elements());
+        return out;
+    }
+
+private:
+    void add_sequence(int index) {
+        const SequenceId sequence = cache_.create();
+        const std::size_t elements = attention_.row_elements();
+        std::vector<float> k(elements * static_cast<std::size_t>(kAppendTokens));
+        std::vector<float> v(k.size());
+        for (std::int64_t first = 0; first < attention_.context; first += kAppendTokens) {
+            const std::int64_t tokens = std::min(kAppendTokens, attention_.context - first);
+            make_rows(attention_, index, first, tokens, k.data(), v.data());
+            AppendRows rows;
+            rows.sequence = sequence;
+            rows.tokens = static_cast<int>(tokens);
+            rows.k = {k.data(), RowType::f32, static_cast<std::ptrdiff_t>(elements),
+                      attention_.head_dim};
+            rows.v = {v.data(), RowType::f32, static_cast<std::ptrdiff_t>(elements),
+                      attention_.head_dim};
+            cache_.append(0, {&rows, 1});
+        }
+        cache_.settle(sequence); // the state of a cache that grew token by token
+        sequences_.push_back(sequence);
+        const std::vector<float> queries = make_queries(attention_, index);
+        queries_.insert(queries_.end(), queries.begin(), queries.end());
+    }
+
+    /// One block per sequence, pointing into `views`.
+    std::vector<QueryBlock> make_blocks(std::vector<SequenceView>& views, float* out) const {
+        std::vector<QueryBlock> blocks(sequences_.size());
+        views.resize(sequences_.size());
+        const auto token_stride = static_cast<std::ptrdiff_t>(attention_.query_elements());
+        for (std::size_t index = 0; index < sequences_.size(); ++index) {
+            views[index] = cache_.view(0, sequences_[index]);
+            QueryBlock& block = blocks[index];
+            block.sequence = &views[index];
+            block.q = queries_.data() + index * attention_.query_elements();
+            block.out = out + index * attention_.query_elements();
+            block.q_token_stride = block.out_token_stride = token_stride;
+            block.q_head_stride = block.out_head_stride = attention_.head_dim;
+            block.first_position = attention_.context - 1;
+        }
+        return blocks;
+    }
+
+    AttentionCase attention_;
+    std::string name_;
+    std::string isa_;
+    ThreadPool& pool_;
+    Cache cache_;
+    AttentionShape shape_;
+    std::vector<SequenceId> sequences_;
+    std::vector<float> queries_; ///< [batch, q_heads, head_dim]
+    std::vector<float> out_;     ///< the same shape
+};
+
+} // namespace
+
+std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,
+                                                  std::string_view preset, std::string_view isa,
+                                                  ThreadPool& pool) {
+    return std::make_unique<InnerkvContender>(attention, find_preset(preset), isa, pool);
+}
+
+} // namespace innerkv::bench

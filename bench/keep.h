@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keeps the optimizer from dropping work whose result nobody uses. Included by translation units with
+// instruction-set flags: always inlined.
+#pragma once
+
+namespace innerkv::bench {
+
+/// The memory behind `data` counts as read and changed.
+[[gnu::always_inline]] inline void keep(const void* data) {
+    asm volatile("" : : "r"(data) : "memory");
+}
+
+#if defined(__x86_64__)
+/// The compiler knows no longer what a vector register holds.
+template <typename Vector>
+[[gnu::always_inline]] inline void hide(Vector& vector) {
+    asm volatile("" : "+v"(vector));
+}
+#endif
+
+} // namespace innerkv::bench
