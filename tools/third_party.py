@@ -76,20 +76,21 @@ def source_archive():
 
 def unpack(archive, into):
     """Unpacks vendor/llama.cpp, without the folders that no target of ours reads."""
-    prefix = re.compile(r"[^/]+/vendor/llama\.cpp/"
-                        r"(CMakeLists\.txt|LICENSE|(cmake|ggml|include|src|licenses|vendor|gguf-py)/)")
-    backends = re.compile(r".*/ggml/src/ggml-(?!cpu/)[a-z]+/")
-    root = None
+    wanted = re.compile(r"[^/]+/vendor/llama\.cpp/"
+                        r"(CMakeLists\.txt|LICENSE|"
+                        r"(cmake|ggml|include|src|licenses|vendor|gguf-py)/)")
+    other_backends = re.compile(r".*/ggml/src/ggml-(?!cpu/)[a-z]+/")
     with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         for member in tar:
-            if prefix.match(member.name) and not backends.match(member.name):
+            if wanted.match(member.name) and not other_backends.match(member.name):
                 tar.extract(member, into)
-                root = root or member.name.split("/")[0]
-    return into / root / "vendor" / "llama.cpp"
+    (source,) = into.glob("*/vendor/llama.cpp")
+    return source
 
 
 def drop_unused_variants(source):
-    """libggml would pull in all fourteen variants of the CPU backend; the targets are named here."""
+    """libggml would pull in every variant of the CPU backend; build() names those we want."""
     path = source / "ggml" / "src" / "CMakeLists.txt"
     text = path.read_text(encoding="utf-8")
     dependency = "add_dependencies(ggml ${backend})"
@@ -150,16 +151,20 @@ def collect(source, build_dir, result):
     shutil.copy2(source / "LICENSE", result / "licenses" / "llama.cpp")
 
 
+def make(place):
+    with fetch.scratch_dir("third-party") as scratch:
+        source = unpack(source_archive(), scratch / "source")
+        drop_unused_variants(source)
+        collect(source, build(source, scratch), scratch / "result")
+        (scratch / "result").rename(place)
+
+
 def main():
     place = fetch.cache_dir() / f"third-party-{cache_key()}"
     if not place.is_dir():
         with fetch.locked("third-party"):
             if not place.is_dir():
-                with fetch.scratch_dir("third-party") as scratch:
-                    source = unpack(source_archive(), scratch / "source")
-                    drop_unused_variants(source)
-                    collect(source, build(source, scratch), scratch / "result")
-                    (scratch / "result").rename(place)
+                make(place)
     print(place)
 
 
