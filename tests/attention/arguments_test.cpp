@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments that are refused, each with a message that names the fault.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+
+#include "fixture.h"
+#include "innerkv/error.h"
+
+namespace innerkv::test {
+namespace {
+
+struct Call {
+    AttentionShape shape;
+    QueryBlock block;
+    SequenceView sequence;
+    AttentionOptions options;
+};
+
+struct Fault {
+    const char* name;
+    const char* message; ///< a part of it
+    std::function<void(Call&)> make;
+};
+
+const Fault kFaults[] = {
+    {"HeadDim", "head dimension 72", [](Call& c) { c.shape.format.head_dim = 72; }},
+    {"Bits", "5 bits", [](Call& c) { c.shape.format.k.bits = 5; }},
+    {"HalfQuantized", "one of K and V", [](Call& c) { c.shape.format.v = kF16; }},
+    {"NoQueryHeads", "0 query heads", [](Call& c) { c.shape.q_heads = 0; }},
+    {"NoKvHeads", "on 0 KV heads", [](Call& c) { c.shape.kv_heads = 0; }},
+    {"NotDivisible", "4 query heads on 3 KV heads", [](Call& c) { c.shape.kv_heads = 3; }},
+    {"Scale", "scale", [](Call& c) { c.shape.scale = -1.0f; }},
+    {"ScaleNan", "scale", [](Call& c) { c.shape.scale = std::numeric_limits<float>::quiet_NaN(); }},
+    {"SoftCap", "soft cap",
+     [](Call& c) { c.shape.soft_cap = std::numeric_limits<float>::infinity(); }},
+    {"Window", "sliding window -1", [](Call& c) { c.shape.sliding_window = -1; }},
+    {"Threads", "0 threads", [](Call& c) { c.options.threads = 0; }},
+    {"NoSequence", "block 0: no sequence", [](Call& c) { c.block.sequence = nullptr; }},
+    {"NoTokens", "block 0: 0 query tokens", [](Call& c) { c.block.tokens = 0; }},
+    {"NullQuery", "q or out is null", [](Call& c) { c.block.q = nullptr; }},
+    {"NullOut", "q or out is null", [](Call& c) { c.block.out = nullptr; }},
+    {"Position", "first position is -3", [](Call& c) { c.block.first_position = -3; }},
+    {"QueryHeadStride", "q_head_stride is 63", [](Call& c) { c.block.q_head_stride = 63; }},
+    {"QueryTokenStride", "q_token_stride is 0", [](Call& c) { c.block.q_token_stride = 0; }},
+    {"OutHeadStride", "out_head_stride is 0", [](Call& c) { c.block.out_head_stride = 0; }},
+    {"OutTokenStride", "out_token_stride is 1", [](Call& c) { c.block.out_token_stride = 1; }},
+    {"TooManyTokens", "sink has 33 tokens on 1 pages",
+     [](Call& c) { c.sequence.sink.tokens = 33; }},
+    {"NegativeTokens", "recent run has -1 tokens", [](Call& c) { c.sequence.recent.tokens = -1; }},
+    {"NegativeFirst", "sink begins at token -32",
+     [](Call& c) { c.sequence.sink.first_token = -32; }},
+    {"Overlap", "quantized run begins at token 31",
+     [](Call& c) { c.sequence.quantized.first_token = 31; }},
+    {"Length", "pages reach token 192", [](Call& c) { c.sequence.length = 191; }},
+    {"HeadStride", "multiples of 64", [](Call& c) { c.sequence.recent.head_stride += 32; }},
+    {"QuantizedRunOfF16", "the format is f16",
+     [](Call& c) { c.shape.format.k = c.shape.format.v = kF16; }},
+    {"Transforms", "1 key transforms for 2 KV heads",
+     [](Call& c) {
+         static const KeyTransform transform;
+         c.sequence.transforms = {&transform, 1};
+     }},
+    {"NullPage", "quantized run has a null page",
+     [](Call& c) {
+         static const std::byte* const pages[2] = {};
+         c.sequence.quantized.pages = pages;
+     }},
+    {"UnalignedPage", "multiples of 64",
+     [](Call& c) {
+         static const std::byte* pages[2];
+         for (int i = 0; i < 2; ++i) pages[i] = c.sequence.quantized.pages[0] + 16;
+         c.sequence.quantized.pages = pages;
+     }},
+};
+
+class Arguments : public testing::TestWithParam<Fault> {};
+
+TEST_P(Arguments, AreRefused) {
+    Batch batch(shape_of(find_preset("base").format(64), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 64;
+    batch.add(spec, 2);
+    Call call{batch.shape, batch.blocks[0], batch.sequences[0].view(), {}};
+    call.block.sequence = &call.sequence;
+    EXPECT_NO_THROW(Attention(call.shape, {&call.block, 1}, call.options));
+    GetParam().make(call);
+    try {
+        Attention(call.shape, {&call.block, 1}, call.options);
+        FAIL() << "accepted";
+    } catch (const InvalidArgument& error) {
+        EXPECT_NE(std::string(error.what()).find(GetParam().message), std::string::npos)
+            << error.what();
+    }
+    if (call.options.threads < 1) return; // the reference has no options
+    EXPECT_THROW(attention_reference(call.shape, {&call.block, 1}), InvalidArgument);
+}
+
+INSTANTIATE_TEST_SUITE_P(Each, Arguments, testing::ValuesIn(kFaults),
+                         [](const auto& test) { return test.param.name; });
+
+TEST(MergeArguments, DifferentHeadDimensionsAreRefused) {
+    std::vector<float> state(64);
+    const std::vector<float> other(80);
+    float log_sum_exp = 0.0f;
+    EXPECT_THROW(merge_attention(state, log_sum_exp, other, 0.0f), InvalidArgument);
+}
+
+} // namespace
+} // namespace innerkv::test

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sequences with nothing in them, distributions made to break things, memory full of NaN.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "fixture.h"
+
+namespace innerkv::test {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+PageFormat base(int head_dim = 64) { return find_preset("base").format(head_dim); }
+
+FillRow scaled(float factor) {
+    return [factor](std::mt19937& random, std::vector<float>& row) {
+        gaussian(random, row);
+        for (float& value : row) value *= factor;
+    };
+}
+
+FillRow constant(float value) {
+    return [value](std::mt19937&, std::vector<float>& row) {
+        std::fill(row.begin(), row.end(), value);
+    };
+}
+
+class Edge : public testing::TestWithParam<std::string_view> {
+protected:
+    Result run(const Batch& batch, Arithmetic arithmetic = Arithmetic::integer) const {
+        return attend(batch, arithmetic, GetParam(), 2);
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Available, Edge, testing::ValuesIn(available_isas()),
+                         [](const auto& test) { return std::string(test.param); });
+
+void expect_nothing_seen(const Result& result) {
+    for (std::size_t row = 0; row < result.out.size(); ++row) {
+        EXPECT_EQ(result.out[row], std::vector<float>(result.out[row].size(), 0.0f));
+        EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
+    }
+}
+
+TEST_P(Edge, EmptySequence) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.sink = spec.recent = 0;
+    batch.add(spec, 3);
+    expect_nothing_seen(run(batch));
+    expect_nothing_seen(reference(batch));
+}
+
+TEST_P(Edge, NoBlocks) {
+    const Batch batch(shape_of(base(), 4, 2));
+    EXPECT_EQ(Attention(batch.shape, batch.blocks).items(), 0);
+}
+
+/// The tokens that the window reaches have been dropped.
+TEST_P(Edge, WindowOverDroppedTokens) {
+    Batch batch(shape_of(base(), 4, 2));
+    batch.shape.sliding_window = 8;
+    SequenceSpec spec;
+    spec.quantized = 64;
+    spec.dropped = 64;
+    batch.add(spec, 2);
+    batch.blocks[0].first_position = 60;
+    expect_nothing_seen(run(batch));
+    expect_nothing_seen(reference(batch));
+}
+
+/// Some rows of a chunk see nothing, their neighbours do.
+TEST_P(Edge, RowsThatSeeNothingBesideRowsThatDo) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.sink = 0;
+    spec.dropped = 64; // the sequence begins at token 64
+    spec.quantized = 64;
+    batch.add(spec, 8);
+    batch.blocks[0].first_position = 60;
+    const Result result = run(batch);
+    const Result expected = reference(batch);
+    for (std::size_t row = 0; row < 8; ++row) EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
+    EXPECT_LT(largest_error(result, expected), 0.02);
+    EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+}
+
+TEST_P(Edge, OnlyQuantizedOrOnlyWindows) {
+    for (const bool quantized : {false, true}) {
+        Batch batch(shape_of(base(), 4, 2));
+        SequenceSpec spec;
+        spec.sink = quantized ? 0 : 32;
+        spec.recent = quantized ? 0 : 96;
+        spec.quantized = quantized ? 128 : 0;
+        batch.add(spec);
+        const Result expected = reference(batch);
+        EXPECT_LT(largest_error(run(batch), expected), quantized ? 0.02 : 1e-5);
+        EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+    }
+}
+
+TEST_P(Edge, OneTokenDominates) {
+    for (const int token : {0, 40, 300, 350}) {
+        SCOPED_TRACE(token);
+        Batch batch(shape_of(base(), 2, 1));
+        SequenceSpec spec;
+        spec.quantized = 256;
+        spec.k = [token, count = 0](std::mt19937& random, std::vector<float>& row) mutable {
+            gaussian(random, row);
+            if (count++ == token) std::fill(row.begin(), row.end(), 5.0f);
+        };
+        batch.add(spec, 1, constant(1.0f));
+        const Result expected = reference(batch);
+        EXPECT_LT(largest_error(run(batch), expected), 0.01);
+        EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+    }
+}
+
+TEST_P(Edge, EqualKeysGiveEqualWeights) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 1024;
+    spec.k = constant(0.7f);
+    batch.add(spec);
+    const Result expected = reference(batch);
+    EXPECT_LT(largest_error(run(batch), expected), 0.01);
+    EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+}
+
+TEST_P(Edge, TinyLogits) {
+    for (const float size : {1e-3f, 1e-20f, 1e-38f, 0.0f}) {
+        SCOPED_TRACE(size);
+        Batch batch(shape_of(base(), 2, 1));
+        SequenceSpec spec;
+        spec.quantized = 256;
+        spec.k = scaled(1e-3f);
+        batch.add(spec, 1, scaled(size));
+        const Result expected = reference(batch);
+        EXPECT_LT(largest_error(run(batch), expected), 0.01);
+        EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+    }
+}
+
+/// Logits of +-1e4, whose differences underflow any exponential: the largest wins.
+TEST_P(Edge, LogitsOfTenThousand) {
+    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 256;
+    spec.k = [count = 0](std::mt19937&, std::vector<float>& row) mutable {
+        std::fill(row.begin(), row.end(), count++ % 7 == 3 ? 35.0f : -35.0f);
+    };
+    batch.add(spec, 1, constant(35.0f));
+    const Result expected = reference(batch);
+    EXPECT_NEAR(expected.log_sum_exp[0], 35.0 * 35.0 * 8.0, 100.0);
+    // An fp32 logit of this size has steps of 1e-3, and so have weights that depend on it.
+    EXPECT_LT(largest_error(run(batch), expected), 0.01);
+    EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 2e-3);
+}
+
+/// Random logits of the same size: int8 queries may pick another of the largest, so the output is not
+/// close to the reference; but it is a weighted mean of values.
+TEST_P(Edge, RandomLogitsOfTenThousandStayFinite) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 512;
+    batch.add(spec, 1, scaled(3000.0f));
+    const Result expected = reference(batch);
+    EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-4);
+    const Result integer = run(batch);
+    for (const auto& row : integer.out)
+        for (const float value : row) EXPECT_LT(std::abs(value), 6.0f);
+}
+
+/// Every page's logits exceed those in front of it by far: the running reference moves each time.
+TEST_P(Edge, LogitsThatGrowPageByPage) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 512;
+    spec.k = [count = 0](std::mt19937& random, std::vector<float>& row) mutable {
+        gaussian(random, row);
+        const float level = static_cast<float>(count++ / 32) * 0.5f;
+        for (float& value : row) value = 0.1f * value + level;
+    };
+    for (const float sign : {1.0f, -1.0f}) {
+        batch.blocks.clear();
+        batch.add(spec, 1, constant(sign));
+        const Result expected = reference(batch);
+        EXPECT_LT(largest_error(run(batch), expected), 0.02);
+        EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+    }
+}
+
+TEST_P(Edge, LargestValuesOfF16) {
+    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 128;
+    spec.v = [](std::mt19937& random, std::vector<float>& row) {
+        for (float& value : row) value = random() % 2 == 0 ? 65504.0f : 60000.0f;
+    };
+    batch.add(spec);
+    const Result expected = reference(batch);
+    EXPECT_LT(largest_error(run(batch), expected), 0.01);
+    EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+}
+
+/// Leaves NaN where the next call's scratch will be.
+[[gnu::noinline]] void poison_stack() {
+    volatile unsigned char memory[300000];
+    for (volatile unsigned char& byte : memory) byte = 0xff;
+}
+
+TEST_P(Edge, ScratchIsWrittenBeforeItIsRead) {
+    for (const int head_dim : {64, 80, 128, 192}) {
+        for (const Arithmetic arithmetic : {Arithmetic::integer, Arithmetic::exact}) {
+            Batch batch(shape_of(find_preset("hybrid").format(head_dim), 3, 1));
+            SequenceSpec spec;
+            spec.quantized = 70;
+            spec.recent = 40;
+            batch.add(spec, 3);
+            const Result expected = run(batch, arithmetic);
+            const Result result = collect(batch, [&] {
+                Attention attention(batch.shape, batch.blocks, {arithmetic, GetParam(), 1});
+                for (int item = 0; item < attention.items(); ++item) {
+                    poison_stack();
+                    attention.run(item);
+                }
+            });
+            EXPECT_EQ(result.out, expected.out);
+            EXPECT_EQ(result.log_sum_exp, expected.log_sum_exp);
+        }
+    }
+}
+
+/// Gaps between heads, rows of queries and outputs: what was NaN still is.
+TEST_P(Edge, NothingIsWrittenBesideTheOutput) {
+    Batch batch(shape_of(base(80), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 64;
+    batch.add(spec, 5);
+    run(batch);
+    const QueryBlock& block = batch.blocks[0];
+    for (int token = 0; token < 5; ++token)
+        for (int head = 0; head < 4; ++head)
+            for (int c = 80; c < 83; ++c)
+                EXPECT_TRUE(std::isnan(
+                    block.out[token * block.out_token_stride + head * block.out_head_stride + c]));
+}
+
+} // namespace
+} // namespace innerkv::test

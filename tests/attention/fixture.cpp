@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fixture.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "innerkv/codec.h"
+#include "transform/transform.h"
+
+namespace innerkv::test {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+std::size_t index(int value) { return static_cast<std::size_t>(value); }
+
+/// What a transform is there to take out.
+void add_offset(const float* size, const float* centre, std::vector<float>& row) {
+    for (std::size_t c = 0; c < row.size(); ++c)
+        row[c] = row[c] * (size ? size[c] : 1.0f) + (centre ? centre[c] : 0.0f);
+}
+
+/// `rows`: [32][head_dim], fp16.
+void write_f16_row(const std::vector<float>& row, std::byte* rows, int token) {
+    std::byte* to = rows + sizeof(std::uint16_t) * row.size() * index(token);
+    for (const float value : row) {
+        const std::uint16_t bits = f16_from_float(value);
+        std::memcpy(to, &bits, sizeof bits);
+        to += sizeof bits;
+    }
+}
+
+/// NaN for the scales and zero-points of one token's keys.
+void poison_key(const PageFormat& format, int token, std::byte* page) {
+    const Codec codec = format.k;
+    for (int block = 0; block < format.blocks(); ++block) {
+        std::byte* scales = page + index(block) * codec.block_bytes() + codec.code_bytes();
+        for (int half = 0; half < 2; ++half) {
+            const int group = kTileRows * (2 * half + token / kTileRows) + token % kTileRows;
+            std::memset(scales + 2 * group, 0xff, 2);
+            if (codec.has_zero_points()) std::memset(scales + 128 + 2 * group, 0xff, 2);
+        }
+    }
+}
+
+double norm(const std::vector<float>& row) {
+    double sum = 0.0;
+    for (const float value : row) sum += static_cast<double>(value) * value;
+    return std::sqrt(sum);
+}
+
+double row_error(const std::vector<float>& row, const std::vector<float>& expected) {
+    std::vector<float> difference(row.size());
+    for (std::size_t c = 0; c < row.size(); ++c) difference[c] = row[c] - expected[c];
+    const double size = norm(expected);
+    const double error = size > 0.0 ? norm(difference) / size : norm(difference);
+    return std::isfinite(error) ? error : std::numeric_limits<double>::infinity();
+}
+
+} // namespace
+
+Memory::Memory(std::size_t bytes)
+    : data_(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kPageAlignment}))) {
+    std::memset(data_.get(), 0xff, bytes);
+}
+
+void Memory::Free::operator()(std::byte* data) const {
+    ::operator delete (data, std::align_val_t{kPageAlignment});
+}
+
+void gaussian(std::mt19937& random, std::vector<float>& row) {
+    std::normal_distribution<float> normal;
+    for (float& value : row) value = normal(random);
+}
+
+Sequence::Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed)
+    : random_(seed) {
+    make_transforms(kv_heads, format.head_dim, spec.transform);
+    make_run(format, kv_heads, spec.sink, false, spec, sink_, view_.sink);
+    make_run(format, kv_heads, spec.quantized, true, spec, quantized_, view_.quantized);
+    make_run(format, kv_heads, spec.recent, false, spec, recent_, view_.recent);
+    view_.quantized.first_token = spec.sink + spec.dropped;
+    view_.recent.first_token = view_.quantized.first_token + spec.quantized;
+    view_.length = view_.recent.first_token + spec.recent;
+}
+
+void Sequence::make_transforms(int kv_heads, int head_dim, const TransformFlags& flags) {
+    if (!flags.norm && !flags.centre && !flags.rotate && !flags.value_centre) return;
+    std::normal_distribution<float> normal;
+    const auto channels = [&](bool present, bool positive) -> const float* {
+        if (!present) return nullptr;
+        auto& values = channels_.emplace_back(index(head_dim));
+        for (float& value : values)
+            value = positive ? std::exp(0.3f * normal(random_)) : normal(random_);
+        return values.data();
+    };
+    for (int head = 0; head < kv_heads; ++head) {
+        KeyTransform transform;
+        transform.norm = channels(flags.norm, true);
+        transform.centre = channels(flags.centre, false);
+        transform.value_centre = channels(flags.value_centre, false);
+        transform.rotate = flags.rotate;
+        transforms_.push_back(transform);
+    }
+    view_.transforms = transforms_;
+}
+
+void Sequence::make_run(const PageFormat& format, int kv_heads, int tokens, bool quantized,
+                        const SequenceSpec& spec, Run& run, PageRun& view) {
+    const int head_dim = format.head_dim;
+    const int dim = quantized ? format.padded_dim() : head_dim;
+    const PageFormat stored =
+        quantized ? PageFormat{format.k, format.v, dim} : PageFormat{kF16, kF16, head_dim};
+    constexpr std::size_t kGap = 64;
+    view.head_stride = stored.page_bytes() + kGap;
+    view.tokens = tokens;
+    std::vector<float> row(index(head_dim));
+    std::vector<float> k(index(kPageTokens * dim));
+    std::vector<float> v(index(kPageTokens * dim));
+    for (int first = 0; first < tokens; first += kPageTokens) {
+        auto& memory = run.memory.emplace_back(view.head_stride * index(kv_heads));
+        run.pages.push_back(memory.data());
+        for (int head = 0; head < kv_heads; ++head) {
+            std::byte* page = memory.data() + index(head) * view.head_stride;
+            const KeyTransform transform =
+                transforms_.empty() ? KeyTransform{} : transforms_[index(head)];
+            for (int token = 0; token < std::min(kPageTokens, tokens - first); ++token) {
+                spec.k(random_, row);
+                add_offset(transform.norm, transform.centre, row);
+                if (quantized)
+                    transform_key_row(transform, head_dim, row.data(), k.data() + token * dim);
+                else
+                    write_f16_row(row, page, token);
+                spec.v(random_, row);
+                add_offset(nullptr, transform.value_centre, row);
+                if (quantized)
+                    transform_value_row(transform, head_dim, row.data(), v.data() + token * dim);
+                else
+                    write_f16_row(row, page + stored.v_offset(), token);
+            }
+            if (!quantized) continue;
+            quantize_page(stored, k.data(), dim, v.data(), dim, page);
+            for (int token = tokens - first; token < kPageTokens; ++token)
+                poison_key(stored, token, page);
+        }
+    }
+    view.pages = run.pages;
+}
+
+void Batch::add(const SequenceSpec& spec, int tokens, const FillRow& q) {
+    const auto seed = static_cast<unsigned>(sequences.size() + 1);
+    const Sequence& sequence = sequences.emplace_back(shape.format, shape.kv_heads, spec, seed);
+    // Heads and tokens lie apart, so that strides count and what lies between is NaN.
+    const int head_dim = shape.format.head_dim;
+    const int head_stride = head_dim + 3;
+    const int token_stride = shape.q_heads * head_stride + 5;
+    auto& queries = memory.emplace_back(index(tokens * token_stride), kNan);
+    auto& out = memory.emplace_back(queries.size(), kNan);
+    auto& log_sum_exp = memory.emplace_back(index(tokens * shape.q_heads), kNan);
+    std::mt19937 random(seed + 1000);
+    std::vector<float> row(index(head_dim));
+    for (int token = 0; token < tokens; ++token) {
+        for (int head = 0; head < shape.q_heads; ++head) {
+            q(random, row);
+            std::copy(row.begin(), row.end(),
+                      queries.begin() + token * token_stride + head * head_stride);
+        }
+    }
+    QueryBlock block;
+    block.sequence = &sequence.view();
+    block.q = queries.data();
+    block.out = out.data();
+    block.log_sum_exp = log_sum_exp.data();
+    block.q_token_stride = block.out_token_stride = token_stride;
+    block.q_head_stride = block.out_head_stride = head_stride;
+    block.first_position = std::max<std::int64_t>(0, sequence.view().length - tokens);
+    block.tokens = tokens;
+    blocks.push_back(block);
+}
+
+Result collect(const Batch& batch, const std::function<void()>& attend) {
+    const auto each_row = [&](const auto& visit) {
+        for (const QueryBlock& block : batch.blocks)
+            for (int token = 0; token < block.tokens; ++token)
+                for (int head = 0; head < batch.shape.q_heads; ++head)
+                    visit(block.out + token * block.out_token_stride + head * block.out_head_stride,
+                          block.log_sum_exp + token * batch.shape.q_heads + head);
+    };
+    const int head_dim = batch.shape.format.head_dim;
+    each_row([&](float* out, float* log_sum_exp) {
+        std::fill_n(out, head_dim, kNan);
+        *log_sum_exp = kNan;
+    });
+    attend();
+    Result result;
+    each_row([&](const float* out, const float* log_sum_exp) {
+        result.out.emplace_back(out, out + head_dim);
+        result.log_sum_exp.push_back(*log_sum_exp);
+    });
+    return result;
+}
+
+Result reference(const Batch& batch) {
+    return collect(batch, [&] { attention_reference(batch.shape, batch.blocks); });
+}
+
+Result attend(const Batch& batch, Arithmetic arithmetic, std::string_view isa, int threads) {
+    return collect(batch, [&] {
+        Attention(batch.shape, batch.blocks, {arithmetic, isa, threads}).run_all();
+    });
+}
+
+double largest_error(const Result& result, const Result& expected) {
+    double largest = 0.0;
+    for (std::size_t row = 0; row < expected.out.size(); ++row)
+        largest = std::max(largest, row_error(result.out[row], expected.out[row]));
+    return largest;
+}
+
+double mean_error(const Result& result, const Result& expected) {
+    double sum = 0.0;
+    for (std::size_t row = 0; row < expected.out.size(); ++row)
+        sum += std::pow(row_error(result.out[row], expected.out[row]), 2);
+    return std::sqrt(sum / static_cast<double>(expected.out.size()));
+}
+
+double log_sum_exp_error(const Result& result, const Result& expected) {
+    double largest = 0.0;
+    for (std::size_t row = 0; row < expected.log_sum_exp.size(); ++row) {
+        const double a = result.log_sum_exp[row];
+        const double b = expected.log_sum_exp[row];
+        if (a == b) continue;
+        const double error = std::abs(a - b);
+        largest = std::max(largest,
+                           std::isfinite(error) ? error : std::numeric_limits<double>::infinity());
+    }
+    return largest;
+}
+
+std::vector<NamedFormat> all_formats(int head_dim) {
+    std::vector<NamedFormat> formats;
+    for (const Preset& preset : presets())
+        formats.push_back({std::string(preset.name), preset.format(head_dim)});
+    for (const int bits : {2, 3, 4, 8}) {
+        const std::string suffix = std::to_string(bits);
+        formats.push_back({"symmetric" + suffix, {symmetric(bits), symmetric(bits), head_dim}});
+        formats.push_back({"asymmetric" + suffix, {asymmetric(bits), asymmetric(bits), head_dim}});
+        formats.push_back({"hybrid" + suffix, {hybrid(bits), hybrid(bits), head_dim}});
+    }
+    formats.push_back({"mixed", {hybrid(4), asymmetric(2), head_dim}});
+    return formats;
+}
+
+AttentionShape shape_of(const PageFormat& format, int q_heads, int kv_heads) {
+    AttentionShape shape;
+    shape.q_heads = q_heads;
+    shape.kv_heads = kv_heads;
+    shape.format = format;
+    return shape;
+}
+
+} // namespace innerkv::test

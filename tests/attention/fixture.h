@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sequences and queries made by hand for tests of attention. Every byte that attention must not use is
+// NaN: rows beyond a run's tokens, gaps between pages, padding of queries and outputs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "innerkv/attention.h"
+
+namespace innerkv::test {
+
+/// Memory aligned to 64 bytes, all bits set: NaN as fp16 and as fp32.
+class Memory {
+public:
+    explicit Memory(std::size_t bytes);
+    std::byte* data() { return data_.get(); }
+
+private:
+    struct Free {
+        void operator()(std::byte* data) const;
+    };
+    std::unique_ptr<std::byte, Free> data_;
+};
+
+struct TransformFlags {
+    bool norm = false;
+    bool centre = false;
+    bool rotate = false;
+    bool value_centre = false;
+};
+
+/// Fills a row of `head_dim` elements of K, V or q.
+using FillRow = std::function<void(std::mt19937&, std::vector<float>& row)>;
+void gaussian(std::mt19937& random, std::vector<float>& row);
+
+/// How many tokens a sequence has, and what they hold: rows as k and v fill them, times the transform's
+/// norm, plus its centres.
+struct SequenceSpec {
+    int sink = 32;
+    int quantized = 0; ///< tokens; the last page may be partly filled
+    int recent = 96;
+    int dropped = 0; ///< tokens missing between sink and quantized run; a multiple of 32
+    TransformFlags transform;
+    FillRow k = gaussian;
+    FillRow v = gaussian;
+};
+
+class Sequence {
+public:
+    Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed);
+    const SequenceView& view() const { return view_; }
+
+private:
+    struct Run {
+        std::deque<Memory> memory;
+        std::vector<const std::byte*> pages;
+    };
+    void make_transforms(int kv_heads, int head_dim, const TransformFlags& flags);
+    void make_run(const PageFormat& format, int kv_heads, int tokens, bool quantized,
+                  const SequenceSpec& spec, Run& run, PageRun& view);
+
+    std::mt19937 random_;
+    std::deque<std::vector<float>> channels_;
+    std::vector<KeyTransform> transforms_;
+    Run sink_;
+    Run quantized_;
+    Run recent_;
+    SequenceView view_;
+};
+
+/// Sequences with their queries and outputs.
+struct Batch {
+    AttentionShape shape;
+    std::vector<QueryBlock> blocks;
+    std::deque<Sequence> sequences;
+    std::deque<std::vector<float>> memory;
+
+    explicit Batch(const AttentionShape& attention_shape) : shape(attention_shape) {}
+
+    /// The newest `tokens` tokens of a new sequence ask.
+    void add(const SequenceSpec& spec, int tokens = 1, const FillRow& q = gaussian);
+};
+
+/// What attention wrote: rows [block, token, head][head_dim] and their log-sum-exps.
+struct Result {
+    std::vector<std::vector<float>> out;
+    std::vector<float> log_sum_exp;
+};
+
+/// Poisons the outputs, lets `attend` write them and collects them.
+Result collect(const Batch& batch, const std::function<void()>& attend);
+Result reference(const Batch& batch);
+Result attend(const Batch& batch, Arithmetic arithmetic, std::string_view isa = "scalar",
+              int threads = 1);
+
+/// Largest over rows of |difference| / |expected| (L2 norms); infinite where either is not finite.
+double largest_error(const Result& result, const Result& expected);
+/// The same, as the root mean square over rows.
+double mean_error(const Result& result, const Result& expected);
+/// Largest absolute difference of log-sum-exps; equal infinities differ by 0.
+double log_sum_exp_error(const Result& result, const Result& expected);
+
+/// Codecs beyond presets that attention has to support, and presets, by name.
+struct NamedFormat {
+    std::string name;
+    PageFormat format;
+};
+std::vector<NamedFormat> all_formats(int head_dim);
+
+AttentionShape shape_of(const PageFormat& format, int q_heads, int kv_heads);
+
+} // namespace innerkv::test

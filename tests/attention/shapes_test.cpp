@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scalar kernels against the fp64 reference: heads, batches, chunks of queries, masks.
+#include <gtest/gtest.h>
+
+#include "fixture.h"
+
+namespace innerkv::test {
+namespace {
+
+void expect_close_to_reference(const Batch& batch) {
+    const Result expected = reference(batch);
+    const Result exact = attend(batch, Arithmetic::exact);
+    EXPECT_LT(largest_error(exact, expected), 1e-5);
+    EXPECT_LT(log_sum_exp_error(exact, expected), 1e-5);
+    const Result integer = attend(batch, Arithmetic::integer);
+    EXPECT_LT(mean_error(integer, expected), 0.01);
+    EXPECT_LT(largest_error(integer, expected), 0.02);
+}
+
+PageFormat base(int head_dim = 64) { return find_preset("base").format(head_dim); }
+
+TEST(Shapes, EveryGroupSizeFrom1To16) {
+    for (int group = 1; group <= 16; ++group) {
+        SCOPED_TRACE(group);
+        Batch batch(shape_of(base(), 2 * group, 2));
+        SequenceSpec spec;
+        spec.quantized = 128;
+        batch.add(spec);
+        expect_close_to_reference(batch);
+    }
+}
+
+TEST(Shapes, GroupLargerThanTheRowsOfACall) {
+    Batch batch(shape_of(base(), 71, 1));
+    SequenceSpec spec;
+    spec.quantized = 96;
+    batch.add(spec, 2);
+    expect_close_to_reference(batch);
+}
+
+TEST(Shapes, ChunksOf1To64QueryTokens) {
+    for (const int tokens : {1, 2, 3, 5, 8, 13, 16, 31, 32, 33, 64}) {
+        SCOPED_TRACE(tokens);
+        Batch batch(shape_of(base(), 6, 2));
+        SequenceSpec spec;
+        spec.quantized = 96;
+        batch.add(spec, tokens);
+        expect_close_to_reference(batch);
+    }
+}
+
+/// Queries in the middle of the sequence: later tokens, quantized ones too, are out of their sight.
+TEST(Shapes, QueriesBeforeTheEnd) {
+    for (const int position : {0, 1, 31, 32, 40, 63, 64, 100, 159, 160, 200}) {
+        SCOPED_TRACE(position);
+        Batch batch(shape_of(base(), 2, 1));
+        SequenceSpec spec;
+        spec.quantized = 128;
+        batch.add(spec, 20);
+        batch.blocks[0].first_position = position;
+        expect_close_to_reference(batch);
+    }
+}
+
+TEST(Shapes, BatchOfUnequalLengths) {
+    Batch batch(shape_of(base(128), 8, 2));
+    for (const int quantized : {0, 32, 320, 1024}) {
+        SequenceSpec spec;
+        spec.quantized = quantized;
+        spec.recent = 96 + quantized % 29;
+        batch.add(spec, quantized == 320 ? 7 : 1);
+    }
+    expect_close_to_reference(batch);
+}
+
+TEST(Shapes, RunsThatEndInsideAPage) {
+    for (const int tokens : {1, 15, 16, 17, 31, 33, 63}) {
+        SCOPED_TRACE(tokens);
+        Batch batch(shape_of(base(80), 4, 2));
+        SequenceSpec spec;
+        spec.sink = tokens;
+        spec.quantized = 64 + tokens;
+        spec.recent = tokens;
+        batch.add(spec, 1);
+        batch.add(spec, tokens);
+        expect_close_to_reference(batch);
+    }
+}
+
+TEST(Shapes, SlidingWindows) {
+    for (const int window : {1, 5, 32, 33, 64, 100, 128, 129, 200, 500}) {
+        SCOPED_TRACE(window);
+        Batch batch(shape_of(base(), 4, 2));
+        batch.shape.sliding_window = window;
+        SequenceSpec spec;
+        spec.quantized = 256;
+        batch.add(spec, 1);
+        batch.add(spec, 40);
+        spec.dropped = 320;
+        batch.add(spec, 3);
+        expect_close_to_reference(batch);
+    }
+}
+
+TEST(Shapes, SoftCaps) {
+    for (const float cap : {0.5f, 5.0f, 50.0f}) {
+        SCOPED_TRACE(cap);
+        Batch batch(shape_of(base(), 4, 2));
+        batch.shape.soft_cap = cap;
+        batch.shape.scale = 0.5f;
+        SequenceSpec spec;
+        spec.quantized = 256;
+        batch.add(spec, 3);
+        const Result expected = reference(batch);
+        EXPECT_LT(largest_error(attend(batch, Arithmetic::exact), expected), 1e-5);
+        // Logits spread four times as far as the default scale's, and so do their errors.
+        EXPECT_LT(mean_error(attend(batch, Arithmetic::integer), expected), 0.04);
+    }
+}
+
+/// Two halves of a sequence, attended to apart and merged, are the whole.
+TEST(Shapes, StatesOfPartsMerge) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 256;
+    batch.add(spec);
+    const Result whole = attend(batch, Arithmetic::integer);
+
+    SequenceView front = batch.sequences[0].view();
+    SequenceView back = front;
+    front.recent = {};
+    back.sink = back.quantized = {};
+    QueryBlock& block = batch.blocks[0];
+    block.sequence = &front;
+    Result merged = attend(batch, Arithmetic::integer);
+    block.sequence = &back;
+    const Result other = attend(batch, Arithmetic::integer);
+    for (std::size_t row = 0; row < whole.out.size(); ++row)
+        merge_attention(merged.out[row], merged.log_sum_exp[row], other.out[row],
+                        other.log_sum_exp[row]);
+    EXPECT_LT(largest_error(merged, whole), 1e-6);
+    EXPECT_LT(log_sum_exp_error(merged, whole), 1e-5);
+}
+
+TEST(Merge, EmptyStatesAreNeutral) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    std::vector<float> state = {1.0f, 2.0f};
+    const std::vector<float> empty = {0.0f, 0.0f};
+    float log_sum_exp = 3.0f;
+    merge_attention(state, log_sum_exp, empty, -kInfinity);
+    EXPECT_EQ(state, (std::vector<float>{1.0f, 2.0f}));
+    EXPECT_EQ(log_sum_exp, 3.0f);
+
+    std::vector<float> target = empty;
+    float target_log_sum_exp = -kInfinity;
+    merge_attention(target, target_log_sum_exp, state, log_sum_exp);
+    EXPECT_EQ(target, state);
+    EXPECT_EQ(target_log_sum_exp, 3.0f);
+
+    target = empty;
+    target_log_sum_exp = -kInfinity;
+    merge_attention(target, target_log_sum_exp, empty, -kInfinity);
+    EXPECT_EQ(target, empty);
+    EXPECT_EQ(target_log_sum_exp, -kInfinity);
+}
+
+TEST(Shapes, LogSumExpIsOptional) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 64;
+    batch.add(spec);
+    const Result with = attend(batch, Arithmetic::integer);
+    float* log_sum_exp = batch.blocks[0].log_sum_exp;
+    batch.blocks[0].log_sum_exp = nullptr;
+    Attention(batch.shape, batch.blocks, {Arithmetic::integer, "scalar", 1}).run_all();
+    const QueryBlock& block = batch.blocks[0];
+    for (int head = 0; head < 4; ++head)
+        for (int c = 0; c < 64; ++c)
+            EXPECT_EQ(block.out[head * block.out_head_stride + c],
+                      with.out[static_cast<std::size_t>(head)][static_cast<std::size_t>(c)]);
+    batch.blocks[0].log_sum_exp = log_sum_exp;
+}
+
+} // namespace
+} // namespace innerkv::test
