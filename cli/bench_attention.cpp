@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// `innerkv bench attention`: one decode step's attention, ours and the peers in turns.
+#include <algorithm>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "attention_bench.h"
+#include "commands.h"
+#include "contender.h"
+#include "errors.h"
+#include "innerkv/error.h"
+#include "innerkv/format.h"
+#include "interrupt.h"
+#include "options.h"
+#include "output.h"
+#include "progress.h"
+
+namespace innerkv::cli {
+namespace {
+
+constexpr int kMostHeads = 1024;
+constexpr int kMostContext = 1 << 24;
+constexpr int kMostBatch = 1 << 16;
+constexpr int kMostRepeats = 1000000;
+
+struct BenchOptions {
+    bench::AttentionBenchOptions bench;
+    std::string presets = std::string(presets_default());
+    std::string peers;
+    std::string device = "cpu";
+    bool json = false;
+
+    static std::string_view presets_default() { return innerkv::presets().front().name; }
+};
+
+void check_options(const BenchOptions& options) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    if (options.device != "cpu") throw Failure("this build has no CUDA; use --device cpu");
+    if (attention.q_heads % attention.kv_heads != 0)
+        throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
+                                     attention.q_heads, attention.kv_heads));
+    if (!options.peers.empty())
+        for (const std::string& peer : split_list(options.peers)) bench::require_peer(peer);
+}
+
+/// A progress bar for each thing that is being done; false after Ctrl-C.
+class Reporter {
+public:
+    bool operator()(const std::string& what, int done, int total) {
+        if (what != what_) {
+            bar_.reset();
+            bar_ = std::make_unique<Progress>(what, "rounds", total);
+            what_ = what;
+        }
+        bar_->update(done);
+        return !interrupted();
+    }
+
+private:
+    std::string what_;
+    std::unique_ptr<Progress> bar_;
+};
+
+bench::AttentionBenchResult measure(const BenchOptions& options) {
+    bench::AttentionBenchOptions bench = options.bench;
+    Reporter reporter;
+    bench.presets = split_list(options.presets);
+    if (!options.peers.empty()) bench.peers = split_list(options.peers);
+    bench.progress = [&](const std::string& what, int done, int total) {
+        return reporter(what, done, total);
+    };
+    return bench::run_attention_bench(bench);
+}
+
+Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    Json results = Json::array();
+    for (const bench::ContenderResult& result : measured.results) {
+        Json entry = {{"name", result.name},
+                      {"median_us", result.median_us},
+                      {"min_us", result.min_us},
+                      {"bytes_read", result.bytes_read},
+                      {"gb_per_s", result.gb_per_s},
+                      {"percent_of_read_bandwidth", result.percent_of_read_bandwidth},
+                      {"ratio", result.ratio},
+                      {"floor_us", result.floor_us},
+                      {"relative_error", result.relative_error},
+                      {"cosine", result.cosine}};
+        if (result.arithmetic_error >= 0) entry["arithmetic_error"] = result.arithmetic_error;
+        results.push_back(std::move(entry));
+    }
+    return {{"head_dim", attention.head_dim},
+            {"q_heads", attention.q_heads},
+            {"kv_heads", attention.kv_heads},
+            {"context", attention.context},
+            {"batch", attention.batch},
+            {"threads", options.bench.threads},
+            {"device", options.device},
+            {"isa", measured.isa},
+            {"cold", options.bench.cold},
+            {"rounds", measured.rounds},
+            {"read_bandwidth_gb_per_s", measured.read_bandwidth_gb_per_s},
+            {"dot_instruction", measured.dot_instruction},
+            {"dot_gmac_per_s", measured.dot_gmac_per_s},
+            {"floor_us", measured.floor_us},
+            {"results", results}};
+}
+
+std::string to_text(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    std::string text = fmt::format(
+        "head dimension {}, {} query and {} key-value heads, {} tokens, batch {}, {} thread{}{}\n"
+        "reading {:.1f} GB/s, {} {:.0f} GMAC/s, floor of {} {:.0f} us\n",
+        attention.head_dim, attention.q_heads, attention.kv_heads, attention.context,
+        attention.batch, options.bench.threads, options.bench.threads > 1 ? "s" : "",
+        options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
+        measured.dot_instruction, measured.dot_gmac_per_s, measured.results.front().name,
+        measured.floor_us);
+    Table table(
+        {"contender", "median us", "min us", "ratio", "MB read", "GB/s", "% of reading", "error"});
+    for (const bench::ContenderResult& result : measured.results)
+        table.add({result.name, fmt::format("{:.1f}", result.median_us),
+                   fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
+                   fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
+                   fmt::format("{:.2f}", result.gb_per_s),
+                   fmt::format("{:.0f}", result.percent_of_read_bandwidth),
+                   fmt::format("{:.4f}", result.relative_error)});
+    return text + table.text();
+}
+
+int bench_attention(const BenchOptions& options) {
+    try {
+        check_options(options);
+    } catch (const InvalidArgument& error) {
+        throw UsageError(std::string("--peer: ") + error.what());
+    }
+    const bench::AttentionBenchResult measured = measure(options);
+    if (options.json)
+        write_json(to_json(options, measured));
+    else
+        write_output(to_text(options, measured));
+    return interrupted() ? kInterrupted : kSuccess;
+}
+
+void add_shape_options(CLI::App& command, bench::AttentionCase& attention) {
+    std::vector<int> dims(std::begin(kHeadDims), std::end(kHeadDims));
+    command.add_option("--head-dim", attention.head_dim, "Channels of a head")
+        ->type_name("D")
+        ->check(CLI::IsMember(dims))
+        ->capture_default_str();
+    command.add_option("--q-heads", attention.q_heads, "Query heads")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMostHeads))
+        ->capture_default_str();
+    command.add_option("--kv-heads", attention.kv_heads, "Key-value heads")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMostHeads))
+        ->capture_default_str();
+    command.add_option("--context", attention.context, "Tokens in the cache of each sequence")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMostContext))
+        ->capture_default_str();
+    command.add_option("--batch", attention.batch, "Sequences")
+        ->type_name("B")
+        ->check(CLI::Range(1, kMostBatch))
+        ->capture_default_str();
+    command.add_option("--seed", attention.seed, "Seed of the random data")->type_name("S");
+}
+
+std::string known_peers() {
+    std::string names;
+    for (const std::string& name : bench::peer_names())
+        names.append(names.empty() ? "" : ", ").append(name);
+    return names;
+}
+
+void add_attention(CLI::App& parent, Action& action) {
+    auto options = std::make_shared<BenchOptions>();
+    CLI::App* command = parent.add_subcommand(
+        "attention",
+        "One decode step's attention, in microseconds, beside what the machine could do");
+    add_shape_options(*command, options->bench.attention);
+    add_presets_option(*command, options->presets, "Our contenders; ratios are against the first");
+    command->add_option("--peer", options->peers, "Rivals: " + known_peers())->type_name("A,B,...");
+    options->bench.threads = 1;
+    add_threads_option(*command, options->bench.threads, "Threads of every contender")
+        ->capture_default_str();
+    command->add_option("--repeats", options->bench.repeats, "Rounds, each contender once a round")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMostRepeats))
+        ->capture_default_str();
+    command->add_flag("--cold", options->bench.cold,
+                      "Empty the processor's caches before each run");
+    command->add_option("--isa", options->bench.isa, "Instruction set of our kernels")
+        ->type_name("NAME");
+    command->add_option("--device", options->device, "cpu or cuda")
+        ->check(CLI::IsMember({"cpu", "cuda"}))
+        ->capture_default_str();
+    add_json_option(*command, options->json);
+    command->footer(
+        "Examples:\n"
+        "  innerkv bench attention --context 2048\n"
+        "  innerkv bench attention --context 4096 --cache base,k8v8 --peer ggml:f16,ggml:q8_0\n"
+        "  innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \\\n"
+        "      --threads 2 --cold --repeats 5 --json");
+    command->callback(
+        [options, &action] { action = [options] { return bench_attention(*options); }; });
+}
+
+} // namespace
+
+void add_bench_command(CLI::App& app, Action& action) {
+    CLI::App* command = app.add_subcommand("bench", "Measure speed");
+    command->require_subcommand(1);
+    command->footer("innerkv bench attention --help has examples.");
+    add_attention(*command, action);
+}
+
+} // namespace innerkv::cli

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kld.h"
+
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+namespace innerkv::cli {
+
+Prediction predict(std::span<const float> logits) {
+    const auto top = std::ranges::max_element(logits);
+    const float largest = *top;
+    double sum = 0;
+    // exp in float: its error of 1e-7 is below what float logits carry themselves. The sum in double.
+    for (const float logit : logits) sum += static_cast<double>(std::exp(logit - largest));
+    return {static_cast<double>(largest) + std::log(sum),
+            static_cast<std::int32_t>(top - logits.begin())};
+}
+
+double divergence(std::span<const float> reference, const Prediction& reference_prediction,
+                  std::span<const float> logits, const Prediction& prediction) {
+    const auto shift = static_cast<float>(reference_prediction.log_sum_exp);
+    const double offset = prediction.log_sum_exp - reference_prediction.log_sum_exp;
+    double sum = 0;
+    for (std::size_t token = 0; token < reference.size(); ++token) {
+        const auto probability = static_cast<double>(std::exp(reference[token] - shift));
+        const double difference =
+            static_cast<double>(reference[token]) - static_cast<double>(logits[token]);
+        sum += probability * (difference + offset);
+    }
+    return sum;
+}
+
+Score summarize(std::span<const RowScore> rows) {
+    Score score;
+    score.tokens = static_cast<std::int64_t>(rows.size());
+    if (rows.empty()) return score;
+    const auto count = static_cast<double>(rows.size());
+    std::vector<double> divergences;
+    double log_likelihood = 0;
+    for (const RowScore& row : rows) {
+        log_likelihood += row.log_likelihood;
+        score.divergence_mean += row.divergence / count;
+        score.same_top += row.same_top ? 1.0 / count : 0.0;
+        divergences.push_back(row.divergence);
+    }
+    std::ranges::sort(divergences);
+    const auto rank = static_cast<std::size_t>(std::ceil(0.99 * count));
+    score.perplexity = std::exp(-log_likelihood / count);
+    score.divergence_p99 = divergences[rank - 1];
+    score.divergence_max = divergences.back();
+    return score;
+}
+
+void share_rows(std::size_t count, int threads,
+                const std::function<void(std::size_t, std::size_t)>& work) {
+    const auto parts = static_cast<std::size_t>(std::max(threads, 1));
+    std::vector<std::jthread> workers;
+    for (std::size_t part = 1; part < parts; ++part)
+        workers.emplace_back([&work, count, part, parts] {
+            work(count * part / parts, count * (part + 1) / parts);
+        });
+    work(0, count / parts);
+}
+
+} // namespace innerkv::cli

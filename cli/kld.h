@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// How far a cache's predictions are from a reference's, token by token.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace innerkv::cli {
+
+/// Logits in terms of what is asked of them: log p(token) = logits[token] - log_sum_exp.
+struct Prediction {
+    double log_sum_exp = 0;
+    std::int32_t top = 0; ///< the most likely token, the first of equals
+};
+
+Prediction predict(std::span<const float> logits);
+
+/// sum over tokens of p (log p - log q), natural logarithms, p the reference's distribution.
+double divergence(std::span<const float> reference, const Prediction& reference_prediction,
+                  std::span<const float> logits, const Prediction& prediction);
+
+/// What one row, the prediction of one token, gave.
+struct RowScore {
+    double log_likelihood = 0; ///< of the token that came
+    double divergence = 0;     ///< from the reference
+    bool same_top = false;     ///< as the reference's
+};
+
+struct Score {
+    std::int64_t tokens = 0;
+    double perplexity = 0;
+    double divergence_mean = 0;
+    double divergence_p99 = 0; ///< the smallest that at least 99% of the rows do not exceed
+    double divergence_max = 0;
+    double same_top = 0; ///< fraction of 1
+};
+
+/// Zeros where there are no rows.
+Score summarize(std::span<const RowScore> rows);
+
+/// Calls work(first, last) on `threads` threads so that they share 0 .. count - 1.
+void share_rows(std::size_t count, int threads,
+                const std::function<void(std::size_t first, std::size_t last)>& work);
+
+} // namespace innerkv::cli

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `innerkv` program: reads the command line, runs one command, turns errors into exit codes.
+#include <exception>
+#include <new>
+#include <string>
+
+#include "commands.h"
+#include "errors.h"
+#include "interrupt.h"
+#include "log.h"
+#include "output.h"
+
+namespace {
+
+using namespace innerkv::cli;
+
+void describe(CLI::App& app) {
+    app.name("innerkv");
+    app.set_version_flag("--version", "innerkv " INNERKV_VERSION);
+    app.require_subcommand(1);
+    app.footer("innerkv COMMAND --help shows a command's options and examples.\n"
+               "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.");
+}
+
+/// The command line of the command that was being parsed, for "see ... --help".
+std::string command_path(const CLI::App& app) {
+    std::string path = app.get_name();
+    for (const CLI::App* command : app.get_subcommands()) path += " " + command_path(*command);
+    return path;
+}
+
+int run(int argc, char** argv) {
+    CLI::App app("Large language models on a quantized key-value cache");
+    Action action;
+    describe(app);
+    add_run_command(app, action);
+    add_eval_command(app, action);
+    add_bench_command(app, action);
+    add_plan_command(app, action);
+    add_inspect_command(app, action);
+    add_completions_command(app, action);
+    try {
+        app.parse(argc, argv);
+        return action();
+    } catch (const CLI::CallForHelp&) {
+        write_output(app.help());
+    } catch (const CLI::CallForVersion& version) {
+        write_output(std::string(version.what()) + "\n");
+    } catch (const CLI::ParseError& error) {
+        throw UsageError(std::string(error.what()) + " (see " + command_path(app) + " --help)");
+    }
+    return kSuccess;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    install_signal_handlers();
+    try {
+        return run(argc, argv);
+    } catch (const UsageError& error) {
+        log_error(error.what());
+        return kWrongUsage;
+    } catch (const ClosedPipe&) {
+        return kClosedPipe;
+    } catch (const std::bad_alloc&) {
+        log_error("out of memory; a smaller --context or a smaller cache needs less");
+    } catch (const std::exception& error) {
+        log_error(error.what());
+    }
+    return kFailure;
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "options.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "innerkv/error.h"
+#include "innerkv/format.h"
+
+namespace innerkv::cli {
+namespace {
+
+constexpr int kMostThreads = 1024;
+
+/// An empty string where all parts are presets.
+std::string check_presets(const std::string& list) {
+    try {
+        for (const std::string& name : split_list(list)) find_preset(name);
+    } catch (const InvalidArgument& error) {
+        return error.what();
+    } catch (const CLI::ValidationError& error) {
+        return error.what();
+    }
+    return {};
+}
+
+} // namespace
+
+std::vector<std::string> split_list(const std::string& list) {
+    std::vector<std::string> parts;
+    std::size_t start = 0;
+    for (;;) {
+        const std::size_t comma = std::min(list.find(',', start), list.size());
+        std::string part = list.substr(start, comma - start);
+        if (part.empty()) throw CLI::ValidationError("an empty name in '" + list + "'", 0);
+        if (std::ranges::find(parts, part) != parts.end())
+            throw CLI::ValidationError("'" + part + "' is named twice", 0);
+        parts.push_back(std::move(part));
+        if (comma == list.size()) return parts;
+        start = comma + 1;
+    }
+}
+
+std::string preset_names() {
+    std::string names;
+    for (const Preset& preset : presets())
+        names.append(names.empty() ? "" : ",").append(preset.name);
+    return names;
+}
+
+CLI::Option* add_preset_option(CLI::App& command, const std::string& flags, std::string& preset,
+                               const std::string& description) {
+    const auto check = [](const std::string& name) {
+        try {
+            find_preset(name);
+        } catch (const InvalidArgument& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    return command.add_option(flags, preset, description)
+        ->type_name("PRESET")
+        ->check(CLI::Validator(check, ""))
+        ->capture_default_str();
+}
+
+CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
+                                const std::string& description) {
+    return command.add_option("--cache", presets, description)
+        ->type_name("A,B,...")
+        ->check(CLI::Validator(check_presets, ""))
+        ->capture_default_str();
+}
+
+CLI::Option* add_model_option(CLI::App& command, std::string& path) {
+    return command.add_option("-m,--model", path, "GGUF model file")->type_name("FILE")->required();
+}
+
+CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description) {
+    return command.add_option("--threads", threads, description)
+        ->type_name("N")
+        ->check(CLI::Range(1, kMostThreads));
+}
+
+CLI::Option* add_json_option(CLI::App& command, bool& json) {
+    return command.add_flag("--json", json, "Print one JSON object");
+}
+
+CLI::Validator finite_range(double low, double high) {
+    const auto check = [low, high](const std::string& text) {
+        double value = 0;
+        const bool number = CLI::detail::lexical_cast(text, value);
+        // Written so that NaN fails.
+        if (number && value >= low && value <= high) return std::string();
+        return fmt::format("{} is not a number from {} to {}", text, low, high);
+    };
+    return CLI::Validator(check, "");
+}
+
+} // namespace innerkv::cli

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Options that several commands share.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+namespace innerkv::cli {
+
+/// "A,B,C" into its parts; throws CLI::ValidationError where one is empty or named twice.
+std::vector<std::string> split_list(const std::string& list);
+
+/// Names of all presets, separated by commas.
+std::string preset_names();
+
+/// One preset; unknown names are refused with the list of those there are.
+CLI::Option* add_preset_option(CLI::App& command, const std::string& flags, std::string& preset,
+                               const std::string& description);
+/// Presets separated by commas.
+CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
+                                const std::string& description);
+CLI::Option* add_model_option(CLI::App& command, std::string& path);
+CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description);
+CLI::Option* add_json_option(CLI::App& command, bool& json);
+
+/// Refuses everything but finite numbers from `low` to `high`.
+CLI::Validator finite_range(double low, double high);
+
+} // namespace innerkv::cli

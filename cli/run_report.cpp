@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run_report.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace innerkv::cli {
+namespace {
+
+/// Of either text around the place where they part.
+constexpr std::size_t kShownCharacters = 160;
+
+double times_smaller(const runner::CacheReport& cache) {
+    return cache.bytes ? static_cast<double>(cache.f16_bytes) / static_cast<double>(cache.bytes)
+                       : 0.0;
+}
+
+bool starts_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
+
+/// The last characters of a text.
+std::string tail(const std::string& text) {
+    std::size_t start = text.size() > kShownCharacters ? text.size() - kShownCharacters : 0;
+    while (start > 0 && start < text.size() && !starts_character(text[start])) ++start;
+    return fmt::format("{}{}", start ? "..." : "", text.substr(start));
+}
+
+/// The first characters of a text from `from` on.
+std::string head(const std::string& text, std::size_t from) {
+    from = std::min(from, text.size());
+    std::size_t end = std::min(text.size(), from + kShownCharacters);
+    while (end < text.size() && !starts_character(text[end])) ++end;
+    return fmt::format("{}{}", text.substr(from, end - from), end < text.size() ? "..." : "");
+}
+
+std::vector<std::string> table_row(const std::string& cache, const Generation& generation) {
+    return {cache, format_bytes(generation.cache.bytes),
+            fmt::format("{:.2f}x", times_smaller(generation.cache)),
+            fmt::format("{:.1f}", generation.prompt_tokens_per_s()),
+            fmt::format("{:.1f}", generation.decode_tokens_per_s())};
+}
+
+std::string comparison_text(const RunReport& report) {
+    const Comparison& other = *report.comparison;
+    Table table({"cache", "bytes", "smaller", "prompt tokens/s", "decode tokens/s", "same top-1",
+                 "mean KLD"});
+    std::vector<std::string> first = table_row(report.cache, report.generation);
+    first.push_back(fmt::format("{:.1f}%", 100.0 * other.score.same_top));
+    first.push_back(fmt::format("{:.5f}", other.score.divergence_mean));
+    table.add(first);
+    std::vector<std::string> second = table_row(report.compared_cache, other.generation);
+    second.insert(second.end(), {"", ""});
+    table.add(second);
+    std::string text = table.text();
+    text +=
+        fmt::format("\nTop-1 and KLD (nats): {}'s predictions against {}'s for {} tokens of the "
+                    "text that {} generated, both\nfed with that text.\n",
+                    report.cache, report.compared_cache, other.score.tokens, report.cache);
+    if (!other.parted)
+        return text + fmt::format("{} generates the same text.\n", report.compared_cache);
+    text += fmt::format("The texts part after {} tokens:\n", other.common_tokens);
+    const std::size_t at = other.common_text.size();
+    text += fmt::format("  both    {}\n", tail(other.common_text));
+    text += fmt::format("  {:<7} {}\n", report.cache, head(report.generation.text, at));
+    text += fmt::format("  {:<7} {}\n", report.compared_cache, head(other.generation.text, at));
+    return text;
+}
+
+Json comparison_json(const RunReport& report) {
+    const Comparison& other = *report.comparison;
+    Json json = {{"cache", report.compared_cache},
+                 {"text", other.generation.text},
+                 {"generated_tokens", other.generation.tokens.size()},
+                 {"prompt_tokens_per_s", other.generation.prompt_tokens_per_s()},
+                 {"decode_tokens_per_s", other.generation.decode_tokens_per_s()},
+                 {"cache_bytes", other.generation.cache.bytes},
+                 {"texts_part", other.parted},
+                 {"common_tokens", other.common_tokens},
+                 {"common_text", other.common_text},
+                 {"teacher_forced_tokens", other.score.tokens},
+                 {"top1", other.score.same_top},
+                 {"kld_mean", other.score.divergence_mean},
+                 {"kld_p99", other.score.divergence_p99}};
+    return json;
+}
+
+} // namespace
+
+Json to_json(const RunReport& report) {
+    const Generation& generation = report.generation;
+    Json json = {{"model", report.model},
+                 {"cache", report.cache},
+                 {"context", report.context},
+                 {"text", generation.text},
+                 {"finish", finish_name(generation.finish)},
+                 {"prompt_tokens", generation.prompt_tokens},
+                 {"generated_tokens", generation.tokens.size()},
+                 {"prompt_tokens_per_s", generation.prompt_tokens_per_s()},
+                 {"decode_tokens_per_s", generation.decode_tokens_per_s()},
+                 {"cache_tokens", generation.cache.tokens},
+                 {"cache_bytes", generation.cache.bytes},
+                 {"cache_bytes_f16", generation.cache.f16_bytes},
+                 {"cache_ratio", times_smaller(generation.cache)}};
+    if (report.comparison) json["compare"] = comparison_json(report);
+    return json;
+}
+
+std::string to_text(const RunReport& report) {
+    const Generation& generation = report.generation;
+    std::string text = fmt::format(
+        "\ncache   {}: {} for {} tokens, f16 takes {}: {:.2f} times smaller\n"
+        "prompt  {} tokens, {:.1f} tokens/s\n"
+        "decode  {} tokens, {:.1f} tokens/s ({})\n",
+        report.cache, format_bytes(generation.cache.bytes), generation.cache.tokens,
+        format_bytes(generation.cache.f16_bytes), times_smaller(generation.cache),
+        generation.prompt_tokens, generation.prompt_tokens_per_s(), generation.tokens.size(),
+        generation.decode_tokens_per_s(), finish_name(generation.finish));
+    if (report.comparison) text += "\n" + comparison_text(report);
+    return text;
+}
+
+} // namespace innerkv::cli

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "text_file.h"
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "errors.h"
+#include "utf8.h"
+
+namespace innerkv::cli {
+namespace {
+
+std::string read_all(std::FILE* file, const std::string& name) {
+    std::string text;
+    char block[1 << 16];
+    std::size_t count = 0;
+    errno = 0;
+    while ((count = std::fread(block, 1, sizeof block, file)) > 0) text.append(block, count);
+    if (std::ferror(file))
+        throw Failure(fmt::format("cannot read {}: {}", name, std::strerror(errno)));
+    return text;
+}
+
+void require_text(const std::string& text, const std::string& name) {
+    std::size_t offset = text.find('\0');
+    if (offset == std::string::npos) offset = find_invalid_utf8(text);
+    if (offset == std::string::npos) return;
+    throw Failure(fmt::format("{} is not UTF-8 text: byte 0x{:02x} at offset {}; convert it first, "
+                              "for example with iconv",
+                              name, static_cast<std::uint8_t>(text[offset]), offset));
+}
+
+} // namespace
+
+std::string read_text(const std::string& path) {
+    const bool standard_input = path == "-";
+    const std::string name = standard_input ? "standard input" : path;
+    std::string text;
+    if (standard_input) {
+        text = read_all(stdin, name);
+    } else {
+        const auto close = [](std::FILE* file) { std::fclose(file); };
+        const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"),
+                                                               close);
+        if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
+        text = read_all(file.get(), name);
+    }
+    if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
+    if (text.empty()) throw Failure(fmt::format("{} is empty", name));
+    require_text(text, name);
+    return text;
+}
+
+void require_utf8(const std::string& option, const std::string& value) {
+    const std::size_t offset = find_invalid_utf8(value);
+    if (offset != std::string::npos)
+        throw UsageError(fmt::format("{}: not UTF-8 at byte {}", option, offset));
+}
+
+} // namespace innerkv::cli

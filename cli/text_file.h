@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Text that a command is given.
+#pragma once
+
+#include <string>
+
+namespace innerkv::cli {
+
+/// A file's text, or standard input's for "-"; a byte order mark is left out. Throws Failure where it
+/// cannot be read, is empty, or is not UTF-8 text.
+std::string read_text(const std::string& path);
+
+/// Throws UsageError unless an option's value is UTF-8.
+void require_utf8(const std::string& option, const std::string& value);
+
+} // namespace innerkv::cli
