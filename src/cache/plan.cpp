@@ -99,17 +99,18 @@ std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
     std::size_t bytes = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
         const paging::LayerRule rule = paging::layer_rule(config, layer);
-        const bool calibrated = rule.calibration_tokens > 0 && rule.calibration_ready(settled_at);
-        const bool drops = rule.calibration_tokens == 0 || calibrated;
-        const std::int64_t outside = drops ? rule.grid_pages_outside(settled_at) : 0;
-        const std::int64_t sink_outside = drops ? rule.sink_pages_outside(settled_at) : 0;
-        const std::int64_t recent_from = std::max(outside, rule.settled_pages(settled_at));
+        const bool settles = rule.calibration_tokens == 0 || rule.calibration_ready(settled_at);
+        const std::int64_t settled = settles ? rule.settled_pages(settled_at) : 0;
+        const std::int64_t outside = settles ? rule.grid_pages_outside(settled_at) : 0;
+        const std::int64_t sink_outside = settles ? rule.sink_pages_outside(settled_at) : 0;
+        const std::int64_t recent_from = std::max(outside, settled);
         const std::int64_t f16 =
             rule.sink_pages(length) - sink_outside + rule.grid_pages(length) - recent_from;
-        bytes += static_cast<std::size_t>(recent_from - outside) *
-                     paging::quantized_group_bytes(config) +
-                 static_cast<std::size_t>(f16) * paging::f16_group_bytes(config) +
-                 (calibrated ? paging::layer_transform_bytes(config) : 0);
+        bytes +=
+            static_cast<std::size_t>(recent_from - outside) *
+                paging::quantized_group_bytes(config) +
+            static_cast<std::size_t>(f16) * paging::f16_group_bytes(config) +
+            (settles && rule.calibration_tokens > 0 ? paging::layer_transform_bytes(config) : 0);
     }
     return bytes;
 }

@@ -36,8 +36,9 @@ Need f16_need(const CacheState& cache, const LayerRule& rule, const SequenceStat
 
 Need quantized_need(const CacheState& cache, const LayerRule& rule, const SequenceState& sequence,
                     const LayerState& state, int tokens) {
-    if (!sequence.settles) return {};
     const std::int64_t end = state.length + tokens;
+    const bool calibrated = rule.calibration_tokens == 0 || state.transform;
+    if (!sequence.settles || !(calibrated || rule.calibration_ready(end))) return {};
     const std::int64_t settled = (state.recent_first - rule.sink_tokens) / kPageTokens;
     const std::int64_t all = std::max<std::int64_t>(0, rule.settled_pages(end) - settled);
     if (rule.sliding_window == 0) return {all, 0};

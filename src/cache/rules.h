@@ -29,7 +29,7 @@ struct LayerRule {
     std::int64_t grid_pages(std::int64_t length) const;
     /// Norm and centres can be computed.
     bool calibration_ready(std::int64_t length) const;
-    /// Grid pages that lie before the recent window.
+    /// Grid pages that lie before the recent window; they are quantized once norm and centres are there.
     std::int64_t settled_pages(std::int64_t length) const;
     /// Sink and grid pages that no query at position `length` or later sees.
     std::int64_t sink_pages_outside(std::int64_t length) const;

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compares a cache with the model: pages, contents, transforms, counts.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "innerkv/codec.h"
+#include "model.h"
+#include "page_model.h"
+
+namespace innerkv::test {
+namespace {
+
+const std::uint16_t* f16_row(const std::byte* page, bool key, int row, int head_dim) {
+    const int index = key ? row : kPageTokens + row;
+    return reinterpret_cast<const std::uint16_t*>(page) + index * head_dim;
+}
+
+/// Elements may differ by their bounds; the bound itself is what half a step of the codec gives.
+void expect_within(std::span<const double> expected, std::span<const double> bounds,
+                   std::span<const float> got, const char* side) {
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        const double error = std::abs(expected[i] - static_cast<double>(got[i]));
+        // Written so that NaN fails.
+        if (error <= bounds[i]) continue;
+        ADD_FAILURE() << side << " element " << i << ": " << got[i] << " for " << expected[i]
+                      << ", allowed " << bounds[i];
+        return;
+    }
+}
+
+void expect_close(const float* got, const std::vector<double>& expected, const char* name) {
+    ASSERT_EQ(got != nullptr, !expected.empty()) << name;
+    for (std::size_t c = 0; c < expected.size(); ++c)
+        ASSERT_NEAR(static_cast<double>(got[c]), expected[c], 1e-5 * (1.0 + std::abs(expected[c])))
+            << name << " channel " << c;
+}
+
+} // namespace
+
+ModelTransform Model::transform_of(const ModelLayer& layer, int head) const {
+    return layer.transform ? (*layer.transform)[static_cast<std::size_t>(head)] : ModelTransform{};
+}
+
+void Model::compare(const Cache& cache) {
+    page_at_.clear();
+    compare_usage(cache);
+    for (auto& [id, sequence] : sequences) {
+        for (int index = 0; index < config_.layers; ++index) {
+            SCOPED_TRACE("sequence " + std::to_string(static_cast<int>(id)) + ", layer " +
+                         std::to_string(index));
+            compare_layer(cache, id, index, sequence.layers[static_cast<std::size_t>(index)]);
+            if (testing::Test::HasFailure()) return;
+        }
+    }
+}
+
+void Model::compare_usage(const Cache& cache) const {
+    const CacheUsage usage = cache.usage();
+    EXPECT_EQ(usage.quantized_pages, quantized_alive_);
+    EXPECT_EQ(usage.f16_pages, f16_alive_);
+    std::set<const void*> transforms;
+    for (const auto& [id, sequence] : sequences)
+        for (int index = 0; index < config_.layers; ++index)
+            if (calibrates(index) && sequence.layers[static_cast<std::size_t>(index)].transform)
+                transforms.insert(sequence.layers[static_cast<std::size_t>(index)].transform.get());
+    const TransformPolicy& policy = config_.transform;
+    const int arrays =
+        (policy.norm == KeyNormPolicy::prefill) + policy.centre + policy.value_centre;
+    const auto heads = static_cast<std::size_t>(config_.kv_heads);
+    const auto dim = static_cast<std::size_t>(config_.format.head_dim);
+    EXPECT_EQ(usage.bytes_in_use,
+              heads * (static_cast<std::size_t>(quantized_alive_) * config_.format.page_bytes() +
+                       static_cast<std::size_t>(f16_alive_) * 2 * kPageTokens * dim * 2 +
+                       transforms.size() * static_cast<std::size_t>(arrays) * dim * sizeof(float)));
+}
+
+void Model::note_page(const std::byte* data, const ModelPagePtr& page) {
+    ASSERT_EQ(reinterpret_cast<std::uintptr_t>(data) % kPageAlignment, 0u);
+    const auto [found, fresh] = page_at_.emplace(data, page.get());
+    ASSERT_EQ(found->second, page.get()) << "one page for two contents, or two for one";
+    (void)fresh;
+}
+
+void Model::compare_layer(const Cache& cache, SequenceId id, int index, ModelLayer& layer) {
+    ASSERT_EQ(cache.length(id, index), layer.length());
+    const SequenceView view = cache.view(index, id);
+    ASSERT_EQ(view.length, layer.length());
+    const std::int64_t sink_end = std::min<std::int64_t>(layer.length(), config_.sink_tokens);
+    const auto expect_run = [](const PageRun& run, std::int64_t first, std::int64_t end,
+                               const char* name) {
+        ASSERT_EQ(run.tokens, std::max<std::int64_t>(0, end - first)) << name;
+        if (run.tokens > 0) {
+            ASSERT_EQ(run.first_token, first) << name;
+        }
+    };
+    expect_run(view.sink, std::min<std::int64_t>(kPageTokens * layer.sink_dropped, sink_end),
+               sink_end, "sink");
+    expect_run(view.quantized, layer.quantized_first, layer.recent_first, "quantized");
+    expect_run(view.recent, layer.recent_first, layer.length(), "recent");
+    compare_transforms(view, layer, index);
+    if (testing::Test::HasFatalFailure()) return;
+    compare_f16(view.sink, layer, layer.sink);
+    compare_f16(view.recent, layer, layer.recent);
+    compare_quantized(view.quantized, layer);
+}
+
+void Model::compare_f16(const PageRun& run, const ModelLayer& layer,
+                        const std::vector<ModelPagePtr>& pages) {
+    ASSERT_EQ(run.pages.size(), pages.size());
+    const int dim = config_.format.head_dim;
+    for (std::size_t i = 0; i < pages.size(); ++i) note_page(run.pages[i], pages[i]);
+    for (std::int64_t t = 0; t < run.tokens; ++t) {
+        const ModelToken& token = layer.tokens[static_cast<std::size_t>(run.first_token + t)];
+        const std::byte* group = run.pages[static_cast<std::size_t>(t / kPageTokens)];
+        const int row = static_cast<int>(t % kPageTokens);
+        for (int head = 0; head < config_.kv_heads; ++head) {
+            const std::byte* page = group + static_cast<std::size_t>(head) * run.head_stride;
+            const std::size_t bytes = static_cast<std::size_t>(dim) * sizeof(std::uint16_t);
+            const auto same = [&](bool key, const std::vector<std::uint16_t>& expected) {
+                return std::memcmp(f16_row(page, key, row, dim), expected.data() + head * dim,
+                                   bytes) == 0;
+            };
+            ASSERT_TRUE(same(true, token.k)) << "K of token " << run.first_token + t;
+            ASSERT_TRUE(same(false, token.v)) << "V of token " << run.first_token + t;
+        }
+    }
+}
+
+void Model::compare_quantized(const PageRun& run, ModelLayer& layer) {
+    ASSERT_EQ(run.pages.size(), layer.quantized.size());
+    const std::size_t bytes =
+        static_cast<std::size_t>(config_.kv_heads) * config_.format.page_bytes();
+    for (std::size_t i = 0; i < run.pages.size(); ++i) {
+        note_page(run.pages[i], layer.quantized[i]);
+        std::vector<std::byte>& seen = layer.quantized[i]->bytes;
+        if (seen.empty()) {
+            ASSERT_EQ(run.head_stride, config_.format.page_bytes());
+            compare_page(run.pages[i], layer,
+                         run.first_token + kPageTokens * static_cast<std::int64_t>(i));
+            seen.assign(run.pages[i], run.pages[i] + bytes);
+        }
+        ASSERT_EQ(std::memcmp(seen.data(), run.pages[i], bytes), 0) << "page " << i << " changed";
+    }
+}
+
+void Model::compare_page(const std::byte* group, const ModelLayer& layer,
+                         std::int64_t first) const {
+    const PageFormat padded{config_.format.k, config_.format.v, config_.format.padded_dim()};
+    std::vector<float> k(static_cast<std::size_t>(kPageTokens * padded.head_dim));
+    std::vector<float> v(k.size());
+    for (int head = 0; head < config_.kv_heads; ++head) {
+        const ExpectedPage expected =
+            expected_page(config_.format, transform_of(layer, head), layer.tokens, first, head);
+        const std::byte* page = group + static_cast<std::size_t>(head) * padded.page_bytes();
+        dequantize_page(padded, page, k.data(), padded.head_dim, v.data(), padded.head_dim);
+        expect_within(expected.k.values, expected.k.bounds, k, "K");
+        expect_within(expected.v.values, expected.v.bounds, v, "V");
+    }
+}
+
+void Model::compare_transforms(const SequenceView& view, ModelLayer& layer, int index) const {
+    const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
+    const std::size_t heads =
+        layer.transform && !never_quantizes ? static_cast<std::size_t>(config_.kv_heads) : 0;
+    ASSERT_EQ(view.transforms.size(), heads);
+    for (std::size_t head = 0; head < heads; ++head) {
+        ModelTransform& expected = (*layer.transform)[head];
+        const KeyTransform& got = view.transforms[head];
+        if (expected.norm_is_close && !got.norm) expected.norm.clear();
+        expect_close(got.norm, expected.norm, "norm");
+        expect_close(got.centre, expected.centre, "centre");
+        expect_close(got.value_centre, expected.value_centre, "value centre");
+        ASSERT_EQ(got.rotate, expected.rotate);
+    }
+}
+
+void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first,
+                           int kept) const {
+    const int dim = config_.format.head_dim;
+    const auto padded = static_cast<std::size_t>(config_.format.padded_dim());
+    // fp16 rounding, and a codec's largest level may stand above what fp16 holds.
+    const auto rounding = [](double value) { return std::abs(value) * 0x1p-10 + 1e-6; };
+    std::vector<ModelToken> adopted(layer.tokens.begin() + first,
+                                    layer.tokens.begin() + first + kept);
+    for (int head = 0; head < config_.kv_heads; ++head) {
+        const ModelTransform transform = transform_of(layer, head);
+        const ExpectedPage page =
+            expected_page(config_.format, transform, layer.tokens, first, head);
+        const std::vector<double> bounds = key_row_bounds(config_.format, transform, page);
+        const std::byte* group = run.pages[0] + static_cast<std::size_t>(head) * run.head_stride;
+        for (int t = 0; t < kept; ++t) {
+            const ModelToken& before = layer.tokens[static_cast<std::size_t>(first + t)];
+            for (int c = 0; c < dim; ++c) {
+                const auto at = static_cast<std::size_t>(head * dim + c);
+                const auto row = static_cast<std::size_t>(t);
+                const std::uint16_t k = f16_row(group, true, t, dim)[c];
+                const std::uint16_t v = f16_row(group, false, t, dim)[c];
+                const double k_bound =
+                    bounds[row * static_cast<std::size_t>(dim) + static_cast<std::size_t>(c)];
+                const double v_bound = page.v.bounds[row * padded + static_cast<std::size_t>(c)];
+                ASSERT_LE(std::abs(from_f16(k) - from_f16(before.k[at])),
+                          k_bound + rounding(from_f16(k)));
+                ASSERT_LE(std::abs(from_f16(v) - from_f16(before.v[at])),
+                          v_bound + rounding(from_f16(v)));
+                adopted[row].k[at] = k;
+                adopted[row].v[at] = v;
+            }
+        }
+    }
+    std::copy(adopted.begin(), adopted.end(), layer.tokens.begin() + first);
+}
+
+} // namespace innerkv::test

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of K and V for tests: made from a seed, held as a caller might hold them, with the fp16 bits that
+// the cache must store.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "innerkv/cache.h"
+
+namespace innerkv::test {
+
+/// xorshift64*: small, fast, the same everywhere.
+class Random {
+public:
+    explicit Random(std::uint64_t seed) : state_(seed * 2654435769u + 88172645463325252u) {}
+
+    std::uint64_t next();
+    /// In [low, high].
+    int between(int low, int high);
+    bool one_in(int n) { return between(1, n) == 1; }
+    /// In [-1, 1).
+    float unit();
+
+private:
+    std::uint64_t state_;
+};
+
+/// [tokens, kv_heads, head_dim] of one side.
+class TestRows {
+public:
+    enum class Order : std::uint8_t { token_major, head_major };
+
+    /// Channels have offsets and scales of their own, the same for every call with the same `side`.
+    TestRows(Random& random, int tokens, int kv_heads, int head_dim, int side,
+             RowType type = RowType::f32, Order order = Order::token_major);
+
+    Rows rows() const;
+    int tokens() const { return tokens_; }
+    /// fp16 bits of one row, [head_dim].
+    const std::uint16_t* expected(int token, int head) const;
+    /// Replaces one value; f32 rows only.
+    void poke(int token, int head, int channel, float value);
+    /// Rows first .. first + tokens - 1 as rows of their own.
+    Rows slice(int first) const;
+
+private:
+    std::size_t place(int token, int head) const;
+
+    int tokens_;
+    int kv_heads_;
+    int head_dim_;
+    RowType type_;
+    std::ptrdiff_t token_stride_;
+    std::ptrdiff_t head_stride_;
+    std::vector<float> f32_;
+    std::vector<std::uint16_t> half_;
+    std::vector<std::uint16_t> expected_;
+};
+
+} // namespace innerkv::test
