@@ -56,8 +56,10 @@ std::string comparison_text(const RunReport& report) {
         fmt::format("\nTop-1 and KLD (nats): {}'s predictions against {}'s for {} tokens of the "
                     "text that {} generated, both\nfed with that text.\n",
                     report.cache, report.compared_cache, other.score.tokens, report.cache);
-    if (!other.parted)
-        return text + fmt::format("{} generates the same text.\n", report.compared_cache);
+    if (!other.parted) {
+        text += fmt::format("{} generates the same text.\n", report.compared_cache);
+        return text;
+    }
     text += fmt::format("The texts part after {} tokens:\n", other.common_tokens);
     const std::size_t at = other.common_text.size();
     text += fmt::format("  both    {}\n", tail(other.common_text));
@@ -115,7 +117,7 @@ std::string to_text(const RunReport& report) {
         format_bytes(generation.cache.f16_bytes), times_smaller(generation.cache),
         generation.prompt_tokens, generation.prompt_tokens_per_s(), generation.tokens.size(),
         generation.decode_tokens_per_s(), finish_name(generation.finish));
-    if (report.comparison) text += "\n" + comparison_text(report);
+    if (report.comparison) text.append("\n").append(comparison_text(report));
     return text;
 }
 
