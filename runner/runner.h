@@ -39,8 +39,8 @@ struct ModelInfo {
     int head_dim = 0;
     int embedding_dim = 0;
     int vocabulary_size = 0;
-    int context_length = 0;             ///< the longest context the model was trained for
-    std::vector<int> sliding_window;    ///< per layer; 0: none
+    int context_length = 0;          ///< the longest context the model was trained for
+    std::vector<int> sliding_window; ///< per layer; 0: none
     bool has_chat_template = false;
 };
 
@@ -80,14 +80,14 @@ private:
 };
 
 struct SessionOptions {
-    Preset preset;                   ///< see find_preset; windows and codecs may be edited
-    TransformPolicy transform;       ///< norm is taken from the preset by make_options
-    int context = 0;                 ///< tokens the cache is made for
-    int threads = 0;                 ///< 0: all cores
-    int chunk = 512;                 ///< prompt tokens a graph processes at once; a multiple of 32
-    bool exact_prefill = false;      ///< keep the whole prompt fp16 until it is complete
+    Preset preset;              ///< see find_preset; windows and codecs may be edited
+    TransformPolicy transform;  ///< norm is taken from the preset by make_options
+    int context = 0;            ///< tokens the cache is made for
+    int threads = 0;            ///< 0: all cores
+    int chunk = 512;            ///< prompt tokens a graph processes at once; a multiple of 32
+    bool exact_prefill = false; ///< keep the whole prompt fp16 until it is complete
     Arithmetic arithmetic = Arithmetic::integer;
-    std::string isa;                 ///< empty: automatic
+    std::string isa; ///< empty: automatic
 };
 
 SessionOptions make_options(std::string_view preset, int context);

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention as a custom op in a ggml graph: all of ggml's threads append a chunk's K and V to the
+// cache and compute its attention.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <optional>
+
+#include "ggml.h"
+#include "innerkv/attention.h"
+#include "innerkv/cache.h"
+#include "spin_barrier.h"
+
+namespace innerkv::runner {
+
+/// What the ops of one session share. A chunk is processed in steps that end at page boundaries
+/// behind the sink, so that every token meets the pages it would meet if it came alone.
+class AttentionDriver {
+public:
+    /// `whole_chunks`: one step a chunk, for caches that quantize nothing in between.
+    AttentionDriver(Cache& cache, Arithmetic arithmetic, std::string_view isa, bool whole_chunks);
+
+    /// Before each graph: the position of its first token in the sequence.
+    void begin(SequenceId sequence, std::int64_t position);
+    /// After it: throws what went wrong inside.
+    void finish();
+
+    /// Called by each of `threads` threads at once. k, v: [head_dim, kv_heads, tokens] as ggml counts,
+    /// f32; q: [head_dim, q_heads, tokens], or null where only K and V are wanted; out: like q,
+    /// contiguous.
+    struct Tensors {
+        const ggml_tensor* q = nullptr;
+        const ggml_tensor* k = nullptr;
+        const ggml_tensor* v = nullptr;
+        ggml_tensor* out = nullptr;
+    };
+    void run(int layer, const AttentionShape& shape, const Tensors& tensors, int thread,
+             int threads) noexcept;
+
+private:
+    int step_end(int begin, int tokens) const;
+    void start_append(int layer, const Tensors& tensors, int begin, int end);
+    void start_attention(int layer, const AttentionShape& shape, const Tensors& tensors, int begin,
+                         int end, int threads);
+    template <typename Work>
+    void guarded(Work&& work) noexcept;
+
+    Cache& cache_;
+    Arithmetic arithmetic_;
+    std::string_view isa_;
+    bool whole_chunks_;
+    SequenceId sequence_{};
+    std::int64_t position_ = 0;
+
+    SpinBarrier barrier_;
+    std::atomic<int> next_{0};
+    std::atomic<bool> failed_{false};
+    std::mutex error_mutex_;
+    std::exception_ptr error_;
+    std::optional<Append> append_;
+    std::optional<Attention> attention_;
+    SequenceView view_;
+};
+
+/// One layer's op.
+struct LayerAttention {
+    AttentionDriver* driver = nullptr;
+    int layer = 0;
+    AttentionShape shape;
+
+    /// The op's result: [head_dim * q_heads, tokens]. Without q nothing is attended to: the op appends
+    /// K and V, and its result means nothing.
+    ggml_tensor* add_to(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
+};
+
+} // namespace innerkv::runner

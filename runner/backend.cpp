@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend.h"
+
+#include <ggml_backends.h>
+
+#include <mutex>
+#include <new>
+#include <string>
+
+#include "ggml-cpu.h"
+#include "innerkv/error.h"
+#include "log.h"
+
+namespace innerkv::runner {
+namespace {
+
+template <typename Function>
+Function cpu_function(const char* name) {
+    ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(cpu_device());
+    return reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(registry, name));
+}
+
+} // namespace
+
+ggml_backend_dev_t cpu_device() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        install_log();
+        load_ggml_backends();
+    });
+    ggml_backend_dev_t const device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (!device) {
+        throw Error("no CPU module of ggml (libggml-cpu-*) that this processor runs lies beside "
+                    "libggml-base; install innerkv's libraries together");
+    }
+    return device;
+}
+
+ggml_backend_buffer_type_t* cpu_extra_buffer_types() {
+    static ggml_backend_buffer_type_t none[] = {nullptr};
+    const auto list =
+        cpu_function<ggml_backend_dev_get_extra_bufts_t>("ggml_backend_dev_get_extra_bufts");
+    ggml_backend_buffer_type_t* const types = list ? list(cpu_device()) : nullptr;
+    return types ? types : none;
+}
+
+ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes) {
+    const std::size_t graph_bytes =
+        graph_nodes ? ggml_graph_overhead_custom(graph_nodes, /*grads=*/false) : 0;
+    ContextPtr context(ggml_init({/*.mem_size =*/tensors * ggml_tensor_overhead() + graph_bytes,
+                                  /*.mem_buffer =*/nullptr,
+                                  /*.no_alloc =*/true}));
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    return context;
+}
+
+CpuBackend::CpuBackend(int threads) : backend_(ggml_backend_dev_init(cpu_device(), nullptr)) {
+    const auto set_threads =
+        cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
+    const auto new_pool = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
+    const auto set_pool =
+        cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool");
+    const auto free_pool = cpu_function<FreePool>("ggml_threadpool_free");
+    if (!backend_ || !set_threads || !new_pool || !set_pool || !free_pool) {
+        throw Error("ggml's CPU backend cannot be started");
+    }
+    set_threads(backend_.get(), threads);
+    ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+    pool_ = {new_pool(&params), free_pool};
+    if (!pool_) {
+        throw Error("ggml could not start " + std::to_string(threads) + " threads");
+    }
+    set_pool(backend_.get(), pool_.get());
+}
+
+void CpuBackend::compute(ggml_cgraph* graph) {
+    const ggml_status status = ggml_backend_graph_compute(backend_.get(), graph);
+    if (status != GGML_STATUS_SUCCESS) {
+        throw Error(std::string("ggml could not compute the model: ") +
+                    ggml_status_to_string(status));
+    }
+}
+
+} // namespace innerkv::runner

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <string>
+#include <thread>
+
+#include "attention_op.h"
+#include "graph.h"
+#include "innerkv/plan.h"
+#include "model.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace innerkv::runner {
+namespace {
+
+constexpr int kMaxThreads = 512;
+/// Logits that one chunk of evaluate() may hold.
+constexpr int kMaxLogits = 1 << 26;
+
+int available_cores() {
+#if defined(__linux__)
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof(cores), &cores) == 0) {
+        return std::clamp(CPU_COUNT(&cores), 1, kMaxThreads);
+    }
+#endif
+    return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+}
+
+/// The options with what they leave open filled in; throws InvalidArgument.
+SessionOptions checked(const ModelInfo& info, SessionOptions options) {
+    if (options.context < 1) {
+        throw InvalidArgument("a context of " + std::to_string(options.context) +
+                              " tokens was asked for; 1 to " + std::to_string(info.context_length) +
+                              " is supported");
+    }
+    if (options.context > info.context_length) {
+        throw InvalidArgument("a context of " + std::to_string(options.context) +
+                              " tokens was asked for; " + info.path + " was trained for " +
+                              std::to_string(info.context_length));
+    }
+    if (options.threads < 0 || options.threads > kMaxThreads) {
+        throw InvalidArgument(std::to_string(options.threads) + " threads were asked for; 1 to " +
+                              std::to_string(kMaxThreads) + " are supported, 0 means all cores");
+    }
+    if (options.chunk < kPageTokens || options.chunk % kPageTokens != 0) {
+        throw InvalidArgument("a chunk of " + std::to_string(options.chunk) +
+                              " tokens was asked for; a multiple of " +
+                              std::to_string(kPageTokens) + " is supported");
+    }
+    options.chunk =
+        std::min(options.chunk, (options.context + kPageTokens - 1) / kPageTokens * kPageTokens);
+    if (options.threads == 0) {
+        options.threads = available_cores();
+    }
+    return options;
+}
+
+/// Nothing is quantized between a chunk's first token and its last.
+bool whole_chunks(const SessionOptions& options) {
+    return options.exact_prefill || !options.preset.k.quantized();
+}
+
+} // namespace
+
+SessionOptions make_options(std::string_view preset, int context) {
+    SessionOptions options;
+    options.preset = find_preset(preset);
+    options.transform.norm = options.preset.key_norm;
+    options.context = context;
+    return options;
+}
+
+CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options) {
+    CacheConfig config =
+        CacheConfig::from_preset(options.preset, info.layers, info.kv_heads, info.head_dim);
+    config.transform = options.transform;
+    config.sliding_window = info.sliding_window;
+    config.max_tokens = options.context;
+    config.max_append = whole_chunks(options) ? options.chunk : kPageTokens;
+    config.exact_prefill = options.exact_prefill;
+    return config;
+}
+
+struct Session::Impl {
+    Impl(std::shared_ptr<Model> used_model, const SessionOptions& used_options)
+        : model(std::move(used_model)), options(used_options),
+          cache(cache_config(model->info(), options)), sequence(cache.create()),
+          backend(options.threads),
+          driver(cache, options.arithmetic, options.isa, whole_chunks(options)) {
+        const Parameters& parameters = model->impl().parameters;
+        for (int layer = 0; layer < parameters.layers; ++layer) {
+            attention.push_back(
+                {.driver = &driver,
+                 .layer = layer,
+                 .shape = {.q_heads = parameters.q_heads,
+                           .kv_heads = parameters.kv_heads,
+                           .format = cache.config().format,
+                           .scale = parameters.attention_scale,
+                           .soft_cap = parameters.attention_soft_cap,
+                           .sliding_window =
+                               parameters.sliding_window[static_cast<std::size_t>(layer)]}});
+        }
+    }
+
+    void check_tokens(std::span<const Token> tokens) const {
+        const int vocabulary_size = model->info().vocabulary_size;
+        for (const Token token : tokens) {
+            if (token < 0 || token >= vocabulary_size) {
+                throw InvalidArgument("token " + std::to_string(token) +
+                                      " is outside the vocabulary of " +
+                                      std::to_string(vocabulary_size));
+            }
+        }
+        if (tokens.empty()) {
+            throw InvalidArgument("no tokens were given; at least one is needed");
+        }
+        if (length + static_cast<std::int64_t>(tokens.size()) > options.context) {
+            throw InvalidArgument(std::to_string(tokens.size()) + " tokens after " +
+                                  std::to_string(length) + " do not fit into the context of " +
+                                  std::to_string(options.context));
+        }
+    }
+
+    /// Decoding and prompts each keep the graph they used last.
+    Graph& graph(int tokens, int outputs) {
+        std::unique_ptr<Graph>& slot = tokens == 1 ? decode_graph : chunk_graph;
+        if (!slot || slot->tokens() != tokens || slot->outputs() != outputs) {
+            slot.reset();
+            const Model::Impl& parts = model->impl();
+            slot = std::make_unique<Graph>(parts.parameters, parts.weights, attention, tokens,
+                                           outputs);
+        }
+        return *slot;
+    }
+
+    /// Processes one chunk; logits of its last `outputs` tokens, valid until the next.
+    std::span<const float> process(std::span<const Token> tokens, int outputs) {
+        Graph& chunk = graph(static_cast<int>(tokens.size()), outputs);
+        cache.reserve(sequence, static_cast<int>(tokens.size()));
+        chunk.set_inputs(tokens, length);
+        driver.begin(sequence, length);
+        try {
+            backend.compute(chunk.graph());
+            driver.finish();
+        } catch (...) {
+            roll_back();
+            throw;
+        }
+        length += static_cast<std::int64_t>(tokens.size());
+        return chunk.logits();
+    }
+
+    /// Some layers have the failed chunk's tokens, others don't.
+    void roll_back() {
+        logits.clear();
+        try {
+            cache.truncate(sequence, length);
+        } catch (const Error&) {
+            // A sliding window has dropped what the shorter sequence needs.
+            start_over();
+        }
+    }
+
+    void start_over() {
+        cache.remove(sequence);
+        sequence = cache.create();
+        length = 0;
+        logits.clear();
+    }
+
+    /// Tokens of the next chunk: chunks end at page boundaries where they can.
+    int next_chunk(std::size_t remaining, int largest) const {
+        if (remaining <= static_cast<std::size_t>(largest)) {
+            return static_cast<int>(remaining);
+        }
+        const auto past_page =
+            static_cast<int>((length + largest - options.preset.sink_tokens) % kPageTokens);
+        return largest - std::max(past_page, 0);
+    }
+
+    void keep_last(std::span<const float> rows) {
+        const auto vocabulary_size = static_cast<std::size_t>(model->info().vocabulary_size);
+        const std::span<const float> last = rows.last(vocabulary_size);
+        logits.assign(last.begin(), last.end());
+    }
+
+    /// All tokens from `first_row` on have their logits computed; false: stopped early.
+    bool process_all(std::span<const Token> tokens, std::int64_t first_row, int largest,
+                     const Session::Rows& rows, const Progress& progress) {
+        logits.clear();
+        const auto total = static_cast<std::int64_t>(tokens.size());
+        for (std::int64_t done = 0; done < total;) {
+            const int count = next_chunk(static_cast<std::size_t>(total - done), largest);
+            const auto outputs =
+                static_cast<int>(std::clamp<std::int64_t>(done + count - first_row, 0, count));
+            const std::span<const float> chunk_logits = process(
+                tokens.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count)),
+                outputs);
+            done += count;
+            if (outputs > 0 && rows) {
+                rows(done - outputs, chunk_logits);
+            }
+            if (done == total) {
+                keep_last(chunk_logits);
+            }
+            if (progress && !progress(done, total) && done < total) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    std::shared_ptr<Model> model;
+    SessionOptions options;
+    Cache cache;
+    SequenceId sequence;
+    CpuBackend backend;
+    AttentionDriver driver;
+    std::vector<LayerAttention> attention; ///< [layers]
+    std::unique_ptr<Graph> decode_graph;
+    std::unique_ptr<Graph> chunk_graph;
+    std::int64_t length = 0;
+    std::vector<float> logits; ///< [vocabulary_size], or empty
+};
+
+Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) {
+    if (!model) {
+        throw InvalidArgument("a session needs a model");
+    }
+    const SessionOptions complete = checked(model->info(), options);
+    impl_ = std::make_unique<Impl>(std::move(model), complete);
+}
+
+Session::~Session() = default;
+
+const SessionOptions& Session::options() const { return impl_->options; }
+
+std::int64_t Session::length() const { return impl_->length; }
+
+void Session::prompt(std::span<const Token> tokens, const Progress& progress) {
+    impl_->check_tokens(tokens);
+    const auto last = static_cast<std::int64_t>(tokens.size()) - 1;
+    impl_->process_all(tokens, last, impl_->options.chunk, {}, progress);
+    if (impl_->options.exact_prefill) {
+        impl_->cache.settle(impl_->sequence);
+    }
+}
+
+void Session::decode(Token token) {
+    impl_->check_tokens({&token, 1});
+    impl_->keep_last(impl_->process({&token, 1}, 1));
+}
+
+std::span<const float> Session::logits() const { return impl_->logits; }
+
+void Session::evaluate(std::span<const Token> tokens, std::int64_t first_row, const Rows& rows,
+                       const Progress& progress) {
+    impl_->check_tokens(tokens);
+    if (first_row < 0 || first_row >= static_cast<std::int64_t>(tokens.size())) {
+        throw InvalidArgument("logits from token " + std::to_string(first_row) +
+                              " on were asked for; there are " + std::to_string(tokens.size()) +
+                              " tokens");
+    }
+    const int rows_that_fit = kMaxLogits / impl_->model->info().vocabulary_size;
+    const int largest =
+        std::clamp(rows_that_fit / kPageTokens * kPageTokens, kPageTokens, impl_->options.chunk);
+    impl_->process_all(tokens, first_row, largest, rows, progress);
+    if (impl_->options.exact_prefill) {
+        impl_->cache.settle(impl_->sequence);
+    }
+}
+
+void Session::truncate(std::int64_t length) {
+    if (length < 0 || length > impl_->length) {
+        throw InvalidArgument("a length of " + std::to_string(length) +
+                              " was asked for; the session has " + std::to_string(impl_->length) +
+                              " tokens");
+    }
+    impl_->cache.truncate(impl_->sequence, length);
+    impl_->length = length;
+    impl_->logits.clear();
+}
+
+void Session::clear() { impl_->start_over(); }
+
+CacheReport Session::cache_report() const {
+    CacheReport report;
+    report.tokens = impl_->length;
+    report.bytes = impl_->cache.usage().bytes_in_use;
+    report.f16_bytes = f16_sequence_bytes(impl_->cache.config(), impl_->length);
+    return report;
+}
+
+} // namespace innerkv::runner
