@@ -3,6 +3,11 @@ set(consumer_source ${PROJECT_SOURCE_DIR}/tests/consumer)
 set(consumer_build ${PROJECT_BINARY_DIR}/tests/consumer)
 set(consumer_prefix ${consumer_build}/prefix)
 
+set(consumer_flags)
+if(INNERKV_SANITIZE)
+  set(consumer_flags -fsanitize=${INNERKV_SANITIZE})
+endif()
+
 add_test(NAME consumer.install
   COMMAND ${CMAKE_COMMAND} --install ${PROJECT_BINARY_DIR} --prefix ${consumer_prefix}
     --component library)
@@ -15,14 +20,12 @@ add_test(NAME consumer.find_package
     --build-options
       -DCMAKE_PREFIX_PATH=${consumer_prefix}
       -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}
-      -DCMAKE_CXX_FLAGS=$<$<BOOL:${INNERKV_SANITIZE}>:-fsanitize=${INNERKV_SANITIZE}>
+      -DCMAKE_CXX_FLAGS=${consumer_flags}
     --test-command consumer)
 
 add_test(NAME consumer.pkg_config
   COMMAND ${consumer_source}/pkg_config.sh ${CMAKE_CXX_COMPILER}
-    ${consumer_prefix}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${consumer_build}/pkg_config
-    $<$<BOOL:${INNERKV_SANITIZE}>:-fsanitize=${INNERKV_SANITIZE}>
-  COMMAND_EXPAND_LISTS)
+    ${consumer_prefix}/${CMAKE_INSTALL_LIBDIR}/pkgconfig ${consumer_build}/pkg_config ${consumer_flags})
 
 set_tests_properties(consumer.find_package consumer.pkg_config PROPERTIES
   FIXTURES_REQUIRED installed_library)
