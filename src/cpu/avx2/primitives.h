@@ -7,7 +7,7 @@ constexpr int kLanes = 16;
 // Sixteen registers: one row of four tiles is eight accumulators.
 constexpr int kRowsInRegisters = 1;
 constexpr int kDenseRows = 2;
-constexpr int kDenseTokens = 2;
+constexpr int kDenseColumns = 2;
 
 struct Floats {
     __m256 low;
@@ -112,6 +112,9 @@ inline float reduce_add(Floats a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
+    for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_add(a[i]);
+}
 
 inline Sums broadcast_int(std::int32_t value) {
     const __m256i all = _mm256_set1_epi32(value);
@@ -204,5 +207,5 @@ inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
 }
 
 inline void prefetch(const std::byte* at) {
-    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }

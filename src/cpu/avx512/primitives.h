@@ -7,7 +7,7 @@ constexpr int kLanes = 16;
 // Four rows of four tiles are sixteen accumulators; with eight registers of codes, 24 of 32 are in use.
 constexpr int kRowsInRegisters = 4;
 constexpr int kDenseRows = 4;
-constexpr int kDenseTokens = 4;
+constexpr int kDenseColumns = 4;
 
 struct Floats {
     __m512 all;
@@ -61,6 +61,19 @@ inline Floats keep_lanes(Floats a, int begin, int end) {
 }
 inline float reduce_max(Floats a) { return _mm512_reduce_max_ps(a.all); }
 inline float reduce_add(Floats a) { return _mm512_reduce_add_ps(a.all); }
+inline __m512 add_pairs(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
+    const __m512d low = _mm512_castps_pd(add_pairs(a[0].all, a[1].all));
+    const __m512d high = _mm512_castps_pd(add_pairs(a[2].all, a[3].all));
+    // Four sums of four elements each, in every 128 bits.
+    const __m512 sixteen = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                                         _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    const __m256 eight =
+        _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps(sixteen, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+}
 
 inline Sums broadcast_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
 inline Sums load_ints(const std::int32_t* from) { return {_mm512_loadu_si512(from)}; }
@@ -106,5 +119,5 @@ inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
 }
 
 inline void prefetch(const std::byte* at) {
-    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }

@@ -5,6 +5,7 @@
 /// Rows and their scratch, from the first row of the call on.
 struct KeyBlock {
     const std::byte* codes;
+    const std::byte* ahead; ///< the block of a later page to prefetch
     const BlockScales* scales;
     bool zero_points;
     const std::int8_t* q; ///< [rows][q_stride], at this block's first channel
@@ -26,6 +27,7 @@ void key_block(const KeyBlock& block) {
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
+        prefetch_quarter<layout>(block.ahead, pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
             const std::int8_t* q = block.q + row * block.q_stride + 8 * pair;
@@ -65,6 +67,7 @@ void key_block(const KeyBlock& block) {
 
 struct ValueBlock {
     const std::byte* codes;
+    const std::byte* ahead; ///< the block of a later page to prefetch
     const BlockScales* scales;
     bool zero_points;
     const std::uint8_t* p;      ///< [rows][32]
@@ -86,6 +89,7 @@ void value_block(const ValueBlock& block) {
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
+        prefetch_quarter<layout>(block.ahead, pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2

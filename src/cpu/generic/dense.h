@@ -15,71 +15,91 @@ struct FloatElement {
     }
 };
 
+inline void prefetch_bytes(const std::byte* from, std::ptrdiff_t bytes) {
+    for (std::ptrdiff_t at = 0; at < bytes; at += 64) prefetch(from + at);
+}
+
 struct alignas(64) DenseScratch {
     float logits[kMaxRows][kTokens];
     float tops[kMaxRows];
 };
 
-/// Logits of `rows` rows with `tokens` tokens.
-template <class Element, int rows, int tokens>
+/// Logits of `rows` rows with kDenseColumns tokens.
+template <class Element, int rows>
 void dense_logits(const DenseParams& params, const std::byte* keys, int row, float* logits) {
-    Floats sums[rows][tokens];
-    for (int r = 0; r < rows; ++r)
-        for (int t = 0; t < tokens; ++t) sums[r][t] = broadcast(0.0f);
+    Floats sums[rows][kDenseColumns];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+        const Floats share = broadcast(params.logit_offset[row + r] / kLanes);
+#pragma GCC unroll 4
+        for (int t = 0; t < kDenseColumns; ++t) sums[r][t] = share;
+    }
     const float* q = params.q + row * kMaxDim;
     const std::ptrdiff_t stride = Element::kBytes * params.dim;
     for (int channel = 0; channel < params.dim; channel += kLanes) {
-        Floats key[tokens];
+        Floats key[kDenseColumns];
 #pragma GCC unroll 4
-        for (int t = 0; t < tokens; ++t)
+        for (int t = 0; t < kDenseColumns; ++t)
             key[t] = Element::load(keys + t * stride + Element::kBytes * channel);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; ++r) {
             const Floats query = load(q + r * kMaxDim + channel);
 #pragma GCC unroll 4
-            for (int t = 0; t < tokens; ++t) sums[r][t] = multiply_add(query, key[t], sums[r][t]);
+            for (int t = 0; t < kDenseColumns; ++t)
+                sums[r][t] = multiply_add(query, key[t], sums[r][t]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) reduce_add_columns(sums[r], logits + r * kTokens);
+}
+
+/// Adds the values of tokens [first, last) with their probabilities to `rows` rows of 16 * columns
+/// channels. Memory of other tokens is not read: it may hold anything.
+template <class Element, int rows, int columns>
+void dense_values(const DenseParams& params, const std::byte* values, const float* p,
+                  const PageMask& mask, float* out) {
+    Floats sums[rows][columns];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < columns; ++c) sums[r][c] = broadcast(0.0f);
+    const std::ptrdiff_t stride = Element::kBytes * params.dim;
+    for (int token = mask.first; token < mask.last; ++token) {
+        Floats value[columns];
+#pragma GCC unroll 4
+        for (int c = 0; c < columns; ++c)
+            value[c] = Element::load(values + token * stride + Element::kBytes * kLanes * c);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            const Floats weight = broadcast(p[r * kTokens + token]);
+#pragma GCC unroll 4
+            for (int c = 0; c < columns; ++c)
+                sums[r][c] = multiply_add(weight, value[c], sums[r][c]);
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-        for (int t = 0; t < tokens; ++t)
-            logits[r * kTokens + t] = reduce_add(sums[r][t]) + params.logit_offset[row + r];
-}
-
-/// Adds the values of tokens [first, last) with their probabilities to `rows` rows of 16 channels.
-/// Memory of other tokens is not read: it may hold anything.
-template <class Element, int rows>
-void dense_values(const DenseParams& params, const std::byte* values, const float* p, int first,
-                  int last, float* out) {
-    Floats sums[rows];
-    for (int r = 0; r < rows; ++r) sums[r] = broadcast(0.0f);
-    const std::ptrdiff_t stride = Element::kBytes * params.dim;
-    for (int token = first; token < last; ++token) {
-        const Floats value = Element::load(values + token * stride);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r)
-            sums[r] = multiply_add(broadcast(p[r * kTokens + token]), value, sums[r]);
-    }
-    for (int r = 0; r < rows; ++r) {
-        float* to = out + r * params.walk.out_stride;
-        store(add(load(to), sums[r]), to);
-    }
+        for (int c = 0; c < columns; ++c) {
+            float* to = out + r * params.walk.out_stride + kLanes * c;
+            store(add(load(to), sums[r][c]), to);
+        }
 }
 
 template <class Element>
-void dense_page_logits(const DenseParams& params, const std::byte* keys, DenseScratch& scratch) {
-    constexpr int kRows = kDenseRows;
+void dense_page_logits(const DenseParams& params, const std::byte* keys, const std::byte* ahead,
+                       DenseScratch& scratch) {
     const std::ptrdiff_t stride = Element::kBytes * params.dim;
-    int row = 0;
-    for (; row + kRows <= params.walk.rows; row += kRows)
-        for (int token = 0; token < kTokens; token += kDenseTokens)
-            dense_logits<Element, kRows, kDenseTokens>(params, keys + token * stride, row,
-                                                       scratch.logits[row] + token);
-    for (; row < params.walk.rows; ++row)
-        for (int token = 0; token < kTokens; token += kDenseTokens)
-            dense_logits<Element, 1, kDenseTokens>(params, keys + token * stride, row,
-                                                   scratch.logits[row] + token);
+    const int rows = params.walk.rows;
+    for (int token = 0; token < kTokens; token += kDenseColumns) {
+        prefetch_bytes(ahead + token * stride, stride * kDenseColumns);
+        const std::byte* at = keys + token * stride;
+        int row = 0;
+        for (; row + kDenseRows <= rows; row += kDenseRows)
+            dense_logits<Element, kDenseRows>(params, at, row, scratch.logits[row] + token);
+        for (; row < rows; ++row)
+            dense_logits<Element, 1>(params, at, row, scratch.logits[row] + token);
+    }
 }
 
 inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& scratch) {
@@ -100,38 +120,48 @@ inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& 
     }
 }
 
+/// 16 * columns channels from `channel` on, all rows.
+template <class Element, int columns>
+void dense_value_columns(const DenseParams& params, const PageMask& mask, const std::byte* values,
+                         int channel, const DenseScratch& scratch) {
+    const Walk& walk = params.walk;
+    values += Element::kBytes * channel;
+    int row = 0;
+    for (; row + kDenseRows <= walk.rows; row += kDenseRows)
+        dense_values<Element, kDenseRows, columns>(params, values, scratch.logits[row], mask,
+                                                   walk.out + row * walk.out_stride + channel);
+    for (; row < walk.rows; ++row)
+        dense_values<Element, 1, columns>(params, values, scratch.logits[row], mask,
+                                          walk.out + row * walk.out_stride + channel);
+}
+
 template <class Element>
 void dense_page_values(const DenseParams& params, const PageMask& mask, const std::byte* values,
-                       const DenseScratch& scratch) {
-    constexpr int kRows =
-        kDenseRows * kDenseTokens; // one sum a row: as many rows as logits have sums
-    constexpr int kFewRows = kRows < 4 ? kRows : 4;
-    const Walk& walk = params.walk;
-    const int first = mask.first;
-    const int last = mask.last;
-    for (int channel = 0; channel < params.dim; channel += kLanes) {
-        const std::byte* column = values + Element::kBytes * channel;
-        int row = 0;
-        for (; row + kFewRows <= walk.rows; row += kFewRows)
-            dense_values<Element, kFewRows>(params, column, scratch.logits[row], first, last,
-                                            walk.out + row * walk.out_stride + channel);
-        for (; row < walk.rows; ++row)
-            dense_values<Element, 1>(params, column, scratch.logits[row], first, last,
-                                     walk.out + row * walk.out_stride + channel);
+                       const std::byte* ahead, const DenseScratch& scratch) {
+    constexpr int kChannels = kLanes * kDenseColumns;
+    constexpr std::ptrdiff_t kAheadBytes = Element::kBytes * kTokens * kChannels;
+    int channel = 0;
+    for (; channel + kChannels <= params.dim; channel += kChannels, ahead += kAheadBytes) {
+        prefetch_bytes(ahead, kAheadBytes);
+        dense_value_columns<Element, kDenseColumns>(params, mask, values, channel, scratch);
     }
+    for (; channel < params.dim; channel += kLanes)
+        dense_value_columns<Element, 1>(params, mask, values, channel, scratch);
 }
 
 template <class Element>
 void attend_dense(const DenseParams& params) {
     const Walk& walk = params.walk;
+    const std::ptrdiff_t side_bytes = Element::kBytes * kTokens * params.dim;
     DenseScratch scratch;
     for (int i = 0; i < walk.page_count; ++i) {
         const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
         if (mask.first >= mask.last) continue;
         const std::byte* keys = walk.pages[i] + walk.head_offset;
-        dense_page_logits<Element>(params, keys, scratch);
+        const int later = i + 1 < walk.page_count ? i + 1 : i;
+        const std::byte* ahead = walk.pages[later] + walk.head_offset;
+        dense_page_logits<Element>(params, keys, ahead, scratch);
         dense_softmax(walk, mask, scratch);
-        dense_page_values<Element>(params, mask, keys + Element::kBytes * kTokens * params.dim,
-                                   scratch);
+        dense_page_values<Element>(params, mask, keys + side_bytes, ahead + side_bytes, scratch);
     }
 }

@@ -105,12 +105,31 @@ inline QuadPair expand<bytes>(const std::byte* codes, int pair) {
     return expand<unsigned_bytes>(codes, pair);
 }
 
+/// Bits of a packed layout's codes; 0 for expanded ones, which are in the cache.
+constexpr int code_bits(Layout layout) {
+    constexpr int kBits[kLayouts] = {2, 3, 4, 8, 8, 0, 0};
+    return kBits[layout];
+}
+
+/// A quarter of a later page's block: its codes and a line of its scales and zero-points. Work on a pair
+/// of quads lies between two quarters, so that the line-fill buffers are never all taken.
+template <Layout layout>
+inline void prefetch_quarter(const std::byte* block, int quarter) {
+    constexpr int kLines = code_bits(layout);
+    if (kLines == 0) return;
+    for (int line = 0; line < kLines; ++line)
+        prefetch(block + (kLines * quarter + line) * kQuadBytes);
+    prefetch(block + (4 * kLines + quarter) * kQuadBytes);
+}
+
 constexpr std::ptrdiff_t kExpandedBytes = 8 * 4 * kQuadBytes;
 
-/// A whole block, for when there are more rows than registers: `expanded` has kExpandedBytes.
+/// A whole block, for when there are more rows than registers: `expanded` has kExpandedBytes. `ahead` is
+/// the block of a later page to prefetch.
 template <Layout layout>
-void expand_block(const std::byte* codes, std::byte* expanded) {
+void expand_block(const std::byte* codes, const std::byte* ahead, std::byte* expanded) {
     for (int pair = 0; pair < 4; ++pair) {
+        prefetch_quarter<layout>(ahead, pair);
         const QuadPair quads = expand<layout>(codes, pair);
         for (int i = 0; i < 2; ++i)
             for (int tile = 0; tile < 4; ++tile)
@@ -118,7 +137,7 @@ void expand_block(const std::byte* codes, std::byte* expanded) {
     }
 }
 
-using ExpandBlock = void (*)(const std::byte*, std::byte*);
+using ExpandBlock = void (*)(const std::byte*, const std::byte*, std::byte*);
 constexpr ExpandBlock kExpandBlock[] = {expand_block<two_bits>, expand_block<three_bits>,
                                         expand_block<four_bits>, expand_block<unsigned_bytes>,
                                         expand_block<signed_bytes>};

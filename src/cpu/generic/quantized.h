@@ -35,33 +35,23 @@ inline void prepare_query(const QuantizedParams& params, PageScratch& scratch) {
     }
 }
 
-/// Brings a page into the cache while another is worked on, a share at a time.
-struct Prefetcher {
-    const std::byte* at;
-    const std::byte* end;
-    std::ptrdiff_t share; ///< bytes a step
-
-    void step() {
-        const std::byte* stop = at + share < end ? at + share : end;
-        for (; at < stop; at += 64) prefetch(at);
-    }
-};
-
-inline void page_keys(const QuantizedParams& params, const std::byte* page, PageScratch& scratch,
-                      Prefetcher& ahead) {
+inline void page_keys(const QuantizedParams& params, const std::byte* page, const std::byte* ahead,
+                      PageScratch& scratch) {
     const Side& side = params.k;
     const int rows = params.walk.rows;
     const Layout packed = layout_of(side.bits, false);
     const bool expand_once = rows > kRowsInRegisters;
     const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
-    const std::byte* codes = page + side.offset;
-    for (int i = 0; i < params.blocks; ++i, codes += side.block_bytes) {
+    for (int i = 0; i < params.blocks; ++i) {
+        const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
+        const std::byte* codes = page + offset;
         const BlockScales scales = load_scales(side, codes);
-        if (expand_once) kExpandBlock[packed](codes, scratch.expanded);
+        if (expand_once) kExpandBlock[packed](codes, ahead + offset, scratch.expanded);
         for (int row = 0; row < rows; row += kRowsInRegisters) {
             const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
             KeyBlock block;
             block.codes = expand_once ? scratch.expanded : codes;
+            block.ahead = ahead + offset;
             block.scales = &scales;
             block.zero_points = side.asymmetric || side.hybrid;
             block.q_stride = 64 * params.blocks;
@@ -72,25 +62,26 @@ inline void page_keys(const QuantizedParams& params, const std::byte* page, Page
             block.logits = scratch.logits[row];
             kKeyBlocks[layout](count)(block);
         }
-        ahead.step();
     }
 }
 
-inline void page_values(const QuantizedParams& params, const std::byte* page, PageScratch& scratch,
-                        Prefetcher& ahead) {
+inline void page_values(const QuantizedParams& params, const std::byte* page,
+                        const std::byte* ahead, PageScratch& scratch) {
     const Side& side = params.v;
     const int rows = params.walk.rows;
     const Layout packed = layout_of(side.bits, true);
     const bool expand_once = rows > kRowsInRegisters;
     const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
-    const std::byte* codes = page + side.offset;
-    for (int i = 0; i < params.blocks; ++i, codes += side.block_bytes) {
+    for (int i = 0; i < params.blocks; ++i) {
+        const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
+        const std::byte* codes = page + offset;
         const BlockScales scales = load_scales(side, codes);
-        if (expand_once) kExpandBlock[packed](codes, scratch.expanded);
+        if (expand_once) kExpandBlock[packed](codes, ahead + offset, scratch.expanded);
         for (int row = 0; row < rows; row += kRowsInRegisters) {
             const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
             ValueBlock block;
             block.codes = expand_once ? scratch.expanded : codes;
+            block.ahead = ahead + offset;
             block.scales = &scales;
             block.zero_points = side.asymmetric || side.hybrid;
             block.p = scratch.p[row];
@@ -101,7 +92,6 @@ inline void page_values(const QuantizedParams& params, const std::byte* page, Pa
             block.out = params.walk.out + row * block.out_stride + 64 * i;
             kValueBlocks[layout](count)(block);
         }
-        ahead.step();
     }
 }
 
@@ -135,35 +125,26 @@ inline void page_softmax(const QuantizedParams& params, const PageMask& mask,
     store(add(load(walk.weight), weight), walk.weight);
 }
 
-inline std::size_t page_bytes(const QuantizedParams& params) {
-    return params.v.offset + params.v.block_bytes * static_cast<std::size_t>(params.blocks);
-}
-
 void attend_quantized(const QuantizedParams& params) {
     constexpr int kPagesAhead = 2;
     const Walk& walk = params.walk;
     PageScratch scratch;
     store_ints(broadcast_int(0), scratch.p_sums);
     prepare_query(params, scratch);
-    const std::size_t bytes = page_bytes(params);
-    const auto lines = static_cast<std::ptrdiff_t>((bytes + 63) / 64);
     for (int i = 0; i < walk.page_count; ++i) {
         const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
         if (mask.first >= mask.last) continue;
-        Prefetcher ahead{nullptr, nullptr, (lines / (2 * params.blocks) + 1) * 64};
-        if (i + kPagesAhead < walk.page_count) {
-            ahead.at = walk.pages[i + kPagesAhead] + walk.head_offset;
-            ahead.end = ahead.at + bytes;
-        }
+        const int later = i + kPagesAhead < walk.page_count ? i + kPagesAhead : i;
+        const std::byte* ahead = walk.pages[later] + walk.head_offset;
         const std::byte* page = walk.pages[i] + walk.head_offset;
         for (int row = 0; row < walk.rows; ++row) {
             const Floats offset = broadcast(params.logit_offset[row]);
             store(offset, scratch.logits[row]);
             store(offset, scratch.logits[row] + kLanes);
         }
-        page_keys(params, page, scratch, ahead);
+        page_keys(params, page, ahead, scratch);
         page_softmax(params, mask, scratch);
-        page_values(params, page, scratch, ahead);
+        page_values(params, page, ahead, scratch);
     }
 }
 

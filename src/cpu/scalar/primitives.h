@@ -4,10 +4,10 @@
 
 constexpr int kLanes = 16;
 
-/// Rows that share one expansion in registers, and the tile of the dense dot product.
+/// Rows that share one expansion in registers; rows and registers of the tiles of dense products.
 constexpr int kRowsInRegisters = 1;
 constexpr int kDenseRows = 1;
-constexpr int kDenseTokens = 1;
+constexpr int kDenseColumns = 1;
 
 struct Floats {
     float lane[kLanes];
@@ -124,6 +124,10 @@ inline float reduce_add(Floats a) {
     float result = 0.0f;
     for (int i = 0; i < kLanes; ++i) result += a.lane[i];
     return result;
+}
+/// The sum of each register.
+inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
+    to[0] = reduce_add(a[0]);
 }
 
 // Sums
