@@ -28,12 +28,18 @@ void rotate(std::vector<double>& row) {
     for (double& value : row) value /= std::sqrt(static_cast<double>(block));
 }
 
-/// Half the distance between levels that the codec's definition gives a group, whatever branch.
-double half_step(Codec codec, std::span<const double> group) {
-    const auto [low, high] = std::minmax_element(group.begin(), group.end());
-    const double largest = std::max(std::abs(*low), std::abs(*high));
+/// Half the distance between levels that the codec's definition gives a group, whatever branch. The
+/// group's elements lie `stride` apart.
+double half_step(Codec codec, const double* group, std::size_t stride) {
+    double low = group[0];
+    double high = group[0];
+    for (std::size_t i = 1; i < kGroupSize; ++i) {
+        low = std::min(low, group[i * stride]);
+        high = std::max(high, group[i * stride]);
+    }
+    const double largest = std::max(std::abs(low), std::abs(high));
     const double symmetric = largest / ((1 << (codec.bits - 1)) - 1);
-    const double asymmetric = (*high - *low) / ((1 << codec.bits) - 1);
+    const double asymmetric = (high - low) / ((1 << codec.bits) - 1);
     const double step = codec.kind == CodecKind::symmetric    ? symmetric
                         : codec.kind == CodecKind::asymmetric ? asymmetric
                                                               : std::max(symmetric, asymmetric);
@@ -77,13 +83,10 @@ ExpectedPage expected_page(const PageFormat& format, const ModelTransform& trans
     // K groups: 32 channels of a token. V groups: 32 tokens of a channel.
     for (std::size_t at = 0; at < page.k.values.size(); at += kGroupSize)
         std::fill_n(page.k.bounds.begin() + static_cast<std::ptrdiff_t>(at), kGroupSize,
-                    half_step(format.k, std::span(page.k.values).subspan(at, kGroupSize)));
+                    half_step(format.k, page.k.values.data() + at, 1));
     for (std::size_t c = 0; c < padded; ++c) {
-        std::vector<double> group;
-        for (std::size_t t = 0; t < kPageTokens; ++t)
-            group.push_back(page.v.values[t * padded + c]);
-        for (std::size_t t = 0; t < kPageTokens; ++t)
-            page.v.bounds[t * padded + c] = half_step(format.v, group);
+        const double bound = half_step(format.v, page.v.values.data() + c, padded);
+        for (std::size_t t = 0; t < kPageTokens; ++t) page.v.bounds[t * padded + c] = bound;
     }
     return page;
 }

@@ -62,16 +62,16 @@ std::vector<RandomCase> random_cases() {
     const CacheConfig base80 = shape("base", 80, 4, 32);
     const CacheConfig hybrid64 = shape("hybrid", 64, 0, 64);
     return {
-        {"base", base64, 300},
-        {"base_norm", with_transform(base64, true, false, false, false, 128), 300},
-        {"base_all_steps", with_transform(base80, true, true, true, true, 40), 150},
-        {"base_rotation_alone", with_transform(base80, false, false, true, false, 1), 150},
-        {"hybrid_small_pool", with_pool(hybrid64, 300, 3, 64), 300},
+        {"base", base64, 200},
+        {"base_norm", with_transform(base64, true, false, false, false, 128), 200},
+        {"base_all_steps", with_transform(base80, true, true, true, true, 40), 120},
+        {"base_rotation_alone", with_transform(base80, false, false, true, false, 1), 100},
+        {"hybrid_small_pool", with_pool(hybrid64, 300, 3, 64), 250},
         {"hybrid_centres", with_transform(hybrid64, false, true, false, true, 64), 200},
         {"k8v8_long_sink", shape("k8v8", 128, 64, 128), 150},
         {"f16", shape("f16", 64, 32, 96), 200},
         {"f16_windows", with_windows(shape("f16", 80, 40, 32), {0, 50, 1}), 200},
-        {"windows", with_windows(shape("base", 64, 32, 32), {0, 100, 20}), 300},
+        {"windows", with_windows(shape("base", 64, 32, 32), {0, 100, 20}), 200},
         {"windows_no_sink", with_windows(shape("k8v8", 64, 0, 64), {200, 66, 65}), 200},
         {"windows_norm_small_pool",
          with_pool(

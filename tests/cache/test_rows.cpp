@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "innerkv/codec.h"
 
@@ -11,18 +12,35 @@ namespace {
 
 constexpr int kPadding = 3; ///< elements between rows
 
-struct Channel {
-    float offset;
-    float scale;
-};
+constexpr int kHeads = 8;
+constexpr int kChannels = 256;
 
-/// Some channels are large, some are shifted, some are zero.
-Channel channel_of(int side, int head, int channel) {
-    Random random(static_cast<std::uint64_t>(1 + side + 2 * head + 64 * channel));
-    if (random.one_in(40)) return {0.0f, 0.0f};
-    const float scale = random.one_in(8) ? 12.0f : 0.5f + std::abs(random.unit());
-    const float offset = random.one_in(3) ? 4.0f * random.unit() : 0.0f;
-    return {offset, scale};
+/// Some channels are large, some are shifted, some are zero. [side, head, channel].
+std::vector<Channel> make_channels() {
+    std::vector<Channel> channels;
+    for (int i = 0; i < 2 * kHeads * kChannels; ++i) {
+        Random random(static_cast<std::uint64_t>(i + 1));
+        Channel channel{0.0f, 0.0f};
+        if (!random.one_in(40)) {
+            channel.scale = random.one_in(8) ? 12.0f : 0.5f + std::abs(random.unit());
+            channel.offset = random.one_in(3) ? 4.0f * random.unit() : 0.0f;
+        }
+        channels.push_back(channel);
+    }
+    return channels;
+}
+
+const Channel* channels_of(int side, int head) {
+    static const std::vector<Channel> channels = make_channels();
+    return channels.data() + (side * kHeads + head) * kChannels;
+}
+
+std::uint16_t bf16_from_float(float value) {
+    return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
+}
+
+float float_from_bf16(std::uint16_t bits) {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
 } // namespace
@@ -54,27 +72,23 @@ TestRows::TestRows(Random& random, int tokens, int kv_heads, int head_dim, int s
     if (type != RowType::f32) half_.resize(elements, 0x7FFF); // NaN between rows
     expected_.resize(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(kv_heads) *
                      static_cast<std::size_t>(head_dim));
-    for (int head = 0; head < kv_heads; ++head) {
-        std::vector<Channel> channels;
-        for (int c = 0; c < head_dim; ++c) channels.push_back(channel_of(side, head, c));
-        for (int token = 0; token < tokens; ++token) {
-            const std::size_t at = place(token, head);
-            auto* out = expected_.data() + (expected(token, head) - expected_.data());
-            for (int c = 0; c < head_dim; ++c) {
-                const auto& [offset, scale] = channels[static_cast<std::size_t>(c)];
-                const float value = offset + scale * random.unit();
-                const std::size_t i = at + static_cast<std::size_t>(c);
-                if (type == RowType::f32) f32_[i] = value;
-                if (type == RowType::f16) half_[i] = f16_from_float(value);
-                if (type == RowType::bf16)
-                    half_[i] =
-                        static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
-                const float held =
-                    type == RowType::bf16
-                        ? std::bit_cast<float>(static_cast<std::uint32_t>(half_[i]) << 16)
-                        : value;
-                out[c] = f16_from_float(held);
-            }
+    for (int head = 0; head < kv_heads; ++head)
+        for (int token = 0; token < tokens; ++token)
+            fill_row(random, token, head, channels_of(side, head));
+}
+
+void TestRows::fill_row(Random& random, int token, int head, const Channel* channels) {
+    std::uint16_t* out = expected_row(token, head);
+    const std::size_t at = place(token, head);
+    for (int c = 0; c < head_dim_; ++c) {
+        const float value = channels[c].offset + channels[c].scale * random.unit();
+        const std::size_t i = at + static_cast<std::size_t>(c);
+        out[c] = f16_from_float(value);
+        if (type_ == RowType::f32) f32_[i] = value;
+        if (type_ == RowType::f16) half_[i] = out[c];
+        if (type_ == RowType::bf16) {
+            half_[i] = bf16_from_float(value);
+            out[c] = f16_from_float(float_from_bf16(half_[i]));
         }
     }
 }
@@ -92,17 +106,13 @@ Rows TestRows::slice(int first) const {
     return {data, type_, token_stride_, head_stride_};
 }
 
-const std::uint16_t* TestRows::expected(int token, int head) const {
-    return expected_.data() +
-           (static_cast<std::size_t>(token) * static_cast<std::size_t>(kv_heads_) +
-            static_cast<std::size_t>(head)) *
-               static_cast<std::size_t>(head_dim_);
+std::uint16_t* TestRows::expected_row(int token, int head) {
+    return expected_.data() + static_cast<std::ptrdiff_t>(token * kv_heads_ + head) * head_dim_;
 }
 
 void TestRows::poke(int token, int head, int channel, float value) {
     f32_[place(token, head) + static_cast<std::size_t>(channel)] = value;
-    expected_[static_cast<std::size_t>(expected(token, head) - expected_.data() + channel)] =
-        f16_from_float(value);
+    expected_row(token, head)[channel] = f16_from_float(value);
 }
 
 } // namespace innerkv::test

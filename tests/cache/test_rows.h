@@ -27,7 +27,13 @@ private:
     std::uint64_t state_;
 };
 
-/// [tokens, kv_heads, head_dim] of one side.
+/// What the values of a channel lie around.
+struct Channel {
+    float offset;
+    float scale;
+};
+
+/// [tokens, kv_heads, head_dim] of one side; head_dim to 256, kv_heads to 8.
 class TestRows {
 public:
     enum class Order : std::uint8_t { token_major, head_major };
@@ -39,7 +45,9 @@ public:
     Rows rows() const;
     int tokens() const { return tokens_; }
     /// fp16 bits of one row, [head_dim].
-    const std::uint16_t* expected(int token, int head) const;
+    const std::uint16_t* expected(int token, int head) const {
+        return expected_.data() + static_cast<std::ptrdiff_t>(token * kv_heads_ + head) * head_dim_;
+    }
     /// Replaces one value; f32 rows only.
     void poke(int token, int head, int channel, float value);
     /// Rows first .. first + tokens - 1 as rows of their own.
@@ -47,6 +55,8 @@ public:
 
 private:
     std::size_t place(int token, int head) const;
+    std::uint16_t* expected_row(int token, int head);
+    void fill_row(Random& random, int token, int head, const Channel* channels);
 
     int tokens_;
     int kv_heads_;

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "test_cache.h"
+
+namespace innerkv::test {
+namespace {
+
+/// Two tokens of calibration, no sink; channel c of token 0 is low(c), of token 1 high(c).
+template <typename Low, typename High>
+SequenceView calibrated_view(Cache& cache, const CacheConfig& config, Low low, High high) {
+    TestSequence rows(config, 64);
+    for (int token = 0; token < 64; ++token)
+        for (int head = 0; head < config.kv_heads; ++head)
+            for (int c = 0; c < config.format.head_dim; ++c) {
+                rows.k.poke(token, head, c, token % 2 == 0 ? low(c) : high(c));
+                rows.v.poke(token, head, c, token % 2 == 0 ? high(c) : low(c));
+            }
+    const SequenceId id = cache.create();
+    rows.append_all(cache, id, 64);
+    cache.settle(id);
+    return cache.view(0, id);
+}
+
+CacheConfig calibrating(TransformPolicy policy) {
+    CacheConfig config = small_config();
+    config.sink_tokens = 0;
+    config.recent_tokens = 32;
+    config.transform = policy;
+    return config;
+}
+
+TEST(Calibrate, NormIsTheRootOfTheLargestMagnitude) {
+    const CacheConfig config = calibrating({KeyNormPolicy::prefill, false, false, false, 2});
+    Cache cache(config);
+    const SequenceView view = calibrated_view(
+        cache, config, [](int) { return 1.0f; },
+        [](int c) { return c == 3   ? -16.0f
+                           : c == 5 ? 9.0f
+                                    : 0.5f; });
+    ASSERT_EQ(view.transforms.size(), 2u);
+    for (const KeyTransform& head : view.transforms) {
+        ASSERT_NE(head.norm, nullptr);
+        EXPECT_FALSE(head.centre || head.value_centre || head.rotate);
+        for (int c = 0; c < 64; ++c) EXPECT_EQ(head.norm[c], c == 3 ? 4.0f : c == 5 ? 3.0f : 1.0f);
+    }
+}
+
+TEST(Calibrate, NormIsTakenFromCentredKeys) {
+    const CacheConfig config = calibrating({KeyNormPolicy::prefill, true, true, true, 2});
+    Cache cache(config);
+    const SequenceView view = calibrated_view(
+        cache, config, [](int c) { return 100.0f - static_cast<float>(c % 4 == 0 ? 9 : 1); },
+        [](int c) { return 100.0f + static_cast<float>(c % 4 == 0 ? 9 : 1); });
+    const KeyTransform& head = view.transforms[1];
+    ASSERT_TRUE(head.norm && head.centre && head.value_centre && head.rotate);
+    for (int c = 0; c < 64; ++c) {
+        EXPECT_EQ(head.centre[c], 100.0f);
+        EXPECT_EQ(head.value_centre[c], 100.0f);
+        EXPECT_EQ(head.norm[c], c % 4 == 0 ? 3.0f : 1.0f);
+    }
+}
+
+TEST(Calibrate, AFlatNormIsDropped) {
+    const CacheConfig config = calibrating({KeyNormPolicy::prefill, false, false, false, 2});
+    // The norm's ratio is the root: 1.43 gives 1.196, 1.45 gives 1.204; the threshold is 1.2.
+    for (const auto& [largest, kept] : {std::pair(1.43f, false), std::pair(1.45f, true)}) {
+        Cache cache(config);
+        const float most = largest;
+        const SequenceView view = calibrated_view(
+            cache, config, [](int) { return 1.0f; },
+            [most](int c) { return c == 9 ? most : 1.0f; });
+        EXPECT_EQ(view.transforms[0].norm != nullptr, kept) << largest;
+    }
+}
+
+TEST(Calibrate, ChannelsOfZerosHaveNormOneAndDoNotCount) {
+    const CacheConfig config = calibrating({KeyNormPolicy::prefill, false, false, false, 2});
+    Cache cache(config);
+    const SequenceView flat = calibrated_view(
+        cache, config, [](int c) { return c < 8 ? 0.0f : 4.0f; },
+        [](int c) { return c < 8 ? 0.0f : 4.0f; });
+    EXPECT_EQ(flat.transforms[0].norm, nullptr);
+    const SequenceView uneven = calibrated_view(
+        cache, config, [](int c) { return c < 8 ? 0.0f : 4.0f; },
+        [](int c) { return c < 8    ? 0.0f
+                           : c < 16 ? 9.0f
+                                    : 4.0f; });
+    ASSERT_NE(uneven.transforms[0].norm, nullptr);
+    EXPECT_EQ(uneven.transforms[0].norm[0], 1.0f);
+    EXPECT_EQ(uneven.transforms[0].norm[8], 3.0f);
+    EXPECT_EQ(uneven.transforms[0].norm[16], 2.0f);
+}
+
+TEST(Calibrate, WaitsForItsTokensAndTheRecentWindow) {
+    CacheConfig config = small_config();
+    config.transform = {KeyNormPolicy::prefill, false, false, false, 100};
+    const TestSequence rows(config, 300);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    for (int length = 1; length <= 300; ++length) {
+        rows.append(cache, id, length - 1, 1);
+        const bool ready = length - 1 >= 32 + 100 + 96;
+        ASSERT_EQ(cache.view(0, id).transforms.size(), ready ? 2u : 0u) << length;
+        ASSERT_EQ(cache.view(0, id).quantized.tokens > 0, ready) << length;
+    }
+}
+
+TEST(Calibrate, GivenTransformsAreCopiedAndUsedPerLayerAndHead) {
+    CacheConfig config = small_config("k8v8");
+    config.layers = 2;
+    config.transform.norm = KeyNormPolicy::calibrated;
+    std::vector<float> norms;
+    for (int i = 0; i < 4 * 64; ++i) norms.push_back(1.0f + static_cast<float>(i));
+    for (int i = 0; i < 4; ++i) config.calibrated.push_back({norms.data() + 64 * i});
+    config.calibrated[3].rotate = true;
+    Cache cache(config);
+    norms.assign(norms.size(), NAN);
+    const SequenceId id = cache.create();
+    for (int layer = 0; layer < 2; ++layer) {
+        const SequenceView view = cache.view(layer, id);
+        ASSERT_EQ(view.transforms.size(), 2u);
+        for (int head = 0; head < 2; ++head) {
+            EXPECT_EQ(view.transforms[static_cast<std::size_t>(head)].norm[5],
+                      static_cast<float>(64 * (2 * layer + head) + 6));
+            EXPECT_EQ(view.transforms[static_cast<std::size_t>(head)].rotate, layer + head == 2);
+        }
+    }
+    const TestSequence rows(config, 200);
+    rows.append_all(cache, id, 100);
+    cache.settle(id);
+    EXPECT_EQ(cache.view(0, id).quantized.tokens, 64);
+    // They belong to the cache, not to a sequence.
+    const CacheUsage usage = cache.usage();
+    const PageFormat f16{kF16, kF16, 64};
+    EXPECT_EQ(usage.bytes_in_use,
+              2 * (static_cast<std::size_t>(usage.quantized_pages) * config.format.page_bytes() +
+                   static_cast<std::size_t>(usage.f16_pages) * f16.page_bytes()));
+}
+
+} // namespace
+} // namespace innerkv::test

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "innerkv/error.h"
+#include "innerkv/plan.h"
+#include "test_cache.h"
+
+namespace innerkv::test {
+namespace {
+
+TEST(Config, PresetsMakeCaches) {
+    for (const Preset& preset : presets()) {
+        for (const int head_dim : kHeadDims) {
+            CacheConfig config = CacheConfig::from_preset(preset, 2, 1, head_dim);
+            config.max_tokens = 100;
+            EXPECT_EQ(config.sink_tokens, preset.sink_tokens);
+            EXPECT_EQ(config.recent_tokens, preset.recent_tokens);
+            EXPECT_EQ(config.transform.norm, preset.key_norm);
+            EXPECT_NO_THROW(Cache{config}) << preset.name << " " << head_dim;
+        }
+    }
+}
+
+/// Refused by the constructor and by plan_cache, with a message that has `part` in it.
+void expect_refused(const char* part, const std::function<void(CacheConfig&)>& edit) {
+    CacheConfig config = small_config();
+    edit(config);
+    for (const bool plan : {false, true}) {
+        try {
+            if (plan) {
+                plan_cache(config);
+            } else {
+                const Cache cache(config);
+            }
+            ADD_FAILURE() << "accepted: " << part;
+        } catch (const InvalidArgument& error) {
+            EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+        }
+    }
+}
+
+TEST(Config, WhatIsNotSupportedIsRefused) {
+    expect_refused("layers is 0", [](CacheConfig& c) { c.layers = 0; });
+    expect_refused("kv_heads is -1", [](CacheConfig& c) { c.kv_heads = -1; });
+    expect_refused("max_tokens is 0", [](CacheConfig& c) { c.max_tokens = 0; });
+    expect_refused("max_sequences is 0", [](CacheConfig& c) { c.max_sequences = 0; });
+    expect_refused("max_append is 0", [](CacheConfig& c) { c.max_append = 0; });
+    expect_refused("sink_tokens is -1", [](CacheConfig& c) { c.sink_tokens = -1; });
+    expect_refused("recent_tokens is 40", [](CacheConfig& c) { c.recent_tokens = 40; });
+    expect_refused("recent_tokens is -32", [](CacheConfig& c) { c.recent_tokens = -32; });
+    expect_refused("sliding_window has 2 entries", [](CacheConfig& c) {
+        c.sliding_window = {1, 2};
+    });
+    expect_refused("sliding_window is -5", [](CacheConfig& c) { c.sliding_window = {-5}; });
+    expect_refused("head dimension", [](CacheConfig& c) { c.format.head_dim = 72; });
+    expect_refused("f16", [](CacheConfig& c) { c.format.v = kF16; });
+    expect_refused("2^31", [](CacheConfig& c) {
+        c.max_tokens = std::numeric_limits<std::int64_t>::max() / 4;
+    });
+    expect_refused("calibration_tokens is 0", [](CacheConfig& c) {
+        c.transform = {KeyNormPolicy::prefill, false, false, false, 0};
+    });
+    expect_refused("norm_threshold", [](CacheConfig& c) { c.transform.norm_threshold = NAN; });
+}
+
+TEST(Config, CalibratedTransformsAreChecked) {
+    static std::vector<float> array(64, 1.0f);
+    const auto calibrated = [](CacheConfig& c) {
+        c.transform.norm = KeyNormPolicy::calibrated;
+        c.calibrated.assign(2, KeyTransform{array.data()});
+    };
+    CacheConfig good = small_config();
+    calibrated(good);
+    EXPECT_NO_THROW(Cache{good});
+    expect_refused("calibrated has 1 transforms", [&](CacheConfig& c) {
+        calibrated(c);
+        c.calibrated.pop_back();
+    });
+    expect_refused("calibrated has 2 transforms", [&](CacheConfig& c) {
+        calibrated(c);
+        c.transform.norm = KeyNormPolicy::none;
+    });
+    expect_refused("leave the policy's unset", [&](CacheConfig& c) {
+        calibrated(c);
+        c.transform.rotate = true;
+    });
+    for (const float bad : {0.0f, -1.0f, 1e-30f, NAN, INFINITY}) {
+        static std::vector<float> norm(64, 1.0f);
+        norm[7] = bad;
+        expect_refused("calibrated[1].norm[7]", [&](CacheConfig& c) {
+            calibrated(c);
+            c.calibrated[1].norm = norm.data();
+        });
+        if (std::isfinite(bad)) continue;
+        expect_refused("calibrated[0].value_centre[7]", [&](CacheConfig& c) {
+            calibrated(c);
+            c.calibrated[0].value_centre = norm.data();
+        });
+    }
+}
+
+} // namespace
+} // namespace innerkv::test

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "innerkv/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "innerkv/error.h"
+#include "test_cache.h"
+
+namespace innerkv::test {
+namespace {
+
+struct PlanCase {
+    const char* name;
+    const char* preset;
+    int head_dim;
+    int sink;
+    int recent;
+    std::vector<int> windows;
+    TransformPolicy transform;
+};
+
+CacheConfig config_of(const PlanCase& plan) {
+    CacheConfig config = small_config(plan.preset, plan.head_dim);
+    config.layers = static_cast<int>(plan.windows.size());
+    config.sliding_window = plan.windows;
+    config.sink_tokens = plan.sink;
+    config.recent_tokens = plan.recent;
+    config.transform = plan.transform;
+    config.max_tokens = 700;
+    config.max_append = 64;
+    return config;
+}
+
+class Plan : public testing::TestWithParam<PlanCase> {};
+
+TEST_P(Plan, SequenceBytesAreWhatACacheUses) {
+    const CacheConfig config = config_of(GetParam());
+    const TestSequence rows(config, 600);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    EXPECT_EQ(sequence_bytes(config, 0), 0u);
+    for (int length = 1; length <= 600; ++length) {
+        rows.append(cache, id, length - 1, 1);
+        ASSERT_EQ(cache.usage().bytes_in_use, sequence_bytes(config, length)) << length;
+    }
+}
+
+/// The promise of plan_cache: max_tokens fit, over any number of sequences, in appends of any sizes to
+/// max_append, with no more memory than planned.
+TEST_P(Plan, TokensItWasMadeForFit) {
+    const CacheConfig config = config_of(GetParam());
+    const CachePlan plan = plan_cache(config);
+    for (int seed = 1; seed <= 20; ++seed) {
+        Random random(static_cast<std::uint64_t>(seed));
+        const TestSequence rows(config, config.max_append);
+        Cache cache(config);
+        std::vector<SequenceId> ids;
+        for (int i = random.between(1, config.max_sequences); i > 0; --i)
+            ids.push_back(cache.create());
+        for (auto left = static_cast<int>(config.max_tokens); left > 0;) {
+            const SequenceId id =
+                ids[static_cast<std::size_t>(random.between(0, static_cast<int>(ids.size()) - 1))];
+            const int count = std::min(left, random.between(1, config.max_append));
+            ASSERT_NO_THROW(rows.append(cache, id, 0, count)) << "seed " << seed;
+            left -= count;
+        }
+        for (const SequenceId id : ids) ASSERT_NO_THROW(cache.settle(id));
+        const CacheUsage usage = cache.usage();
+        EXPECT_LE(usage.bytes_in_use, plan.total());
+        EXPECT_LE(usage.bytes_reserved, plan.quantized_bytes + plan.f16_bytes);
+        // A fresh cache of this plan also promises all of it to one sequence.
+        for (const SequenceId id : ids) cache.remove(id);
+        EXPECT_NO_THROW(cache.reserve(cache.create(), static_cast<int>(config.max_tokens)));
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cache, Plan,
+    testing::Values(
+        PlanCase{"base", "base", 64, 32, 96, {0, 0}, {}},
+        PlanCase{"norm", "base", 128, 32, 96, {0}, {KeyNormPolicy::prefill}},
+        PlanCase{
+            "all", "hybrid", 80, 4, 32, {0, 0}, {KeyNormPolicy::prefill, true, true, true, 77}},
+        PlanCase{"windows", "k4v3", 64, 40, 32, {64, 0, 200, 33, 1}, {}},
+        PlanCase{"windows_norm", "k8v8", 64, 0, 32, {50, 33, 100, 300}, {KeyNormPolicy::prefill}},
+        PlanCase{"f16", "f16", 96, 32, 96, {0}, {}},
+        PlanCase{"f16_windows", "f16", 64, 4, 96, {0, 100, 20}, {}}),
+    [](const auto& tested) { return std::string(tested.param.name); });
+
+TEST(PlanBytes, AreThePageFormatsSums) {
+    CacheConfig config = CacheConfig::from_preset(find_preset("base"), 30, 3, 64);
+    config.transform.norm = KeyNormPolicy::none;
+    // 7000 tokens: the last append found 6999; 6871 behind sink and recent window, 214 pages of them.
+    const std::size_t quantized = 214 * std::size_t{1792};
+    const std::size_t f16 = (1 + 4) * std::size_t{32 * 64 * 2 * 2};
+    EXPECT_EQ(sequence_bytes(config, 7000), 30 * 3 * (quantized + f16));
+    EXPECT_EQ(f16_sequence_bytes(config, 7000), std::size_t{30} * 3 * 64 * 7000 * 2 * 2);
+    config.sliding_window.assign(30, 0);
+    config.sliding_window[0] = 512;
+    EXPECT_EQ(f16_sequence_bytes(config, 7000), std::size_t{29 * 7000 + 512} * 3 * 64 * 2 * 2);
+    EXPECT_EQ(f16_sequence_bytes(config, 100), std::size_t{30 * 100} * 3 * 64 * 2 * 2);
+    EXPECT_THROW(sequence_bytes(config, -1), InvalidArgument);
+    EXPECT_THROW(f16_sequence_bytes(config, -1), InvalidArgument);
+}
+
+TEST(PlanBytes, ExactPrefillHasRoomForThePromptInFp16) {
+    CacheConfig config = small_config();
+    config.exact_prefill = true;
+    EXPECT_GE(plan_cache(config).f16_bytes, f16_sequence_bytes(config, config.max_tokens));
+    const TestSequence rows(config, 2000);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    for (int first = 0; first < 2000; first += 500) rows.append(cache, id, first, 500);
+    cache.settle(id);
+    EXPECT_EQ(cache.view(0, id).quantized.tokens, 58 * 32);
+}
+
+TEST(Reserve, RefusesWhatDoesNotFitAndChangesNothing) {
+    CacheConfig config = small_config();
+    config.max_tokens = 300;
+    config.max_sequences = 1;
+    config.max_append = 32;
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    EXPECT_NO_THROW(cache.reserve(id, 0));
+    EXPECT_NO_THROW(cache.reserve(id, 300));
+    EXPECT_THROW(cache.reserve(id, 400), OutOfPages);
+    EXPECT_THROW(cache.reserve(id, -1), InvalidArgument);
+    EXPECT_EQ(cache.usage().bytes_in_use, 0u);
+}
+
+} // namespace
+} // namespace innerkv::test

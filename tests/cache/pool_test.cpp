@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/pool.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <set>
+
+#include "innerkv/format.h"
+
+namespace innerkv::paging {
+namespace {
+
+constexpr std::size_t kPage = std::size_t{64} << 10; // 32 to a chunk
+
+TEST(Pool, MapsChunksAsPagesAreTakenAndGivesThemBack) {
+    Pool pool(kPage, 100);
+    EXPECT_EQ(pool.bytes_reserved(), 0u);
+    std::vector<Page> pages;
+    std::set<const std::byte*> distinct;
+    for (int i = 0; i < 100; ++i) {
+        pages.push_back(pool.take());
+        EXPECT_EQ(reinterpret_cast<std::uintptr_t>(pages.back().data) % kPageAlignment, 0u);
+        EXPECT_EQ(pages.back().data, pool.data(pages.back().id));
+        std::memset(pages.back().data, i, kPage);
+        distinct.insert(pages.back().data);
+        EXPECT_EQ(pool.bytes_reserved(),
+                  kPage * static_cast<std::size_t>(i < 96 ? (i / 32 + 1) * 32 : 100));
+    }
+    EXPECT_EQ(distinct.size(), 100u);
+    EXPECT_EQ(pool.free(), 0);
+    for (int i = 0; i < 100; ++i)
+        EXPECT_EQ(pages[static_cast<std::size_t>(i)].data[kPage - 1], static_cast<std::byte>(i));
+    for (const Page& page : pages) pool.release(page.id);
+    EXPECT_EQ(pool.in_use(), 0);
+    EXPECT_LE(pool.bytes_reserved(), 32 * kPage); // one spare
+}
+
+TEST(Pool, TakesFromTheLowestChunkSoThatTheUpperOnesDrain) {
+    Pool pool(kPage, 96);
+    std::vector<Page> pages;
+    for (int i = 0; i < 96; ++i) pages.push_back(pool.take());
+    for (std::size_t i = 0; i < 96; i += 2) pool.release(pages[i].id); // every second one
+    for (int i = 0; i < 16; ++i) EXPECT_LT(static_cast<int>(pool.take().id), 32);
+    EXPECT_GE(static_cast<int>(pool.take().id), 32);
+}
+
+TEST(Pool, CountsReferences) {
+    Pool pool(kPage, 2);
+    const Page page = pool.take();
+    EXPECT_FALSE(pool.shared(page.id));
+    pool.retain(page.id);
+    EXPECT_TRUE(pool.shared(page.id));
+    pool.release(page.id);
+    EXPECT_FALSE(pool.shared(page.id));
+    EXPECT_EQ(pool.in_use(), 1);
+    pool.release(page.id);
+    EXPECT_EQ(pool.in_use(), 0);
+}
+
+TEST(Pool, HoldGivesBackWhatIsNotKept) {
+    Pool pool(kPage, 10);
+    {
+        PageHold hold(pool);
+        hold.take(4);
+        PageHold moved = std::move(hold);
+        EXPECT_EQ(pool.in_use(), 4);
+        EXPECT_EQ(moved.pages().size(), 4u);
+    }
+    EXPECT_EQ(pool.in_use(), 0);
+    PageHold hold(pool);
+    hold.take(3);
+    hold.keep();
+    EXPECT_EQ(pool.in_use(), 3);
+}
+
+TEST(Pool, PagesLargerThanAChunkWork) {
+    Pool pool(std::size_t{3} << 20, 2);
+    const Page a = pool.take();
+    const Page b = pool.take();
+    std::memset(a.data, 1, pool.page_bytes());
+    std::memset(b.data, 2, pool.page_bytes());
+    EXPECT_EQ(a.data[pool.page_bytes() - 1], std::byte{1});
+}
+
+} // namespace
+} // namespace innerkv::paging

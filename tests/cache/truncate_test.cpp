@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "cache/pool.h"
+#include "innerkv/codec.h"
+#include "innerkv/error.h"
+#include "innerkv/plan.h"
+#include "test_cache.h"
+
+namespace innerkv::test {
+namespace {
+
+class Truncate : public testing::TestWithParam<int> {};
+
+TEST_P(Truncate, OutsideQuantizedPagesItIsAsIfTheRestWasNeverThere) {
+    paging::poison_fresh_pages = true;
+    const CacheConfig config = small_config();
+    const TestSequence rows(config, 300);
+    Cache cache(config);
+    const SequenceId cut = cache.create();
+    rows.append_all(cache, cut, 300);
+    cache.truncate(cut, GetParam());
+    const SequenceId fresh = cache.create();
+    rows.append(cache, fresh, 0, GetParam());
+    EXPECT_TRUE(contents(cache, cut) == contents(cache, fresh));
+    rows.append(cache, cut, GetParam(), 300 - GetParam());
+    rows.append(cache, fresh, GetParam(), 300 - GetParam());
+    EXPECT_TRUE(contents(cache, cut) == contents(cache, fresh));
+}
+
+INSTANTIATE_TEST_SUITE_P(Lengths, Truncate,
+                         testing::Values(0, 1, 31, 32, 33, 63, 64, 100, 159, 250, 299, 300));
+
+struct CutPage {
+    const char* name;
+    TransformPolicy transform;
+    int head_dim;
+};
+
+class TruncateQuantized : public testing::TestWithParam<CutPage> {};
+
+TEST_P(TruncateQuantized, TheCutPagesTokensComeBackThroughTheInverseTransform) {
+    paging::poison_fresh_pages = true;
+    CacheConfig config = small_config("k8v8", GetParam().head_dim);
+    config.transform = GetParam().transform;
+    const TestSequence rows(config, 400);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append_all(cache, id, 1);
+    const SequenceId other = cache.fork(id);
+    const Contents shared = contents(cache, other);
+    ASSERT_EQ(cache.view(0, id).quantized.tokens, 256);
+    cache.truncate(id, 32 + 2 * 32 + 11);
+    const SequenceView view = cache.view(0, id);
+    ASSERT_EQ(view.quantized.tokens, 64);
+    ASSERT_EQ(view.recent.tokens, 11);
+    ASSERT_EQ(view.recent.first_token, 96);
+    for (int token = 96; token < 107; ++token)
+        for (int head = 0; head < 2; ++head)
+            for (const bool key : {true, false}) {
+                const std::uint16_t* got = f16_row(config, view.recent, key, head, token);
+                const std::uint16_t* given = (key ? rows.k : rows.v).expected(token, head);
+                for (int c = 0; c < GetParam().head_dim; ++c)
+                    // 8 bits of values to 16: the largest step is about 16 / 127.
+                    ASSERT_NEAR(float_from_f16(got[c]), float_from_f16(given[c]), 0.2f);
+            }
+    // The fork still has its own, page for page.
+    EXPECT_TRUE(contents(cache, other) == shared);
+    rows.append(cache, id, 107, 200);
+    cache.settle(id);
+    EXPECT_EQ(cache.view(0, id).quantized.tokens, 160);
+    EXPECT_TRUE(contents(cache, other) == shared);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cache, TruncateQuantized,
+    testing::Values(CutPage{"plain", {}, 64},
+                    CutPage{"norm", {KeyNormPolicy::prefill, false, false, false, 128}, 128},
+                    CutPage{"rotated_padding", {KeyNormPolicy::none, false, true, false, 1}, 80},
+                    CutPage{"all", {KeyNormPolicy::prefill, true, true, true, 100}, 112}),
+    [](const auto& tested) { return std::string(tested.param.name); });
+
+TEST(TruncateRules, AtAPageBoundaryNothingIsDequantized) {
+    const CacheConfig config = small_config();
+    const TestSequence rows(config, 400);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append_all(cache, id, 1);
+    const std::int64_t f16_pages = cache.usage().f16_pages;
+    cache.truncate(id, 96);
+    EXPECT_EQ(cache.view(0, id).quantized.tokens, 64);
+    EXPECT_EQ(cache.view(0, id).recent.tokens, 0);
+    EXPECT_EQ(cache.usage().f16_pages, 1);
+    EXPECT_GT(f16_pages, 1);
+}
+
+TEST(TruncateRules, TransformsStayWhereCalibrationTokensAreTruncated) {
+    CacheConfig config = small_config();
+    config.transform = {KeyNormPolicy::prefill, false, false, false, 128};
+    const TestSequence rows(config, 400);
+    const TestSequence others(config, 400, 99);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append_all(cache, id, 100);
+    const std::vector<float> before = contents(cache, id).transforms;
+    ASSERT_FALSE(before.empty());
+    cache.truncate(id, 0);
+    EXPECT_EQ(contents(cache, id).transforms, before);
+    others.append_all(cache, id, 100);
+    EXPECT_EQ(contents(cache, id).transforms, before);
+    EXPECT_GT(cache.view(0, id).quantized.tokens, 0);
+}
+
+TEST(TruncateRules, ShorterLayersStay) {
+    CacheConfig config = small_config();
+    config.layers = 2;
+    const TestSequence rows(config, 100);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    const AppendRows longer[] = {rows.rows(id, 0, 80)};
+    const AppendRows shorter[] = {rows.rows(id, 0, 20)};
+    cache.append(0, longer);
+    cache.append(1, shorter);
+    cache.truncate(id, 50);
+    EXPECT_EQ(cache.length(id, 0), 50);
+    EXPECT_EQ(cache.length(id, 1), 20);
+}
+
+TEST(TruncateRules, WithoutAFreePageForTheCutOneNothingChanges) {
+    CacheConfig config = small_config();
+    config.max_tokens = 256;
+    config.max_sequences = 3;
+    config.max_append = 32;
+    const TestSequence rows(config, 600);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append(cache, id, 0, 256);
+    cache.settle(id);
+    const SequenceId other = cache.fork(id); // so no recent page is id's own
+    const SequenceId filler = cache.create();
+    const std::int64_t capacity = static_cast<std::int64_t>(
+        plan_cache(config).f16_bytes / (2 * PageFormat{kF16, kF16, 64}.page_bytes()));
+    const auto room = 32 * static_cast<int>(capacity - cache.usage().f16_pages);
+    rows.append(cache, filler, 0, room);
+    ASSERT_EQ(cache.usage().f16_pages, capacity);
+    const Contents before = contents(cache, id);
+    EXPECT_THROW(cache.truncate(id, 40), OutOfPages);
+    EXPECT_TRUE(contents(cache, id) == before);
+    cache.remove(other);
+    EXPECT_NO_THROW(cache.truncate(id, 40));
+    EXPECT_EQ(cache.view(0, id).recent.tokens, 8);
+}
+
+} // namespace
+} // namespace innerkv::test
