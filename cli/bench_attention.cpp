@@ -151,19 +151,19 @@ void add_shape_options(CLI::App& command, bench::AttentionCase& attention) {
         ->capture_default_str();
     command.add_option("--q-heads", attention.q_heads, "Query heads")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostHeads))
+        ->check(whole_range(1, kMostHeads))
         ->capture_default_str();
     command.add_option("--kv-heads", attention.kv_heads, "Key-value heads")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostHeads))
+        ->check(whole_range(1, kMostHeads))
         ->capture_default_str();
     command.add_option("--context", attention.context, "Tokens in the cache of each sequence")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostContext))
+        ->check(whole_range(1, kMostContext))
         ->capture_default_str();
     command.add_option("--batch", attention.batch, "Sequences")
         ->type_name("B")
-        ->check(CLI::Range(1, kMostBatch))
+        ->check(whole_range(1, kMostBatch))
         ->capture_default_str();
     command.add_option("--seed", attention.seed, "Seed of the random data")->type_name("S");
 }
@@ -188,7 +188,7 @@ void add_attention(CLI::App& parent, Action& action) {
         ->capture_default_str();
     command->add_option("--repeats", options->bench.repeats, "Rounds, each contender once a round")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostRepeats))
+        ->check(whole_range(1, kMostRepeats))
         ->capture_default_str();
     command->add_flag("--cold", options->bench.cold,
                       "Empty the processor's caches before each run");

@@ -30,6 +30,7 @@ struct PplOptions {
     std::string against = "f16";
     std::string codec = "paper";
     std::string isa;
+    std::string arithmetic = "integer";
     int threads = 0;
     bool json = false;
 };
@@ -61,6 +62,7 @@ PerplexityResult measure(const PplOptions& options) {
     perplexity.windows = choose_windows(options, tokens.size());
     perplexity.threads = options.threads;
     perplexity.isa = options.isa;
+    perplexity.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
     perplexity.first_token = model->bos().value_or(-1);
     const auto sessions = static_cast<std::int64_t>(caches.size() + 1);
     Progress bar("eval ppl", "tokens", sessions * perplexity.windows * (options.window - 1));
@@ -91,6 +93,7 @@ Json to_json(const PplOptions& options, const PerplexityResult& result) {
             {"ctx", options.window},
             {"chunks", result.windows},
             {"codec", options.codec},
+            {"arithmetic", options.arithmetic},
             {"against",
              {{"cache", result.reference.cache},
               {"ppl", result.reference.score.perplexity},
@@ -142,15 +145,21 @@ void add_ppl(CLI::App& parent, Action& action) {
         ->required();
     command->add_option("--ctx", options->window, "Tokens of a window; its second half is scored")
         ->type_name("N")
-        ->check(CLI::Range(kShortestWindow, kLongestWindow))
+        ->check(whole_range(kShortestWindow, kLongestWindow))
         ->capture_default_str();
     command->add_option("--chunks", options->windows, "Windows; all that the text has by default")
         ->type_name("N")
-        ->check(CLI::Range(1, kLongestWindow));
+        ->check(whole_range(1, kLongestWindow));
     add_presets_option(*command, options->caches, "Presets to measure");
     add_preset_option(*command, "--against", options->against, "The reference");
     command->add_option("--codec", options->codec, "Rules by which values become codes")
         ->check(CLI::IsMember({"paper"}))
+        ->capture_default_str();
+    command
+        ->add_option(
+            "--arithmetic", options->arithmetic,
+            "integer: int8 queries and uint8 probabilities; exact: fp32 on the cache's codes")
+        ->check(CLI::IsMember({"integer", "exact"}))
         ->capture_default_str();
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     command->add_option("--isa", options->isa, "Instruction set of the kernels")->type_name("NAME");

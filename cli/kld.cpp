@@ -38,15 +38,19 @@ Score summarize(std::span<const RowScore> rows) {
     const auto count = static_cast<double>(rows.size());
     std::vector<double> divergences;
     double log_likelihood = 0;
+    double divergence_sum = 0;
+    std::int64_t same_top = 0;
     for (const RowScore& row : rows) {
         log_likelihood += row.log_likelihood;
-        score.divergence_mean += row.divergence / count;
-        score.same_top += row.same_top ? 1.0 / count : 0.0;
+        divergence_sum += row.divergence;
+        same_top += row.same_top ? 1 : 0;
         divergences.push_back(row.divergence);
     }
     std::ranges::sort(divergences);
     const auto rank = static_cast<std::size_t>(std::ceil(0.99 * count));
+    score.divergence_mean = divergence_sum / count;
     score.perplexity = std::exp(-log_likelihood / count);
+    score.same_top = static_cast<double>(same_top) / count;
     score.divergence_p99 = divergences[rank - 1];
     score.divergence_max = divergences.back();
     return score;

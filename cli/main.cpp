@@ -29,6 +29,21 @@ std::string command_path(const CLI::App& app) {
     return path;
 }
 
+/// One line that says what is wrong and where help is.
+std::string usage_line(const CLI::App& app, const CLI::ParseError& error) {
+    const CLI::App* command = &app;
+    while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
+    std::string message = error.what();
+    // An unknown command is left over while another is asked for.
+    const std::vector<std::string> rest = command->remaining();
+    const bool commands_expected = !command->get_subcommands({}).empty();
+    if (commands_expected && !rest.empty())
+        message = "there is no command '" + rest.front() + "'";
+    else if (commands_expected && command->get_subcommands().empty())
+        message = "a command is needed";
+    return message + " (see " + command_path(app) + " --help)";
+}
+
 int run(int argc, char** argv) {
     CLI::App app("Large language models on a quantized key-value cache");
     Action action;
@@ -47,7 +62,7 @@ int run(int argc, char** argv) {
     } catch (const CLI::CallForVersion& version) {
         write_output(std::string(version.what()) + "\n");
     } catch (const CLI::ParseError& error) {
-        throw UsageError(std::string(error.what()) + " (see " + command_path(app) + " --help)");
+        throw UsageError(usage_line(app, error));
     }
     return kSuccess;
 }

@@ -81,11 +81,36 @@ CLI::Option* add_model_option(CLI::App& command, std::string& path) {
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description) {
     return command.add_option("--threads", threads, description)
         ->type_name("N")
-        ->check(CLI::Range(1, kMostThreads));
+        ->check(whole_range(1, kMostThreads));
+}
+
+CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm) {
+    return command
+        .add_option("--key-norm", key_norm, "Channel norms of keys, instead of the preset's")
+        ->check(CLI::IsMember({"none", "prefill"}));
 }
 
 CLI::Option* add_json_option(CLI::App& command, bool& json) {
     return command.add_flag("--json", json, "Print one JSON object");
+}
+
+runner::SessionOptions session_options(const std::string& preset, int context,
+                                       const std::string& key_norm) {
+    runner::SessionOptions session = runner::make_options(preset, context);
+    if (key_norm.empty() || !session.preset.k.quantized()) return session;
+    session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
+    session.transform.norm = session.preset.key_norm;
+    return session;
+}
+
+CLI::Validator whole_range(int low, int high) {
+    const auto check = [low, high](const std::string& text) {
+        int value = 0;
+        const bool number = CLI::detail::lexical_cast(text, value);
+        if (number && value >= low && value <= high) return std::string();
+        return fmt::format("{} is not a whole number from {} to {}", text, low, high);
+    };
+    return CLI::Validator(check, "");
 }
 
 CLI::Validator finite_range(double low, double high) {

@@ -8,6 +8,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "runner/runner.h"
+
 namespace innerkv::cli {
 
 /// "A,B,C" into its parts; throws CLI::ValidationError where one is empty or named twice.
@@ -24,8 +26,16 @@ CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
                                 const std::string& description);
 CLI::Option* add_model_option(CLI::App& command, std::string& path);
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description);
+/// "none", "prefill", or empty for the preset's own.
+CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
 CLI::Option* add_json_option(CLI::App& command, bool& json);
 
+/// The preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized.
+runner::SessionOptions session_options(const std::string& preset, int context,
+                                       const std::string& key_norm);
+
+/// Whole numbers from `low` to `high`.
+CLI::Validator whole_range(int low, int high);
 /// Refuses everything but finite numbers from `low` to `high`.
 CLI::Validator finite_range(double low, double high);
 

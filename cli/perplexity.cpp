@@ -68,6 +68,7 @@ private:
         session.threads = options_.threads;
         session.chunk = static_cast<int>(block_);
         session.isa = options_.isa;
+        session.arithmetic = options_.arithmetic;
         return {cache, std::make_unique<runner::Session>(model, session), {}, {}, {}};
     }
 

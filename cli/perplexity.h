@@ -18,6 +18,7 @@ struct PerplexityOptions {
     int windows = 0;
     int threads = 0; ///< 0: all cores
     std::string isa;
+    Arithmetic arithmetic = Arithmetic::integer;
     runner::Token first_token =
         -1; ///< stands in for each window's first token; negative: nothing does
     /// Tokens done of all sessions and windows; false: stop. May be empty.

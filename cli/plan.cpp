@@ -111,10 +111,10 @@ void add_plan_command(CLI::App& app, Action& action) {
     command->add_option("--context", options->context, "Tokens of each sequence")
         ->type_name("N")
         ->required()
-        ->check(CLI::Range(1, kMostTokens));
+        ->check(whole_range(1, kMostTokens));
     command->add_option("--batch", options->batch, "Sequences")
         ->type_name("B")
-        ->check(CLI::Range(1, kMostSequences))
+        ->check(whole_range(1, kMostSequences))
         ->capture_default_str();
     add_presets_option(*command, options->presets, "Presets to compare");
     add_json_option(*command, options->json);

@@ -143,7 +143,7 @@ void add_prompt_options(CLI::App& command, RunOptions& options) {
     command.add_flag("--raw,--no-chat", options.raw, "Do not use the model's chat template");
     command.add_option("-n,--tokens", options.tokens, "Tokens to generate at most")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostTokens))
+        ->check(whole_range(1, kMostTokens))
         ->capture_default_str();
 }
 
@@ -155,7 +155,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
         .add_option("--context", options.context,
                     "Tokens the cache is made for; as many as needed by default")
         ->type_name("N")
-        ->check(CLI::Range(1, kMostTokens));
+        ->check(whole_range(1, kMostTokens));
     command
         .add_option("--key-norm", options.key_norm,
                     "Channel norms of keys, instead of the preset's")
@@ -184,7 +184,7 @@ void add_sampling_options(CLI::App& command, runner::SamplerOptions& sampler) {
     command
         .add_option("--top-k", sampler.top_k, "Sample from the K most likely tokens; 0: from all")
         ->type_name("K")
-        ->check(CLI::Range(0, kMostTokens))
+        ->check(whole_range(0, kMostTokens))
         ->capture_default_str();
     command
         .add_option("--top-p", sampler.top_p,

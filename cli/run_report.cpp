@@ -16,6 +16,13 @@ double times_smaller(const runner::CacheReport& cache) {
                        : 0.0;
 }
 
+/// "4.02 times smaller"; a few tokens take whole pages and may need more than fp16.
+std::string describe_ratio(const runner::CacheReport& cache) {
+    const double ratio = times_smaller(cache);
+    if (ratio >= 1 || ratio <= 0) return fmt::format("{:.2f} times smaller", ratio);
+    return fmt::format("{:.2f} times larger, for windows are whole pages of fp16", 1 / ratio);
+}
+
 bool starts_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
 
 /// The last characters of a text.
@@ -110,11 +117,11 @@ Json to_json(const RunReport& report) {
 std::string to_text(const RunReport& report) {
     const Generation& generation = report.generation;
     std::string text = fmt::format(
-        "\ncache   {}: {} for {} tokens, f16 takes {}: {:.2f} times smaller\n"
+        "\ncache   {}: {} for {} tokens, f16 takes {}: {}\n"
         "prompt  {} tokens, {:.1f} tokens/s\n"
         "decode  {} tokens, {:.1f} tokens/s ({})\n",
         report.cache, format_bytes(generation.cache.bytes), generation.cache.tokens,
-        format_bytes(generation.cache.f16_bytes), times_smaller(generation.cache),
+        format_bytes(generation.cache.f16_bytes), describe_ratio(generation.cache),
         generation.prompt_tokens, generation.prompt_tokens_per_s(), generation.tokens.size(),
         generation.decode_tokens_per_s(), finish_name(generation.finish));
     if (report.comparison) text.append("\n").append(comparison_text(report));
