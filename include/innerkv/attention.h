@@ -28,7 +28,9 @@ struct KeyTransform {
     bool identity() const { return !norm && !centre && !value_centre && !rotate; }
 };
 
-/// A run of consecutive pages. Page i of KV head h starts at pages[i] + h * head_stride.
+/// A run of consecutive pages. Page i of KV head h starts at pages[i] + h * head_stride; both are
+/// multiples of 64 bytes. A page is memory of its full size even where `tokens` ends inside it; rows
+/// beyond may hold anything.
 struct PageRun {
     std::span<const std::byte* const> pages;
     std::size_t head_stride = 0; ///< bytes between KV heads inside one entry
@@ -37,7 +39,8 @@ struct PageRun {
 };
 
 /// One sequence's cache in one layer: sink (fp16), quantized, recent (fp16), in token order without
-/// gaps, except that tokens that a sliding window has dropped are missing between the runs.
+/// gaps, except that tokens that a sliding window has dropped are missing between the runs. Pages of
+/// the quantized run are PageFormat{k, v, padded_dim} where the keys are rotated: the same bytes.
 struct SequenceView {
     PageRun sink;
     PageRun quantized;
@@ -88,10 +91,16 @@ std::vector<std::string_view> available_isas();
 
 /// Attention of one layer for a batch of query blocks, split into independent work items.
 ///
-/// Construction checks every argument (InvalidArgument) and splits the work into (sequence, KV head,
-/// page range) items; it allocates. Then each item must be run exactly once, in any order, from any
-/// thread; the item that finishes a head's last part merges it into `out`. Views, queries and
-/// outputs must stay valid and unchanged until the last item has run.
+/// Construction checks every argument (InvalidArgument; unknown instruction sets too) and splits the
+/// work into (sequence, KV head, page range) items; it allocates. Then each item must be run exactly
+/// once, in any order, from any thread; the item that finishes a head's last part merges it into `out`.
+/// An item takes up to 150 KiB of stack. Views, queries and outputs must stay valid and unchanged until
+/// the last item has run.
+///
+/// With Arithmetic::integer an output is within about 1% of attention on the dequantized contents
+/// (L2 norm; logits that spread by 1), more where logits spread further: docs/kernels.md has the figures.
+/// Quantized pages give the same bits on every instruction set; a different number of threads, which
+/// splits sums elsewhere, differs by fp32 rounding.
 class Attention {
 public:
     Attention(const AttentionShape& shape, std::span<const QueryBlock> blocks,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "innerkv/attention.h"
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 
@@ -44,7 +45,8 @@ struct Attention::Impl {
     Partition partition;
     /// Items that each merge still waits for.
     std::vector<std::atomic<int>> unfinished;
-    /// States of items whose strip is split, at item index * state_floats.
+    /// States of items whose strip is split, at item index * state_size.
+    std::size_t state_size = 0;
     std::unique_ptr<float[]> states;
 
     Impl(const AttentionShape& attention_shape, std::span<const QueryBlock> query_blocks,
@@ -53,18 +55,22 @@ struct Attention::Impl {
           kernel(cpu::select_kernel(options.isa)), arithmetic(options.arithmetic),
           partition(shape, checked(shape, blocks), checked_threads(options.threads)),
           unfinished(static_cast<std::size_t>(partition.merges())) {
-        for (int i = 0; i < partition.items(); ++i)
-            ++unfinished[static_cast<std::size_t>(partition.item(i).merge)];
-        if (partition.items() > partition.merges())
-            states = std::make_unique_for_overwrite<float[]>(
-                static_cast<std::size_t>(partition.items()) * state_size());
+        int most_rows = 0;
+        for (const Strip& strip : partition.strips()) {
+            for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head)
+                unfinished[static_cast<std::size_t>(strip.first_merge + kv_head)] = strip.splits;
+            most_rows = std::max(most_rows, strip.rows);
+        }
+        if (partition.items() == partition.merges()) return;
+        state_size = state_floats(most_rows, padded_dim());
+        states = std::make_unique_for_overwrite<float[]>(
+            static_cast<std::size_t>(partition.items()) * state_size);
     }
 
     int padded_dim() const { return shape.format.padded_dim(); }
-    std::size_t state_size() const { return state_floats(cpu::kMaxRows, padded_dim()); }
 
     SoftmaxState stored_state(int item, int rows) const {
-        return state_at(states.get() + static_cast<std::size_t>(item) * state_size(), rows,
+        return state_at(states.get() + static_cast<std::size_t>(item) * state_size, rows,
                         padded_dim());
     }
 

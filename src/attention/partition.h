@@ -49,6 +49,7 @@ public:
 
     int items() const { return items_; }
     int merges() const { return merges_; }
+    std::span<const Strip> strips() const { return strips_; }
     Item item(int index) const;
     /// The part of a strip's pages that a split gets: shares of about equal cost.
     PageShare share(const Strip& strip, int split) const;
