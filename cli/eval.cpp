@@ -30,6 +30,7 @@ struct PplOptions {
     std::string against = "f16";
     std::string codec = "paper";
     std::string isa;
+    std::string key_norm;
     std::string arithmetic = "integer";
     int threads = 0;
     bool json = false;
@@ -62,6 +63,7 @@ PerplexityResult measure(const PplOptions& options) {
     perplexity.windows = choose_windows(options, tokens.size());
     perplexity.threads = options.threads;
     perplexity.isa = options.isa;
+    perplexity.key_norm = options.key_norm;
     perplexity.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
     perplexity.first_token = model->bos().value_or(-1);
     const auto sessions = static_cast<std::int64_t>(caches.size() + 1);
@@ -161,6 +163,7 @@ void add_ppl(CLI::App& parent, Action& action) {
             "integer: int8 queries and uint8 probabilities; exact: fp32 on the cache's codes")
         ->check(CLI::IsMember({"integer", "exact"}))
         ->capture_default_str();
+    add_key_norm_option(*command, options->key_norm);
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     command->add_option("--isa", options->isa, "Instruction set of the kernels")->type_name("NAME");
     add_json_option(*command, options->json);

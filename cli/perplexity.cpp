@@ -5,6 +5,8 @@
 #include <span>
 #include <thread>
 
+#include "options.h"
+
 namespace innerkv::cli {
 namespace {
 
@@ -64,7 +66,7 @@ public:
 private:
     Contestant make_contestant(const std::shared_ptr<runner::Model>& model,
                                const std::string& cache) const {
-        runner::SessionOptions session = runner::make_options(cache, options_.window);
+        runner::SessionOptions session = session_options(cache, options_.window, options_.key_norm);
         session.threads = options_.threads;
         session.chunk = static_cast<int>(block_);
         session.isa = options_.isa;

@@ -18,6 +18,7 @@ struct PerplexityOptions {
     int windows = 0;
     int threads = 0; ///< 0: all cores
     std::string isa;
+    std::string key_norm; ///< empty: the presets' own
     Arithmetic arithmetic = Arithmetic::integer;
     runner::Token first_token =
         -1; ///< stands in for each window's first token; negative: nothing does

@@ -73,18 +73,13 @@ int choose_context(const RunOptions& options, const runner::ModelInfo& info, std
     return context;
 }
 
-runner::SessionOptions session_options(const RunOptions& options, const std::string& cache,
-                                       int context) {
-    runner::SessionOptions session = runner::make_options(cache, context);
+runner::SessionOptions make_session_options(const RunOptions& options, const std::string& cache,
+                                            int context) {
+    runner::SessionOptions session = session_options(cache, context, options.key_norm);
     session.threads = options.threads;
     session.chunk = options.chunk;
     session.exact_prefill = options.exact_prefill;
     session.isa = options.isa;
-    if (!options.key_norm.empty() && session.preset.k.quantized()) {
-        session.preset.key_norm =
-            options.key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
-        session.transform.norm = session.preset.key_norm;
-    }
     return session;
 }
 
@@ -112,14 +107,15 @@ int run(const RunOptions& options) {
     report.context = choose_context(options, model->info(), prompt.size());
     KeptLogits kept(model->info().vocabulary_size);
     {
-        runner::Session session(model, session_options(options, options.cache, report.context));
+        runner::Session session(model,
+                                make_session_options(options, options.cache, report.context));
         answer(options, *model, session, prompt, options.compare.empty() ? nullptr : &kept,
                report.generation);
     }
     if (!options.json && !options.quiet) write_output("\n");
     if (!options.compare.empty() && !interrupted()) {
         CompareOptions other;
-        other.session = session_options(options, options.compare, report.context);
+        other.session = make_session_options(options, options.compare, report.context);
         other.sampler = options.sampler;
         other.tokens = options.tokens;
         report.compared_cache = options.compare;
@@ -156,10 +152,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
                     "Tokens the cache is made for; as many as needed by default")
         ->type_name("N")
         ->check(whole_range(1, kMostTokens));
-    command
-        .add_option("--key-norm", options.key_norm,
-                    "Channel norms of keys, instead of the preset's")
-        ->check(CLI::IsMember({"none", "prefill"}));
+    add_key_norm_option(command, options.key_norm);
     command.add_flag("--exact-prefill", options.exact_prefill,
                      "Keep the whole prompt in fp16 until it is complete");
     const auto whole_pages = [](const std::string& value) {
