@@ -90,6 +90,31 @@ TEST(Transforms, CentreUnderSoftCap) {
     expect_close_to_reference(batch);
 }
 
+/// docs/kernels.md has this table: int8 queries move a logit by half a percent of its spread, so the
+/// error of weights, and of outputs, grows with the spread until single tokens carry all the weight.
+TEST(IntegerArithmetic, ErrorBySpreadOfLogits) {
+    struct Bound {
+        float spread;
+        double error;
+    };
+    for (const auto& [spread, bound] :
+         {Bound{0.5f, 0.006}, Bound{1.0f, 0.01}, Bound{2.0f, 0.016}, Bound{4.0f, 0.025}}) {
+        Batch batch(shape_of(find_preset("base").format(128), 16, 2));
+        SequenceSpec spec;
+        spec.sink = spec.recent = 0;
+        spec.quantized = 1024;
+        batch.add(spec, 8, [spread](std::mt19937& random, std::vector<float>& row) {
+            gaussian(random, row);
+            for (float& value : row) value *= spread;
+        });
+        const Result expected = reference(batch);
+        const double error = mean_error(attend(batch, Arithmetic::integer), expected);
+        RecordProperty("spread " + std::to_string(spread), std::to_string(error));
+        EXPECT_LT(error, bound) << "spread " << spread;
+        EXPECT_GT(error, bound / 4) << "spread " << spread; // a bound that means something
+    }
+}
+
 /// The reference itself, where the result is known: one visible token gives its value.
 TEST(Reference, OneTokenGivesItsValue) {
     Batch batch(shape_of(find_preset("f16").format(64), 2, 1));

@@ -24,6 +24,17 @@ constexpr Layout layout_of(int bits, bool is_signed) {
 /// times too large.
 constexpr int kPositions[9][4] = {{}, {}, {0, 2, 4, 4}, {0, 3, 0, 3}, {}, {}, {}, {}, {}};
 
+/// 2^-position.
+constexpr float kPositionScales[9][4] = {{},
+                                         {},
+                                         {1.0f, 0.25f, 0.0625f, 0.0625f},
+                                         {1.0f, 0.125f, 1.0f, 0.125f},
+                                         {1, 1, 1, 1},
+                                         {},
+                                         {},
+                                         {},
+                                         {1, 1, 1, 1}};
+
 constexpr std::ptrdiff_t kQuadBytes = 64;
 
 /// Quads 2p and 2p + 1 of a block's four tiles.
@@ -159,7 +170,6 @@ inline BlockScales load_scales(const Side& side, const std::byte* block) {
     const std::byte* scales = block + side.code_bytes;
     BlockScales out;
     for (int tile = 0; tile < 4; ++tile, scales += 32) {
-        const auto inverse = 1.0f / static_cast<float>(1 << kPositions[side.bits][tile]);
         Floats scale = load_f16(scales);
         if (side.asymmetric) out.zero[tile] = load_f16(scales + 128);
         if (side.hybrid) {
@@ -169,7 +179,7 @@ inline BlockScales load_scales(const Side& side, const std::byte* block) {
             const Floats zero = fused_multiply_add(scale, level_zero, load_f16(scales + 128));
             out.zero[tile] = select_negative(sign, zero, broadcast(0.0f));
         }
-        out.scale[tile] = multiply(scale, broadcast(inverse));
+        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
     }
     return out;
 }
