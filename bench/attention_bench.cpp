@@ -38,23 +38,6 @@ void check(const ContenderResult& result) {
                                 result.name, result.cosine));
 }
 
-/// Runs the contender once and judges its first sequence.
-ContenderResult judge(Contender& contender, const std::vector<float>& exact) {
-    contender.wake();
-    contender.run();
-    contender.rest();
-    const std::span<const float> output = contender.output().first(exact.size());
-    ContenderResult result;
-    result.name = contender.name();
-    result.bytes_read = contender.bytes_read();
-    result.relative_error = relative_error(output, exact);
-    result.cosine = cosine(output, exact);
-    const std::vector<float> expected = contender.expected_output();
-    if (!expected.empty()) result.arithmetic_error = relative_error(output, expected);
-    check(result);
-    return result;
-}
-
 std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOptions& options,
                                                         const std::string& isa, ThreadPool& pool) {
     const int total = static_cast<int>(options.presets.size() + options.peers.size());
@@ -90,6 +73,22 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
 
 } // namespace
 
+ContenderResult judge(Contender& contender, const std::vector<float>& exact) {
+    contender.wake();
+    contender.run();
+    contender.rest();
+    const std::span<const float> output = contender.output().first(exact.size());
+    ContenderResult result;
+    result.name = contender.name();
+    result.bytes_read = contender.bytes_read();
+    result.relative_error = relative_error(output, exact);
+    result.cosine = cosine(output, exact);
+    const std::vector<float> expected = contender.expected_output();
+    if (!expected.empty()) result.arithmetic_error = relative_error(output, expected);
+    check(result);
+    return result;
+}
+
 AttentionBenchResult run_attention_bench(const AttentionBenchOptions& options) {
     AttentionBenchResult bench;
     bench.isa = choose_isa(options.isa);
@@ -108,7 +107,7 @@ AttentionBenchResult run_attention_bench(const AttentionBenchOptions& options) {
 
     report(options, "measuring the machine", 0, 1);
     pool.wake();
-    MemoryStream memory(pool);
+    MemoryStream memory(pool, options.memory_bytes);
     bench.read_bandwidth_gb_per_s = memory.read_bandwidth() / kGigabyte;
     bench.dot_gmac_per_s = dot_rate(pool, instruction) / kGigabyte;
     pool.rest();

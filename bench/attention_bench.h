@@ -18,6 +18,7 @@ struct AttentionBenchOptions {
     int threads = 1;
     int repeats = 20;
     bool cold = false; ///< empty the caches before each run
+    std::size_t memory_bytes = 0; ///< of the buffer the read bandwidth is taken from; 0: as needed
     /// What is being done, rounds done and all rounds; false: stop measuring. May be empty.
     std::function<bool(const std::string& what, int done, int total)> progress;
 };
@@ -46,6 +47,12 @@ struct AttentionBenchResult {
     int rounds = 0;
     std::vector<ContenderResult> results;
 };
+
+class Contender;
+
+/// Runs a contender once and judges its first sequence's output by the exact result. Fills what does not
+/// depend on time; throws Error where the output is wrong.
+ContenderResult judge(Contender& contender, const std::vector<float>& exact);
 
 /// Throws InvalidArgument where options are not supported, and Error where a contender's output is
 /// wrong.

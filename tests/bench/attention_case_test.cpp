@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "attention_case.h"
+#include "innerkv/codec.h"
+
+namespace innerkv::bench {
+namespace {
+
+AttentionCase small_case() {
+    AttentionCase attention;
+    attention.head_dim = 64;
+    attention.q_heads = 6;
+    attention.kv_heads = 2;
+    attention.context = 50;
+    attention.batch = 2;
+    return attention;
+}
+
+struct AllRows {
+    std::vector<float> k;
+    std::vector<float> v;
+};
+
+AllRows all_rows(const AttentionCase& attention, int sequence) {
+    const std::size_t elements =
+        attention.row_elements() * static_cast<std::size_t>(attention.context);
+    AllRows rows{std::vector<float>(elements), std::vector<float>(elements)};
+    make_rows(attention, sequence, 0, attention.context, rows.k.data(), rows.v.data());
+    return rows;
+}
+
+TEST(AttentionCase, RowsDoNotDependOnHowTheyAreCut) {
+    const AttentionCase attention = small_case();
+    const AllRows whole = all_rows(attention, 1);
+    std::vector<float> k(attention.row_elements() * 7);
+    std::vector<float> v(k.size());
+    make_rows(attention, 1, 13, 7, k.data(), v.data());
+    const auto offset = static_cast<std::ptrdiff_t>(attention.row_elements() * 13);
+    EXPECT_TRUE(std::equal(k.begin(), k.end(), whole.k.begin() + offset));
+    EXPECT_TRUE(std::equal(v.begin(), v.end(), whole.v.begin() + offset));
+    EXPECT_NE(all_rows(attention, 0).k, whole.k);
+    EXPECT_NE(whole.k, whole.v);
+}
+
+TEST(AttentionCase, ValuesAreHalfPrecisionOfVarianceOne) {
+    AttentionCase attention = small_case();
+    attention.context = 500;
+    const AllRows rows = all_rows(attention, 0);
+    double sum = 0;
+    double squares = 0;
+    for (const float value : rows.k) {
+        EXPECT_EQ(float_from_f16(f16_from_float(value)), value);
+        sum += static_cast<double>(value);
+        squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+    const auto count = static_cast<double>(rows.k.size());
+    EXPECT_NEAR(sum / count, 0, 0.02);
+    EXPECT_NEAR(squares / count, 1, 0.02);
+}
+
+/// Softmax in two passes, heads and tokens spelled out.
+TEST(AttentionCase, ExactAttentionIsSoftmaxOfLogitsTimesValues) {
+    const AttentionCase attention = small_case();
+    const std::vector<float> out = exact_attention(attention, 1);
+    const std::vector<float> queries = make_queries(attention, 1);
+    const AllRows rows = all_rows(attention, 1);
+    ASSERT_EQ(out.size(), 6u * 64u);
+    for (std::size_t head = 0; head < 6; ++head) {
+        std::vector<double> weights;
+        double total = 0;
+        for (std::size_t token = 0; token < 50; ++token) {
+            double logit = 0;
+            for (std::size_t channel = 0; channel < 64; ++channel)
+                logit += static_cast<double>(queries[head * 64 + channel]) *
+                         static_cast<double>(rows.k[(token * 2 + head / 3) * 64 + channel]);
+            weights.push_back(std::exp(logit / 8));
+            total += weights.back();
+        }
+        for (std::size_t channel = 0; channel < 64; ++channel) {
+            double expected = 0;
+            for (std::size_t token = 0; token < 50; ++token)
+                expected += weights[token] / total *
+                            static_cast<double>(rows.v[(token * 2 + head / 3) * 64 + channel]);
+            EXPECT_NEAR(out[head * 64 + channel], expected, 1e-6);
+        }
+    }
+}
+
+TEST(AttentionCase, CountsOfWork) {
+    const AttentionCase attention = small_case();
+    EXPECT_EQ(attention.query_elements(), 384u);
+    EXPECT_EQ(attention.row_elements(), 128u);
+    EXPECT_EQ(attention.multiply_accumulates(), 2.0 * 384 * 50 * 2);
+}
+
+TEST(AttentionCase, ErrorsOfVectors) {
+    const std::vector<float> expected{3, 4};
+    EXPECT_NEAR(relative_error(std::vector<float>{3, 4.5f}, expected), 0.1, 1e-12);
+    EXPECT_NEAR(cosine(std::vector<float>{-4, 3}, expected), 0, 1e-12);
+    EXPECT_NEAR(cosine(std::vector<float>{6, 8}, expected), 1, 1e-12);
+}
+
+} // namespace
+} // namespace innerkv::bench

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every contender, ours and ggml's, computes the attention it is timed for.
+#include <map>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "attention_bench.h"
+#include "contender.h"
+#include "innerkv/attention.h"
+#include "innerkv/error.h"
+#include "isa.h"
+#include "processor.h"
+
+namespace innerkv::bench {
+namespace {
+
+/// Long enough for quantized pages; neither a multiple of a page nor of ggml's padding.
+AttentionCase small_case() {
+    AttentionCase attention;
+    attention.head_dim = 64;
+    attention.q_heads = 6;
+    attention.kv_heads = 2;
+    attention.context = 777;
+    attention.batch = 2;
+    return attention;
+}
+
+std::vector<float> exact_batch(const AttentionCase& attention) {
+    std::vector<float> exact;
+    for (int sequence = 0; sequence < attention.batch; ++sequence) {
+        const std::vector<float> one = exact_attention(attention, sequence);
+        exact.insert(exact.end(), one.begin(), one.end());
+    }
+    return exact;
+}
+
+std::vector<float> run_once(Contender& contender) {
+    contender.wake();
+    contender.run();
+    contender.rest();
+    const std::span<const float> output = contender.output();
+    return {output.begin(), output.end()};
+}
+
+TEST(InnerkvContender, EveryPresetIsNearTheExactResult) {
+    const AttentionCase attention = small_case();
+    const std::vector<float> exact = exact_batch(attention);
+    for (const int threads : {1, 3}) {
+        ThreadPool pool(threads);
+        for (const Preset& preset : presets()) {
+            SCOPED_TRACE(std::string(preset.name) + ", " + std::to_string(threads) + " threads");
+            const auto contender = make_innerkv_contender(attention, preset.name, "", pool);
+            EXPECT_EQ(contender->name(), "innerkv:" + std::string(preset.name));
+            const std::vector<float> output = run_once(*contender);
+            ASSERT_EQ(output.size(), exact.size());
+            EXPECT_GT(cosine(output, exact), preset.k.quantized() ? 0.8 : 0.999999);
+            EXPECT_LT(relative_error(std::span(output).first(attention.query_elements()),
+                                     contender->expected_output()),
+                      preset.k.quantized() ? 0.02 : 1e-4);
+        }
+    }
+}
+
+TEST(InnerkvContender, BytesAreThoseOfTheCache) {
+    AttentionCase attention = small_case();
+    attention.batch = 1;
+    ThreadPool pool(1);
+    // 777 tokens: 32 in the sink, 20 pages, 105 recent ones; 2 KV heads.
+    const auto base = make_innerkv_contender(attention, "base", "", pool);
+    EXPECT_EQ(base->bytes_read(), 2 * (20 * 1792 + (32 + 105) * 2 * 64 * 2));
+    const auto f16 = make_innerkv_contender(attention, "f16", "", pool);
+    EXPECT_EQ(f16->bytes_read(), 2u * 777 * 2 * 64 * 2);
+}
+
+TEST(GgmlPeer, EveryTypeIsNearTheExactResult) {
+    const std::map<std::string, double> largest_errors{
+        {"ggml:f32", 2e-2},  {"ggml:f16", 2e-2},  {"ggml:bf16", 2e-2},
+        {"ggml:q8_0", 3e-2}, {"ggml:q5_0", 0.10}, {"ggml:q5_1", 0.10},
+        {"ggml:q4_0", 0.2},  {"ggml:q4_1", 0.2},  {"ggml:iq4_nl", 0.2}};
+    AttentionCase attention = small_case();
+    for (const int batch : {1, 2}) {
+        attention.batch = batch;
+        const std::vector<float> exact = exact_batch(attention);
+        for (const std::string& name : peer_names()) {
+            SCOPED_TRACE(name + ", batch " + std::to_string(batch));
+            ASSERT_TRUE(largest_errors.contains(name));
+            const auto peer = make_peer(attention, name, batch);
+            EXPECT_EQ(peer->name(), name);
+            EXPECT_LT(relative_error(run_once(*peer), exact), largest_errors.at(name));
+        }
+    }
+}
+
+TEST(GgmlPeer, BytesAreThoseOfItsTypes) {
+    AttentionCase attention = small_case();
+    attention.batch = 1;
+    const std::size_t values = 2u * 777 * 2 * 64;
+    EXPECT_EQ(make_peer(attention, "ggml:f16", 1)->bytes_read(), values * 2);
+    EXPECT_EQ(make_peer(attention, "ggml:q8_0", 1)->bytes_read(), values / 32 * 34);
+    EXPECT_EQ(make_peer(attention, "ggml:q4_0", 1)->bytes_read(), values / 32 * 18);
+}
+
+TEST(GgmlPeer, UnknownPeersAndShapesAreRefused) {
+    AttentionCase attention = small_case();
+    for (const char* name : {"ggml", "ggml:", "ggml:q3_9", "llama:f16", ""})
+        EXPECT_THROW(make_peer(attention, name, 1), InvalidArgument) << name;
+    attention.head_dim = 80;
+    EXPECT_THROW(make_peer(attention, "ggml:q8_0", 1), InvalidArgument);
+    EXPECT_NO_THROW(make_peer(attention, "ggml:f16", 1));
+}
+
+TEST(Isa, EveryAvailableOneHasADotInstruction) {
+    ThreadPool pool(1);
+    pool.wake();
+    for (const std::string_view isa : available_isas()) {
+        EXPECT_EQ(choose_isa(std::string(isa)), isa);
+        EXPECT_GT(dot_rate(pool, dot_instruction(isa)), 0) << isa;
+    }
+    EXPECT_THROW(choose_isa("vax"), InvalidArgument);
+    EXPECT_THROW(dot_instruction("vax"), InvalidArgument);
+}
+
+TEST(AttentionBench, FieldsAgreeWithEachOther) {
+    AttentionBenchOptions options;
+    options.attention = small_case();
+    options.presets = {"base", "k8v8"};
+    options.peers = {"ggml:f16"};
+    options.repeats = 3;
+    options.cold = true;
+    options.memory_bytes = 1 << 22;
+    std::vector<std::string> stages;
+    options.progress = [&](const std::string& what, int, int) {
+        if (stages.empty() || stages.back() != what) stages.push_back(what);
+        return true;
+    };
+    const AttentionBenchResult bench = run_attention_bench(options);
+    EXPECT_EQ(bench.isa, available_isas().front());
+    EXPECT_EQ(bench.rounds, 3);
+    EXPECT_EQ(stages.back(), "measuring");
+    EXPECT_GT(bench.read_bandwidth_gb_per_s, 0);
+    EXPECT_GT(bench.dot_gmac_per_s, 0);
+    ASSERT_EQ(bench.results.size(), 3u);
+    EXPECT_EQ(bench.results[0].ratio, 1);
+    EXPECT_EQ(bench.floor_us, bench.results[0].floor_us);
+    for (const ContenderResult& result : bench.results) {
+        SCOPED_TRACE(result.name);
+        EXPECT_LE(result.min_us, result.median_us);
+        EXPECT_DOUBLE_EQ(result.ratio, result.median_us / bench.results[0].median_us);
+        EXPECT_NEAR(result.gb_per_s * result.median_us * 1e3,
+                    static_cast<double>(result.bytes_read), 1);
+        EXPECT_NEAR(result.percent_of_read_bandwidth,
+                    100 * result.gb_per_s / bench.read_bandwidth_gb_per_s, 1e-9);
+        EXPECT_GE(result.floor_us * bench.read_bandwidth_gb_per_s * 1e3,
+                  static_cast<double>(result.bytes_read) * 0.999);
+    }
+    EXPECT_LT(bench.results[2].arithmetic_error, 0); // a peer's cache cannot be read
+}
+
+TEST(AttentionBench, StopsWhenAsked) {
+    AttentionBenchOptions options;
+    options.attention = small_case();
+    options.presets = {"base"};
+    options.repeats = 1000000;
+    options.memory_bytes = 1 << 22;
+    options.progress = [](const std::string& what, int done, int) {
+        return what != "measuring" || done < 2;
+    };
+    EXPECT_EQ(run_attention_bench(options).rounds, 2);
+}
+
+} // namespace
+} // namespace innerkv::bench
