@@ -23,7 +23,7 @@ run: build ## A question about a long document, answered on a quantized cache an
 	build/innerkv run -m "$$model" -f "$(FILE)" -p "$(QUESTION)" --cache $(CACHE) --compare f16
 
 build: configure ## The program, at build/innerkv
-	@cmake --build build --target innerkv_cli
+	@cmake --build build --target innerkv-cli
 
 test: configure ## Every test; the last line counts them
 	@tools/model.py $(MODEL) >/dev/null
