@@ -17,6 +17,7 @@ struct PlanCase {
     int recent;
     std::vector<int> windows;
     TransformPolicy transform;
+    int max_sequences = 4;
 };
 
 CacheConfig config_of(const PlanCase& plan) {
@@ -26,6 +27,7 @@ CacheConfig config_of(const PlanCase& plan) {
     config.sink_tokens = plan.sink;
     config.recent_tokens = plan.recent;
     config.transform = plan.transform;
+    config.max_sequences = plan.max_sequences;
     config.max_tokens = 700;
     config.max_append = 64;
     return config;
@@ -83,6 +85,15 @@ INSTANTIATE_TEST_SUITE_P(
             "all", "hybrid", 80, 4, 32, {0, 0}, {KeyNormPolicy::prefill, true, true, true, 77}},
         PlanCase{"windows", "k4v3", 64, 40, 32, {64, 0, 200, 33, 1}, {}},
         PlanCase{"windows_norm", "k8v8", 64, 0, 32, {50, 33, 100, 300}, {KeyNormPolicy::prefill}},
+        PlanCase{"late_calibration",
+                 "base",
+                 64,
+                 32,
+                 32,
+                 {0},
+                 {KeyNormPolicy::prefill, false, false, false, 300},
+                 1},
+        PlanCase{"one_window", "base", 64, 32, 32, {200}, {}, 1},
         PlanCase{"f16", "f16", 96, 32, 96, {0}, {}},
         PlanCase{"f16_windows", "f16", 64, 4, 96, {0, 100, 20}, {}}),
     [](const auto& tested) { return std::string(tested.param.name); });
@@ -128,6 +139,47 @@ TEST(Reserve, RefusesWhatDoesNotFitAndChangesNothing) {
     EXPECT_THROW(cache.reserve(id, -1), InvalidArgument);
     EXPECT_EQ(cache.usage().bytes_in_use, 0u);
 }
+
+/// Pages shared with a fork do not come back when one of the two lets go of them: a reserve that is
+/// granted must hold all the same, however few pages are free.
+class ReserveAfterFork : public testing::TestWithParam<int> {};
+
+TEST_P(ReserveAfterFork, WhatIsGrantedFits) {
+    CacheConfig config = small_config();
+    config.sliding_window = {GetParam()};
+    config.recent_tokens = 32;
+    config.max_append = 32;
+    config.max_tokens = 500;
+    const TestSequence rows(config, 800);
+    int granted = 0;
+    int refused = 0;
+    for (int filled = 0; filled <= 24; ++filled) {
+        Cache cache(config);
+        const SequenceId parent = cache.create();
+        for (int first = 0; first < 416; first += 32) rows.append(cache, parent, first, 32);
+        cache.settle(parent);
+        const SequenceId child = cache.fork(parent);
+        try { // takes so many fp16 pages away
+            rows.append(cache, cache.create(), 0, 32 * filled);
+        } catch (const OutOfPages&) {
+            break;
+        }
+        try {
+            cache.reserve(child, 320);
+        } catch (const OutOfPages&) {
+            ++refused;
+            continue;
+        }
+        ++granted;
+        for (int i = 0; i < 10; ++i)
+            ASSERT_NO_THROW(rows.append(cache, child, 0, 32)) << "filled " << filled;
+    }
+    EXPECT_GT(refused, 0);
+    // Without a window the child alone would need more quantized pages than there are left.
+    EXPECT_EQ(granted > 0, GetParam() > 0 && GetParam() < 400);
+}
+
+INSTANTIATE_TEST_SUITE_P(Windows, ReserveAfterFork, testing::Values(0, 20, 120, 400));
 
 } // namespace
 } // namespace innerkv::test

@@ -129,6 +129,20 @@ TEST(TruncateRules, ShorterLayersStay) {
     EXPECT_EQ(cache.length(id, 1), 20);
 }
 
+TEST(TruncateRules, LevelsBeyondFp16ComeBackAsItsLargest) {
+    CacheConfig config =
+        small_config(); // 3 bits: 65504 / 3 as fp16 is 21840, and 3 * 21840 is 65520
+    TestSequence rows(config, 200);
+    for (int token = 0; token < 200; ++token) rows.k.poke(token, 1, 5, -65504.0f);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append_all(cache, id, 1);
+    cache.truncate(id, 40);
+    for (int token = 32; token < 40; ++token)
+        EXPECT_EQ(float_from_f16(f16_row(config, cache.view(0, id).recent, true, 1, token)[5]),
+                  -65504.0f);
+}
+
 TEST(TruncateRules, WithoutAFreePageForTheCutOneNothingChanges) {
     CacheConfig config = small_config();
     config.max_tokens = 256;
