@@ -87,7 +87,7 @@ TEST_P(Arguments, AreRefused) {
     EXPECT_NO_THROW(Attention(call.shape, {&call.block, 1}, call.options));
     GetParam().make(call);
     try {
-        Attention(call.shape, {&call.block, 1}, call.options);
+        const Attention attention(call.shape, {&call.block, 1}, call.options);
         FAIL() << "accepted";
     } catch (const InvalidArgument& error) {
         EXPECT_NE(std::string(error.what()).find(GetParam().message), std::string::npos)

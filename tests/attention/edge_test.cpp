@@ -181,7 +181,8 @@ TEST_P(Edge, LogitsThatGrowPageByPage) {
     spec.quantized = 512;
     spec.k = [count = 0](std::mt19937& random, std::vector<float>& row) mutable {
         gaussian(random, row);
-        const float level = static_cast<float>(count++ / 32) * 0.5f;
+        const int page = count++ / 32;
+        const float level = 0.5f * static_cast<float>(page);
         for (float& value : row) value = 0.1f * value + level;
     };
     for (const float sign : {1.0f, -1.0f}) {

@@ -66,6 +66,7 @@ TEST(Items, RunFromManyThreads) {
             Attention attention(batch.shape, batch.blocks, {Arithmetic::integer, "", 7});
             std::atomic<int> next = 0;
             std::vector<std::thread> threads;
+            threads.reserve(4);
             for (int i = 0; i < 4; ++i)
                 threads.emplace_back([&] {
                     for (int item = next++; item < attention.items(); item = next++)

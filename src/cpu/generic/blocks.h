@@ -16,14 +16,53 @@ struct KeyBlock {
     float* logits;          ///< [rows][32], added to
 };
 
+template <Layout layout>
+inline Sums dot_codes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+    return is_small(layout) ? dot_small(sums, unsigned_bytes, signed_bytes)
+                            : dot(sums, unsigned_bytes, signed_bytes);
+}
+
+/// Sums of `rows` rows with the four tiles.
+template <int rows>
+struct BlockSums {
+    Sums at[rows][4];
+
+    explicit BlockSums(const std::int32_t* starts) {
+#pragma GCC unroll 4
+        for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+            for (int tile = 0; tile < 4; ++tile)
+                at[row][tile] = broadcast_int(starts[tile * kMaxRows + row]);
+    }
+};
+
+/// Sums times scales, onto the logits.
+template <int rows>
+inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            float* to = block.logits + row * 32 + 16 * half;
+            Floats logits = load(to);
+#pragma GCC unroll 2
+            for (int group = 0; group < 2; ++group) {
+                const int tile = 2 * group + half;
+                const Floats scale = broadcast(block.q_scales[group * kMaxRows + row]);
+                logits = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
+                                            block.scales->scale[tile], logits);
+                if (block.zero_points)
+                    logits = fused_multiply_add(broadcast(block.q_weights[group * kMaxRows + row]),
+                                                block.scales->zero[tile], logits);
+            }
+            store(logits, to);
+        }
+    }
+}
+
 template <Layout layout, int rows>
 void key_block(const KeyBlock& block) {
-    Sums sums[rows][4];
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row)
-#pragma GCC unroll 4
-        for (int tile = 0; tile < 4; ++tile)
-            sums[row][tile] = broadcast_int(block.starts[tile * kMaxRows + row]);
+    BlockSums<rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
@@ -36,33 +75,13 @@ void key_block(const KeyBlock& block) {
 #pragma GCC unroll 4
                 for (int tile = 0; tile < 4; ++tile) {
                     const Quads quad = broadcast_quad(q + 32 * (tile / 2) + 4 * i);
-                    sums[row][tile] = is_small(layout)
-                                          ? dot_small(sums[row][tile], codes.quad[i][tile], quad)
-                                          : dot(sums[row][tile], codes.quad[i][tile], quad);
+                    sums.at[row][tile] =
+                        dot_codes<layout>(sums.at[row][tile], codes.quad[i][tile], quad);
                 }
             }
         }
     }
-
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            float* to = block.logits + row * 32 + 16 * half;
-            Floats logits = load(to);
-#pragma GCC unroll 2
-            for (int group = 0; group < 2; ++group) {
-                const int tile = 2 * group + half;
-                const Floats scale = broadcast(block.q_scales[group * kMaxRows + row]);
-                logits = fused_multiply_add(multiply(to_floats(sums[row][tile]), scale),
-                                            block.scales->scale[tile], logits);
-                if (block.zero_points)
-                    logits = fused_multiply_add(broadcast(block.q_weights[group * kMaxRows + row]),
-                                                block.scales->zero[tile], logits);
-            }
-            store(logits, to);
-        }
-    }
+    add_logits<rows>(block, sums);
 }
 
 struct ValueBlock {
@@ -78,14 +97,28 @@ struct ValueBlock {
     std::ptrdiff_t out_stride;
 };
 
+/// Sums times scales, onto the output.
+template <int rows>
+inline void add_values(const ValueBlock& block, const BlockSums<rows>& sums) {
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) {
+        const Floats scale = broadcast(block.p_scales[row]);
+        const Floats weight = broadcast(block.p_weights[row]);
+#pragma GCC unroll 4
+        for (int tile = 0; tile < 4; ++tile) {
+            float* to = block.out + row * block.out_stride + 16 * tile;
+            Floats out = load(to);
+            out = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
+                                     block.scales->scale[tile], out);
+            if (block.zero_points) out = fused_multiply_add(weight, block.scales->zero[tile], out);
+            store(out, to);
+        }
+    }
+}
+
 template <Layout layout, int rows>
 void value_block(const ValueBlock& block) {
-    Sums sums[rows][4];
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row)
-#pragma GCC unroll 4
-        for (int tile = 0; tile < 4; ++tile)
-            sums[row][tile] = broadcast_int(block.starts[tile * kMaxRows + row]);
+    BlockSums<rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
@@ -97,52 +130,36 @@ void value_block(const ValueBlock& block) {
                 const Quads quad = broadcast_quad(block.p + row * 32 + 8 * pair + 4 * i);
 #pragma GCC unroll 4
                 for (int tile = 0; tile < 4; ++tile)
-                    sums[row][tile] = is_small(layout)
-                                          ? dot_small(sums[row][tile], quad, codes.quad[i][tile])
-                                          : dot(sums[row][tile], quad, codes.quad[i][tile]);
+                    sums.at[row][tile] =
+                        dot_codes<layout>(sums.at[row][tile], quad, codes.quad[i][tile]);
             }
         }
     }
-
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) {
-        const Floats scale = broadcast(block.p_scales[row]);
-        const Floats weight = broadcast(block.p_weights[row]);
-#pragma GCC unroll 4
-        for (int tile = 0; tile < 4; ++tile) {
-            float* to = block.out + row * block.out_stride + 16 * tile;
-            Floats out = load(to);
-            out = fused_multiply_add(multiply(to_floats(sums[row][tile]), scale),
-                                     block.scales->scale[tile], out);
-            if (block.zero_points) out = fused_multiply_add(weight, block.scales->zero[tile], out);
-            store(out, to);
-        }
-    }
+    add_values<rows>(block, sums);
 }
 
 /// By layout and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is the first.
 using KeyBlockFunction = void (*)(const KeyBlock&);
 using ValueBlockFunction = void (*)(const ValueBlock&);
 
+/// As many rows, or 1 where registers hold no more: such a function is not called.
+constexpr int kTwoRows = kRowsInRegisters >= 2 ? 2 : 1;
+constexpr int kThreeRows = kRowsInRegisters >= 3 ? 3 : 1;
+constexpr int kFourRows = kRowsInRegisters >= 4 ? 4 : 1;
+
 template <Layout layout>
 constexpr KeyBlockFunction key_block_of(int rows) {
-    constexpr KeyBlockFunction functions[] = {key_block<layout, 1>,
-                                              key_block < layout,
-                                              kRowsInRegisters >= 2 ? 2 : 1 >,
-                                              key_block < layout,
-                                              kRowsInRegisters >= 3 ? 3 : 1 >,
-                                              key_block < layout,
-                                              kRowsInRegisters >= 4 ? 4 : 1 > };
+    constexpr KeyBlockFunction functions[] = {key_block<layout, 1>, key_block<layout, kTwoRows>,
+                                              key_block<layout, kThreeRows>,
+                                              key_block<layout, kFourRows>};
     return functions[rows - 1];
 }
 
 template <Layout layout>
 constexpr ValueBlockFunction value_block_of(int rows) {
     constexpr ValueBlockFunction functions[] = {
-        value_block<layout, 1>,          value_block < layout,
-        kRowsInRegisters >= 2 ? 2 : 1 >, value_block < layout,
-        kRowsInRegisters >= 3 ? 3 : 1 >, value_block < layout,
-        kRowsInRegisters >= 4 ? 4 : 1 > };
+        value_block<layout, 1>, value_block<layout, kTwoRows>, value_block<layout, kThreeRows>,
+        value_block<layout, kFourRows>};
     return functions[rows - 1];
 }
 
