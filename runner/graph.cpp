@@ -122,9 +122,8 @@ private:
         const RopeParameters& rope = model_.rope;
         const bool local = model_.sliding_window[index] > 0;
         return ggml_rope_ext(context_, x, positions_, weights_.rope_factors, rope.dims,
-                             model_.architecture->rope_neox ? GGML_ROPE_TYPE_NEOX
-                                                            : GGML_ROPE_TYPE_NORMAL,
-                             rope.original_context, local ? rope.local_base : rope.base,
+                             GGML_ROPE_TYPE_NEOX, rope.original_context,
+                             local ? rope.local_base : rope.base,
                              local ? rope.local_scale : rope.scale, rope.ext_factor,
                              rope.attention_factor, rope.beta_fast, rope.beta_slow);
     }

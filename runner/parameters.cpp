@@ -12,11 +12,10 @@ namespace {
 
 constexpr Architecture kArchitectures[] = {
     // Mistral models say "llama" too.
-    {.name = "llama", .rope_factors = true, .extra_biases = true},
-    {.name = "qwen2", .rope_neox = true, .output_bias = true},
-    {.name = "qwen3", .rope_neox = true, .query_key_norm = true},
+    {.name = "llama", .interleaved_rope = true, .rope_factors = true, .extra_biases = true},
+    {.name = "qwen2", .output_bias = true},
+    {.name = "qwen3", .query_key_norm = true},
     {.name = "gemma2",
-     .rope_neox = true,
      .partial_rope = true,
      .activation = Activation::gelu,
      .post_norm = true,
@@ -29,7 +28,6 @@ constexpr Architecture kArchitectures[] = {
      .reads_logit_soft_cap = true,
      .scale_by_width_layers = 46},
     {.name = "gemma3",
-     .rope_neox = true,
      .partial_rope = true,
      .activation = Activation::gelu,
      .query_key_norm = true,

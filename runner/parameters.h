@@ -16,8 +16,10 @@ enum class Activation { silu, gelu };
 /// What distinguishes one architecture's graph from another's. The table of them is in parameters.cpp;
 /// a new architecture of the same family is one more row.
 struct Architecture {
-    std::string_view name;     ///< general.architecture
-    bool rope_neox = false;    ///< pairs are half a head apart instead of neighbours
+    std::string_view name; ///< general.architecture
+    /// Rope pairs neighbouring rows of q and k; they are put half a head apart when weights are read,
+    /// where the other architectures have them (weights.cpp).
+    bool interleaved_rope = false;
     bool partial_rope = false; ///< rope may cover less than the head
     Activation activation = Activation::silu;
     bool query_key_norm = false;   ///< RMS norm of each head of q and k before rope

@@ -2,7 +2,6 @@
 #include "weights.h"
 
 #include <algorithm>
-#include <set>
 #include <string>
 #include <unordered_set>
 
@@ -33,6 +32,30 @@ bool multiplies_in(ggml_backend_buffer_type_t type, const TensorEntry& entry) {
     }
     weight->buffer = probe.get();
     return ggml_backend_dev_supports_op(cpu_device(), product);
+}
+
+/// The leading heads of a matrix' output rows whose order rope decides.
+struct RopeRows {
+    int heads = 0;
+    int head_dim = 0;
+};
+
+/// Rows that rope pairs as neighbours, put half a head apart: 0 2 4 ... 1 3 5 ... The products of q and
+/// k are the same. But 32 consecutive channels of k, which share a scale in the cache, then turn at
+/// similar speeds, and quantization loses a quarter less (mean KLD of `base`).
+std::vector<std::byte> separate_pairs(const std::byte* rows, std::size_t row_bytes,
+                                      std::size_t row_count, const RopeRows& rope) {
+    std::vector<std::byte> result(rows, rows + row_bytes * row_count);
+    const auto head_dim = static_cast<std::size_t>(rope.head_dim);
+    const std::size_t rope_rows = static_cast<std::size_t>(rope.heads) * head_dim;
+    for (std::size_t to = 0; to < rope_rows; ++to) {
+        const std::size_t in_head = to % head_dim;
+        const std::size_t pair = in_head % (head_dim / 2);
+        const std::size_t from = to - in_head + 2 * pair + in_head / (head_dim / 2);
+        std::copy_n(rows + from * row_bytes, row_bytes,
+                    result.begin() + static_cast<std::ptrdiff_t>(to * row_bytes));
+    }
+    return result;
 }
 
 /// The buffer type with the fastest layout for a matrix; null: none is better than the file's.
@@ -67,12 +90,14 @@ public:
     }
 
     /// A matrix that multiplies activations: [in, out].
-    ggml_tensor* matrix(const std::string& name, std::int64_t in, std::int64_t out) {
-        return product_weight(require(name, {in, out, 1, 1}));
+    ggml_tensor* matrix(const std::string& name, std::int64_t in, std::int64_t out,
+                        const RopeRows& rope = {}) {
+        return product_weight(require(name, {in, out, 1, 1}), rope);
     }
-    ggml_tensor* optional_matrix(const std::string& name, std::int64_t in, std::int64_t out) {
+    ggml_tensor* optional_matrix(const std::string& name, std::int64_t in, std::int64_t out,
+                                 const RopeRows& rope = {}) {
         const TensorEntry* const entry = find(name, {in, out, 1, 1});
-        return entry ? product_weight(*entry) : nullptr;
+        return entry ? product_weight(*entry, rope) : nullptr;
     }
     /// Rows that are looked up: [width, rows].
     ggml_tensor* table(const std::string& name, std::int64_t width, std::int64_t rows) {
@@ -83,9 +108,15 @@ public:
     ggml_tensor* vector(const std::string& name, std::int64_t size) {
         return in_place(f32(require(name, {size, 1, 1, 1})));
     }
-    ggml_tensor* optional_vector(const std::string& name, std::int64_t size) {
+    ggml_tensor* optional_vector(const std::string& name, std::int64_t size,
+                                 const RopeRows& rope = {}) {
         const TensorEntry* const entry = find(name, {size, 1, 1, 1});
-        return entry ? in_place(f32(*entry)) : nullptr;
+        if (!entry || rope.heads == 0) {
+            return entry ? in_place(f32(*entry)) : nullptr;
+        }
+        const auto values = separate_pairs(file_.data(f32(*entry)), sizeof(float),
+                                           static_cast<std::size_t>(size), rope);
+        return copy(*entry, values.data(), plain_layout());
     }
 
     /// Throws at a tensor nobody asked for: it would change what the model computes.
@@ -154,12 +185,23 @@ private:
         return tensor;
     }
 
-    ggml_tensor* product_weight(const TensorEntry& entry) {
+    ggml_tensor* product_weight(const TensorEntry& entry, const RopeRows& rope) {
         check_weight_type(entry);
         ggml_backend_buffer_type_t const layout = faster_layout(entry);
-        if (!layout) {
-            return in_place(entry);
+        if (rope.heads > 0) {
+            const auto rows = static_cast<std::size_t>(entry.shape[1]);
+            const auto ordered = separate_pairs(file_.data(entry), entry.bytes / rows, rows, rope);
+            return copy(entry, ordered.data(), layout ? layout : plain_layout());
         }
+        return layout ? copy(entry, file_.data(entry), layout) : in_place(entry);
+    }
+
+    static ggml_backend_buffer_type_t plain_layout() {
+        return ggml_backend_dev_buffer_type(cpu_device());
+    }
+
+    ggml_tensor* copy(const TensorEntry& entry, const std::byte* data,
+                      ggml_backend_buffer_type_t layout) {
         weights_.contexts_.push_back(make_context(1));
         ggml_context* const context = weights_.contexts_.back().get();
         ggml_tensor* const tensor = describe(context, entry);
@@ -170,7 +212,7 @@ private:
         }
         weights_.buffers_.emplace_back(buffer);
         ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        ggml_backend_tensor_set(tensor, file_.data(entry), 0, entry.bytes);
+        ggml_backend_tensor_set(tensor, data, 0, entry.bytes);
         file_.mapping().release(entry.offset, entry.bytes);
         return tensor;
     }
@@ -189,16 +231,22 @@ void read_attention(WeightReader& reader, const Parameters& model, const std::st
     const std::int64_t width = model.embedding_dim;
     const std::int64_t q_dim = std::int64_t{model.q_heads} * model.head_dim;
     const std::int64_t kv_dim = std::int64_t{model.kv_heads} * model.head_dim;
+    // heads whose rows rope pairs: of q, of k, of both at the head of qkv
+    const int reordered = model.architecture->interleaved_rope ? 1 : 0;
+    const RopeRows q_rows{reordered * model.q_heads, model.head_dim};
+    const RopeRows k_rows{reordered * model.kv_heads, model.head_dim};
+    const RopeRows qk_rows{q_rows.heads + k_rows.heads, model.head_dim};
     layer.attention_norm = reader.vector(prefix + "attn_norm.weight", width);
-    layer.qkv = reader.optional_matrix(prefix + "attn_qkv.weight", width, q_dim + 2 * kv_dim);
+    const std::int64_t all_dim = q_dim + 2 * kv_dim;
+    layer.qkv = reader.optional_matrix(prefix + "attn_qkv.weight", width, all_dim, qk_rows);
     if (layer.qkv) {
-        layer.qkv_bias = reader.optional_vector(prefix + "attn_qkv.bias", q_dim + 2 * kv_dim);
+        layer.qkv_bias = reader.optional_vector(prefix + "attn_qkv.bias", all_dim, qk_rows);
     } else {
-        layer.q = reader.matrix(prefix + "attn_q.weight", width, q_dim);
-        layer.k = reader.matrix(prefix + "attn_k.weight", width, kv_dim);
+        layer.q = reader.matrix(prefix + "attn_q.weight", width, q_dim, q_rows);
+        layer.k = reader.matrix(prefix + "attn_k.weight", width, kv_dim, k_rows);
         layer.v = reader.matrix(prefix + "attn_v.weight", width, kv_dim);
-        layer.q_bias = reader.optional_vector(prefix + "attn_q.bias", q_dim);
-        layer.k_bias = reader.optional_vector(prefix + "attn_k.bias", kv_dim);
+        layer.q_bias = reader.optional_vector(prefix + "attn_q.bias", q_dim, q_rows);
+        layer.k_bias = reader.optional_vector(prefix + "attn_k.bias", kv_dim, k_rows);
         layer.v_bias = reader.optional_vector(prefix + "attn_v.bias", kv_dim);
     }
     if (model.architecture->query_key_norm) {
