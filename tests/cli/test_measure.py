@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`innerkv eval ppl` and `innerkv bench attention`: what they print, not how fast."""
+
+import math
+import unittest
+
+from program import DATA, NUMBER, ProgramTest, innerkv, model
+
+
+class EvalPplTest(ProgramTest):
+    FIELDS = {"cache": str, "ppl": NUMBER, "kld_mean": NUMBER, "kld_p99": NUMBER, "top1": NUMBER,
+              "bits_per_value": NUMBER, "tokens": int}
+
+    def evaluate(self, *arguments):
+        return innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text",
+                       DATA / "wikitext-small.txt", *arguments)
+
+    def test_json(self):
+        result = self.json(self.evaluate("--ctx", 640, "--chunks", 1, "--cache", "k8v8,base",
+                                         "--against", "f16", "--codec", "paper", "--json"))
+        self.assertEqual((result["ctx"], result["chunks"]), (640, 1))
+        names = [entry["cache"] for entry in result["results"]]
+        self.assertEqual(names, ["k8v8", "base"])
+        for entry in result["results"]:
+            self.has_fields(entry, self.FIELDS)
+            self.assertEqual(entry["tokens"], 320)
+            self.assertTrue(0 < entry["kld_mean"] < entry["kld_p99"])
+            self.assertTrue(0.5 < entry["top1"] <= 1)
+            self.assertLess(entry["bits_per_value"], entry["bits_per_value_total"])
+            self.assertLess(abs(entry["ppl"] / result["against"]["ppl"] - 1), 0.5)
+        finer, coarser = result["results"]
+        self.assertLess(finer["kld_mean"], coarser["kld_mean"])
+        self.assertGreater(finer["top1"], coarser["top1"])
+        self.assertEqual((finer["bits_per_value"], coarser["bits_per_value"]), (8.5, 3.5))
+
+    def test_a_cache_against_itself(self):
+        result = self.json(self.evaluate("--ctx", 512, "--chunks", 2, "--cache", "f16", "--json"))
+        entry, = result["results"]
+        self.assertEqual((entry["kld_mean"], entry["kld_p99"], entry["top1"]), (0, 0, 1))
+        self.assertEqual(entry["ppl"], result["against"]["ppl"])
+        self.assertEqual(entry["tokens"], 512)
+        self.assertTrue(5 < entry["ppl"] < 60)
+
+    def test_nothing_is_quantized_inside_the_windows(self):
+        result = self.json(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base", "--json"))
+        entry, = result["results"]
+        self.assertTrue(math.isclose(entry["ppl"], result["against"]["ppl"], rel_tol=1e-6))
+
+    def test_table(self):
+        text = self.succeed(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base"))
+        self.assertRegex(text, r"^1 window of 128 tokens, second half scored: 64 tokens; f16 has "
+                               r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
+
+    def test_fewer_windows_than_asked(self):
+        result = self.evaluate("--ctx", 8000, "--chunks", 99, "--cache", "base")
+        self.fail_with(innerkv("eval", "ppl", "-m", model(), "--text", DATA / "README.md",
+                               "--ctx", 4096), 1, "4096", "--ctx")
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stderr.decode(), r"^innerkv: warning: .* 99\n$")
+
+    def test_window_beyond_the_models_context(self):
+        self.fail_with(self.evaluate("--ctx", 8193), 1, 8193, 8192)
+
+    def test_unreadable_text(self):
+        self.fail_with(innerkv("eval", "ppl", "-m", model(), "--text", "no-such-file"), 1,
+                       "no-such-file")
+
+
+class BenchAttentionTest(ProgramTest):
+    FIELDS = {"name": str, "median_us": NUMBER, "min_us": NUMBER, "bytes_read": int,
+              "gb_per_s": NUMBER, "percent_of_read_bandwidth": NUMBER, "ratio": NUMBER}
+    SMALL = ("bench", "attention", "--context", 600, "--head-dim", 64, "--q-heads", 6, "--kv-heads",
+             2, "--repeats", 3)
+
+    def test_json(self):
+        result = self.json(innerkv(*self.SMALL, "--cache", "base,k8v8", "--peer",
+                                   "ggml:f16,ggml:q8_0,ggml:q4_0", "--json"))
+        self.has_fields(result, {"read_bandwidth_gb_per_s": NUMBER, "dot_gmac_per_s": NUMBER,
+                                 "floor_us": NUMBER, "isa": str})
+        names = [entry["name"] for entry in result["results"]]
+        self.assertEqual(names, ["innerkv:base", "innerkv:k8v8", "ggml:f16", "ggml:q8_0",
+                                 "ggml:q4_0"])
+        ours = result["results"][0]
+        for entry in result["results"]:
+            self.has_fields(entry, self.FIELDS)
+            self.assertLessEqual(entry["min_us"], entry["median_us"])
+            self.assertAlmostEqual(entry["ratio"], entry["median_us"] / ours["median_us"])
+            self.assertAlmostEqual(entry["gb_per_s"],
+                                   entry["bytes_read"] / entry["median_us"] / 1e3, places=6)
+            self.assertGreater(entry["cosine"], 0.9)
+
+    def test_text_and_options(self):
+        text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 2, "--cold", "--isa",
+                                    "scalar", "--device", "cpu", "--seed", 5))
+        self.assertRegex(text, r"batch 2, 2 threads, cold\n")
+        self.assertRegex(text, r"\ncontender +median us .*\ninnerkv:base ")
+
+    def test_wrong_usage(self):
+        self.fail_with(innerkv("bench", "attention", "--peer", "ggml:q3_9"), 2, "q3_9", "ggml:q8_0")
+        self.fail_with(innerkv("bench", "attention", "--q-heads", 9, "--kv-heads", 2), 2, "9", "2")
+        self.fail_with(innerkv("bench", "attention", "--head-dim", 65), 2, "128")
+
+    def test_failures(self):
+        self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
+        self.fail_with(innerkv("bench", "attention", "--isa", "vax"), 1, "vax", "scalar")
+        self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
+                               "ggml:q8_0"), 1, "ggml:q8_0", "32")
+
+
+if __name__ == "__main__":
+    unittest.main()

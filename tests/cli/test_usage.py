@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help, wrong usage, exit codes, shell completions."""
+
+import os
+import re
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+import program
+from program import COMMANDS, ProgramTest, innerkv, model
+
+
+def examples(command):
+    """The command lines below "Examples:" in a command's help; lines that end in \\ go on."""
+    text = innerkv(*command.split(), "--help").stdout.decode()
+    lines = text.split("Examples:\n")[1].replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+class HelpTest(ProgramTest):
+    def test_version(self):
+        self.assertRegex(self.succeed(innerkv("--version")), r"^innerkv \d+\.\d+\.\d+\n$")
+
+    def test_help_of_everything(self):
+        for command in ("", "eval", "bench", *COMMANDS):
+            text = self.succeed(innerkv(*command.split(), "--help"))
+            self.assertIn("Usage: innerkv", text)
+            self.assertEqual(text, self.succeed(innerkv(*command.split(), "-h")))
+
+    def test_help_lists_every_command(self):
+        text = self.succeed(innerkv("--help"))
+        for command in COMMANDS:
+            self.assertRegex(text, rf"\n  {command.split()[0]} ")
+
+    def run_examples(self, command):
+        lines = examples(command)
+        self.assertGreaterEqual(len(lines), 2)
+        with tempfile.TemporaryDirectory() as scratch:
+            os.symlink(program.PROGRAM, Path(scratch) / "innerkv")
+            path = scratch + os.pathsep + os.environ["PATH"]
+            for line in lines:
+                self.assertIn("innerkv", line)
+                line = line.replace("model.gguf", f"'{model()}'")
+                result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
+                                        env=program.environment(PATH=path), capture_output=True,
+                                        timeout=600, check=False)
+                self.assertEqual((result.returncode, result.stderr), (0, b""), line)
+
+    def test_examples_of_run(self):
+        self.run_examples("run")
+
+    def test_examples_of_eval_ppl(self):
+        self.run_examples("eval ppl")
+
+    def test_examples_of_bench_attention(self):
+        self.run_examples("bench attention")
+
+    def test_examples_of_plan(self):
+        self.run_examples("plan")
+
+    def test_examples_of_inspect(self):
+        self.run_examples("inspect")
+
+    def test_examples_of_completions(self):
+        self.run_examples("completions")
+
+
+class WrongUsageTest(ProgramTest):
+    def test_no_command(self):
+        for arguments in ((), ("eval",), ("bench",)):
+            self.fail_with(innerkv(*arguments), 2, "command", "--help")
+
+    def test_unknown_command(self):
+        self.fail_with(innerkv("frobnicate"), 2, "frobnicate")
+        self.fail_with(innerkv("eval", "frobnicate"), 2, "frobnicate", "innerkv eval --help")
+
+    def test_unknown_option(self):
+        for command in COMMANDS:
+            self.fail_with(innerkv(*command.split(), "--frobnicate"), 2, f"{command} --help")
+
+    def test_missing_options(self):
+        self.fail_with(innerkv("run", "-p", "x"), 2, "--model")
+        self.fail_with(innerkv("run", "-m", "x"), 2, "-p", "-f")
+        self.fail_with(innerkv("eval", "ppl", "-m", "x"), 2, "--text")
+        self.fail_with(innerkv("plan", "-m", "x"), 2, "--context")
+        self.fail_with(innerkv("inspect"), 2, "file")
+
+    def test_option_without_value(self):
+        self.fail_with(innerkv("run", "-m"), 2)
+        self.fail_with(innerkv("plan", "-m", "x", "--context"), 2)
+
+    def test_unknown_preset_lists_those_there_are(self):
+        plan = self.json(innerkv("plan", "-m", model(), "--context", 100, "--json"))
+        presets = [result["cache"] for result in plan["results"]]
+        self.assertGreaterEqual(len(presets), 2)
+        for arguments in (("run", "-m", "x", "-p", "x"), ("plan", "-m", "x", "--context", "9"),
+                          ("eval", "ppl", "-m", "x", "--text", "x"), ("bench", "attention")):
+            self.fail_with(innerkv(*arguments, "--cache", "basis"), 2, "basis", *presets)
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--compare", "q9"), 2, "q9", *presets)
+
+    def test_lists_of_presets(self):
+        for cache in ("", ",", "base,", ",base", "base,,f16", "base,base", "base, f16"):
+            self.fail_with(innerkv("plan", "-m", "x", "--context", 9, "--cache", cache), 2)
+
+    def test_numbers(self):
+        wholes = ("0", "-1", "1.5", "abc", "", "nan", "99999999999999999999", "4x")
+        cases = [(("run", "-m", "x", "-p", "x", option), wholes)
+                 for option in ("-n", "--context", "--chunk", "--threads")]
+        cases += [(("eval", "ppl", "-m", "x", "--text", "x", option), wholes)
+                  for option in ("--ctx", "--chunks", "--threads")]
+        cases += [(("bench", "attention", option), wholes)
+                  for option in ("--head-dim", "--q-heads", "--kv-heads", "--context", "--batch",
+                                 "--threads", "--repeats")]
+        cases += [(("plan", "-m", "x", "--context", "9", "--batch"), wholes),
+                  (("plan", "-m", "x", "--context"), wholes),
+                  (("run", "-m", "x", "-p", "x", "--temp"), ("-1", "nan", "inf", "abc", "")),
+                  (("run", "-m", "x", "-p", "x", "--top-p"), ("-0.1", "1.1", "nan", "abc")),
+                  (("run", "-m", "x", "-p", "x", "--top-k"), ("-1", "abc")),
+                  (("run", "-m", "x", "-p", "x", "--seed"), ("-1", "abc", "99999999999"))]
+        for arguments, values in cases:
+            for value in values:
+                with self.subTest(arguments=arguments, value=value):
+                    self.fail_with(innerkv(*arguments[:-1], f"{arguments[-1]}={value}"
+                                           if arguments[-1].startswith("--")
+                                           else f"{arguments[-1]}{value}"), 2)
+
+    def test_names_from_a_list(self):
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--key-norm", "some"), 2, "prefill")
+        self.fail_with(innerkv("eval", "ppl", "-m", "x", "--text", "x", "--codec", "best"), 2,
+                       "paper")
+        self.fail_with(innerkv("completions", "tcsh"), 2, "bash")
+
+    def test_prompt_that_is_not_utf8(self):
+        self.fail_with(innerkv("run", "-m", "x", "-p", b"caf\xe9".decode("utf-8", "surrogateescape")),
+                       2, "UTF-8")
+
+
+class CompletionsTest(ProgramTest):
+    def complete(self, *words):
+        quoted = " ".join(f"'{word}'" for word in words)
+        script = (f"source <('{program.PROGRAM}' completions bash); COMP_WORDS=({quoted}); "
+                  f"COMP_CWORD={len(words) - 1}; _innerkv; printf '%s\\n' \"${{COMPREPLY[@]}}\"")
+        result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        return result.stdout.split()
+
+    def test_commands_and_options(self):
+        self.assertEqual(self.complete("innerkv", "ru"), ["run"])
+        self.assertEqual(self.complete("innerkv", "eval", ""), ["ppl", "--help", "-h"])
+        self.assertEqual(self.complete("innerkv", "run", "--exact"), ["--exact-prefill"])
+        self.assertEqual(self.complete("innerkv", "bench", "attention", "--kv"), ["--kv-heads"])
+
+    def test_every_long_option_is_there(self):
+        for command in COMMANDS:
+            text = innerkv(*command.split(), "--help").stdout.decode().split("Examples:")[0]
+            options = set(re.findall(r"^ .*?(--[a-z][a-z0-9-]*)", text, re.MULTILINE))
+            offered = self.complete("innerkv", *command.split(), "--")
+            self.assertLessEqual(options, set(offered), command)
+
+
+if __name__ == "__main__":
+    unittest.main()
