@@ -106,6 +106,7 @@ std::string shape_text(const std::array<std::int64_t, GGML_MAX_DIMS>& shape) {
 
 GgufFile::GgufFile(const std::string& path)
     : path_(path), mapping_(path), metadata_(read_metadata(path, mapping_.bytes())) {
+    check_keys();
     read_tensors();
 }
 
@@ -113,6 +114,15 @@ void GgufFile::fail(const std::string& what) const { throw ModelError(path_ + ":
 
 void GgufFile::fail_type(const std::string& key, const char* expected) const {
     fail("metadata " + key + " is not " + expected);
+}
+
+/// A key that begins with a NUL is empty to ggml's functions, which assert that there is none.
+void GgufFile::check_keys() const {
+    for (std::int64_t i = 0; i < gguf_get_n_kv(metadata_.get()); ++i) {
+        if (*gguf_get_key(metadata_.get(), i) == '\0') {
+            fail("is a broken GGUF file: metadata key " + std::to_string(i) + " is empty");
+        }
+    }
 }
 
 void GgufFile::read_tensors() {

@@ -63,6 +63,7 @@ private:
     };
 
     std::int64_t find(const std::string& key) const;
+    void check_keys() const;
     void read_tensors();
     [[noreturn]] void fail_type(const std::string& key, const char* expected) const;
 

@@ -20,7 +20,7 @@ struct Sink {
     std::function<void(std::string_view)> write;
 };
 
-Sink& sink() {
+Sink& current_sink() {
     static Sink instance;
     return instance;
 }
@@ -29,7 +29,7 @@ void on_log(ggml_log_level level, const char* text, void*) {
     if (level == GGML_LOG_LEVEL_ERROR && caught) {
         caught->add(text);
     }
-    Sink& out = sink();
+    Sink& out = current_sink();
     const std::lock_guard lock(out.mutex);
     if (out.write) {
         out.write(text);
@@ -43,11 +43,11 @@ void install_log() {
     std::call_once(once, [] { llama_log_set(on_log, nullptr); });
 }
 
-void set_log(std::function<void(std::string_view)> write) {
+void set_log(std::function<void(std::string_view)> sink) {
     install_log();
-    Sink& out = sink();
+    Sink& out = current_sink();
     const std::lock_guard lock(out.mutex);
-    out.write = std::move(write);
+    out.write = std::move(sink);
 }
 
 CaughtLog::CaughtLog() : outer_(std::exchange(caught, this)) { install_log(); }

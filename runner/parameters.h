@@ -17,25 +17,25 @@ enum class Activation { silu, gelu };
 /// a new architecture of the same family is one more row.
 struct Architecture {
     std::string_view name; ///< general.architecture
-    /// Rope pairs neighbouring rows of q and k; they are put half a head apart when weights are read,
-    /// where the other architectures have them (weights.cpp).
-    bool interleaved_rope = false;
-    bool partial_rope = false; ///< rope may cover less than the head
     Activation activation = Activation::silu;
-    bool query_key_norm = false;   ///< RMS norm of each head of q and k before rope
-    bool post_norm = false;        ///< RMS norm of what attention and FFN add
-    bool scaled_embedding = false; ///< token embeddings times sqrt(embedding_dim)
-    bool rope_factors = false;     ///< rope_freqs.weight divides the frequencies
-    bool extra_biases = false;     ///< biases of attention's output and of the FFN
-    bool output_bias = false;
-    bool always_tied = false;        ///< the output is always the token embedding
-    int window_period = 0;           ///< of so many layers the last has no window; 0: no windows
-    int default_window = 0;          ///< without metadata; 0: no windows then
-    bool local_rope = false;         ///< layers with a window have a rope base of their own
+    int window_period = 0;         ///< of so many layers the last has no window; 0: no windows
+    int default_window = 0;        ///< without metadata; 0: no windows then
+    int scale_by_width_layers = 0; ///< a model of so many layers scales by embedding_dim / q_heads
     float attention_soft_cap = 0.0f; ///< without metadata; 0: metadata are not read
     float logit_soft_cap = 0.0f;     ///< without metadata
     bool reads_logit_soft_cap = false;
-    int scale_by_width_layers = 0; ///< a model of so many layers scales by embedding_dim / q_heads
+    /// Rope pairs neighbouring rows of q and k; they are put half a head apart when weights are read,
+    /// where the other architectures have them (weights.cpp).
+    bool interleaved_rope = false;
+    bool partial_rope = false;     ///< rope may cover less than the head
+    bool local_rope = false;       ///< layers with a window have a rope base of their own
+    bool rope_factors = false;     ///< rope_freqs.weight divides the frequencies
+    bool query_key_norm = false;   ///< RMS norm of each head of q and k before rope
+    bool post_norm = false;        ///< RMS norm of what attention and FFN add
+    bool scaled_embedding = false; ///< token embeddings times sqrt(embedding_dim)
+    bool extra_biases = false;     ///< biases of attention's output and of the FFN
+    bool output_bias = false;
+    bool always_tied = false; ///< the output is always the token embedding
 };
 
 std::span<const Architecture> architectures();

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -79,6 +80,15 @@ TEST_F(BrokenFile, EveryTruncationIsRefused) {
         write_all(path_, contents_.data(), size);
         EXPECT_EQ(try_in_child(path_), kRefused) << "first " << size << " bytes";
     }
+}
+
+TEST_F(BrokenFile, KeyThatBeginsWithNul) {
+    const std::string key = "general.name";
+    const auto found = std::search(contents_.begin(), contents_.end(), key.begin(), key.end());
+    ASSERT_NE(found, contents_.end());
+    *found = '\0';
+    write_all(path_, contents_.data(), contents_.size());
+    EXPECT_EQ(try_in_child(path_), kRefused);
 }
 
 TEST_F(BrokenFile, DamagedMetadataNeverCrash) {
