@@ -3,8 +3,8 @@
 .PHONY: help run build test model bench lint format asan install clean configure
 
 MODEL ?= smollm2
-FILE ?= tests/data/alice.txt
-QUESTION ?= Who does Alice follow down the hole, and what does he take out of his pocket?
+FILE ?= tests/data/alice-opening.txt
+QUESTION ?= Which animal did Alice follow down the hole?
 CACHE ?= base
 PREFIX ?= /usr/local
 
