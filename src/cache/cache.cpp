@@ -65,6 +65,7 @@ void Cache::settle(SequenceId sequence) {
     paging::SequenceState& state = impl_->sequence(sequence);
     // All layers take their pages before one changes.
     std::vector<std::unique_ptr<paging::LayerAppend>> layers;
+    layers.reserve(static_cast<std::size_t>(impl_->config.layers));
     for (int layer = 0; layer < impl_->config.layers; ++layer)
         layers.push_back(std::make_unique<paging::LayerAppend>(*impl_, layer, sequence));
     for (const auto& layer : layers) {

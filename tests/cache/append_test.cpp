@@ -139,7 +139,7 @@ TEST(Append, AValueThatIsNotFiniteIsNamedAndNothingChanges) {
     TestSequence rows(config, 400);
     rows.append(cache, id, 0, 350); // the next append would calibrate and quantize six pages
     const Contents before = contents(cache, id);
-    const CacheUsage used = cache.usage();
+    const std::size_t used = cache.usage().bytes_in_use;
     rows.v.poke(360, 1, 63, std::numeric_limits<float>::infinity());
     const AppendRows batch[] = {rows.rows(id, 350, 50)};
     try {
@@ -151,7 +151,7 @@ TEST(Append, AValueThatIsNotFiniteIsNamedAndNothingChanges) {
                      "63 is inf; values must be finite and within fp16 (65504)");
     }
     EXPECT_TRUE(contents(cache, id) == before);
-    EXPECT_EQ(cache.usage().bytes_in_use, used.bytes_in_use);
+    EXPECT_EQ(cache.usage().bytes_in_use, used);
     rows.v.poke(360, 1, 63, 65504.0f);
     cache.append(0, batch);
     EXPECT_EQ(cache.length(id, 0), 400);
@@ -251,6 +251,7 @@ TEST(Append, PartsOnThreadsGiveWhatOneThreadGives) {
         const AppendRows batch[] = {rows.rows(together, first, 100)};
         Append append = cache.begin_append(0, batch);
         std::vector<std::thread> threads;
+        threads.reserve(static_cast<std::size_t>(append.parts()));
         for (int part = 0; part < append.parts(); ++part)
             threads.emplace_back([&append, part] { append.run(part); });
         for (std::thread& thread : threads) thread.join();

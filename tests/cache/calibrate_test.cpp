@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "test_cache.h"
 
@@ -112,8 +113,8 @@ TEST(Calibrate, GivenTransformsAreCopiedAndUsedPerLayerAndHead) {
     CacheConfig config = small_config("k8v8");
     config.layers = 2;
     config.transform.norm = KeyNormPolicy::calibrated;
-    std::vector<float> norms;
-    for (int i = 0; i < 4 * 64; ++i) norms.push_back(1.0f + static_cast<float>(i));
+    std::vector<float> norms(4 * 64);
+    std::iota(norms.begin(), norms.end(), 1.0f);
     for (int i = 0; i < 4; ++i) config.calibrated.push_back({norms.data() + 64 * i});
     config.calibrated[3].rotate = true;
     Cache cache(config);

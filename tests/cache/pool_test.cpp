@@ -38,8 +38,8 @@ TEST(Pool, MapsChunksAsPagesAreTakenAndGivesThemBack) {
 
 TEST(Pool, TakesFromTheLowestChunkSoThatTheUpperOnesDrain) {
     Pool pool(kPage, 96);
-    std::vector<Page> pages;
-    for (int i = 0; i < 96; ++i) pages.push_back(pool.take());
+    std::vector<Page> pages(96);
+    for (Page& page : pages) page = pool.take();
     for (std::size_t i = 0; i < 96; i += 2) pool.release(pages[i].id); // every second one
     for (int i = 0; i < 16; ++i) EXPECT_LT(static_cast<int>(pool.take().id), 32);
     EXPECT_GE(static_cast<int>(pool.take().id), 32);

@@ -22,9 +22,8 @@ TestRows make_rows(const CacheConfig& config, int tokens, std::uint64_t seed, in
 
 } // namespace
 
-TestSequence::TestSequence(const CacheConfig& config, int token_count, std::uint64_t seed)
-    : k(make_rows(config, token_count, seed, 0)), v(make_rows(config, token_count, seed, 1)),
-      tokens(token_count) {}
+TestSequence::TestSequence(const CacheConfig& config, int count, std::uint64_t seed)
+    : k(make_rows(config, count, seed, 0)), v(make_rows(config, count, seed, 1)), tokens(count) {}
 
 AppendRows TestSequence::rows(SequenceId id, int first, int count) const {
     return {id, count, k.slice(first), v.slice(first)};

@@ -16,7 +16,7 @@ CacheConfig small_config(std::string_view preset = "base", int head_dim = 64);
 
 /// K and V of one sequence from which any tokens can be appended.
 struct TestSequence {
-    TestSequence(const CacheConfig& config, int tokens, std::uint64_t seed = 1);
+    TestSequence(const CacheConfig& config, int count, std::uint64_t seed = 1);
 
     /// Appends tokens first .. first + count - 1 to every layer, or to one.
     void append(Cache& cache, SequenceId id, int first, int count) const;
