@@ -32,10 +32,9 @@ std::string random_model(const std::string& name) {
 
 std::string real_model(const std::string& name) {
     const bool smollm2 = name == "smollm2";
-    if (const std::string path =
-            environment(smollm2 ? "INNERKV_MODEL_SMOLLM2" : "INNERKV_MODEL_GEMMA3");
-        !path.empty()) {
-        return path;
+    std::string given = environment(smollm2 ? "INNERKV_MODEL_SMOLLM2" : "INNERKV_MODEL_GEMMA3");
+    if (!given.empty()) {
+        return given;
     }
     const std::filesystem::path path =
         cache_folder() / "models" /

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "models.h"
 #include "reference.h"
@@ -40,12 +41,21 @@ Agreement compare_with_itself(const std::string& path) {
     return agreement;
 }
 
+/// Into the test's XML report.
+void record(const std::string& prefix, const Agreement& agreement) {
+    std::ostringstream kld;
+    kld << agreement.mean_kld();
+    testing::Test::RecordProperty(prefix + "mean_kld", kld.str());
+    testing::Test::RecordProperty(prefix + "top1", std::to_string(agreement.top1()));
+}
+
 class Parity : public testing::TestWithParam<const char*> {};
 
 TEST_P(Parity, LogitsAgreeWithLibllama) {
     const std::string path = random_model(GetParam());
     Reference reference(path, kTokens, true);
     const Agreement agreement = compare_with_ours(path, reference);
+    record("", agreement);
     EXPECT_EQ(agreement.rows(), kTokens);
     EXPECT_LT(agreement.mean_kld(), 1e-4);
     EXPECT_GT(agreement.top1(), 0.995);
@@ -74,6 +84,8 @@ TEST_P(RoundedParity, LogitsAgreeAsWellAsLibllamaWithItself) {
     const Agreement itself = compare_with_itself(path);
     Reference reference(path, kTokens, true);
     const Agreement agreement = compare_with_ours(path, reference);
+    record("", agreement);
+    record("libllama_with_itself_", itself);
     EXPECT_EQ(agreement.rows(), kTokens);
     EXPECT_LT(agreement.mean_kld(), std::max(1e-4, itself.mean_kld()));
     EXPECT_GT(agreement.top1(), std::min(0.995, itself.top1() - 0.005));

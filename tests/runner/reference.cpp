@@ -6,17 +6,26 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <vector>
 
 namespace innerkv::runner::test {
 namespace {
 
-double log_sum_exp(std::span<const float> logits) {
-    const double largest = *std::max_element(logits.begin(), logits.end());
+struct Softmax {
+    double log_total = 0.0; ///< log of the sum of exp(logit)
+    double top = 0.0;       ///< the largest logit
+};
+
+/// `weights` gets exp(logit - top).
+Softmax softmax(std::span<const float> logits, std::vector<float>& weights) {
+    const float largest = *std::max_element(logits.begin(), logits.end());
     double sum = 0.0;
-    for (const float logit : logits) {
-        sum += std::exp(logit - largest);
+    weights.resize(logits.size());
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+        weights[i] = std::exp(logits[i] - largest);
+        sum += weights[i];
     }
-    return largest + std::log(sum);
+    return {.log_total = largest + std::log(sum), .top = largest};
 }
 
 auto top(std::span<const float> logits) {
@@ -68,15 +77,20 @@ std::span<const float> Reference::decode(std::span<const Token> tokens) {
 
 void Agreement::add(std::span<const float> expected, std::span<const float> actual) {
     const auto size = static_cast<std::size_t>(vocabulary_size_);
+    std::vector<float> p_weights;
+    std::vector<float> q_weights;
     for (std::size_t first = 0; first < expected.size(); first += size) {
         const std::span<const float> p = expected.subspan(first, size);
         const std::span<const float> q = actual.subspan(first, size);
-        const double p_total = log_sum_exp(p);
-        const double q_total = log_sum_exp(q);
+        const Softmax p_softmax = softmax(p, p_weights);
+        const Softmax q_softmax = softmax(q, q_weights);
+        // sum of p (log p - log q); the totals come out of it because p sums to 1
+        double sum = 0.0;
         for (std::size_t i = 0; i < size; ++i) {
-            const double log_p = p[i] - p_total;
-            kld_ += std::exp(log_p) * (log_p - (q[i] - q_total));
+            sum += double{p_weights[i]} * (double{p[i]} - double{q[i]});
         }
+        kld_ += sum * std::exp(p_softmax.top - p_softmax.log_total) - p_softmax.log_total +
+                q_softmax.log_total;
         same_top_ += top(p) == top(q) ? 1 : 0;
         ++rows_;
     }
