@@ -24,6 +24,16 @@ constexpr int kMostContext = 1 << 24;
 constexpr int kMostBatch = 1 << 16;
 constexpr int kMostRepeats = 1000000;
 
+constexpr const char* kExamples =
+    R"(Ratios are medians over the first preset's. An error is the relative error of the output against double
+precision on unrounded data; a contender with a wrong result is refused.
+
+Examples:
+  innerkv bench attention --context 2048
+  innerkv bench attention --context 1024 --cache base,k8v8 --peer ggml:f16,ggml:q8_0
+  innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \
+      --threads 2 --cold --repeats 5 --json)";
+
 struct BenchOptions {
     bench::AttentionBenchOptions bench;
     std::string presets = std::string(presets_default());
@@ -198,12 +208,7 @@ void add_attention(CLI::App& parent, Action& action) {
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
     add_json_option(*command, options->json);
-    command->footer(
-        "Examples:\n"
-        "  innerkv bench attention --context 2048\n"
-        "  innerkv bench attention --context 4096 --cache base,k8v8 --peer ggml:f16,ggml:q8_0\n"
-        "  innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \\\n"
-        "      --threads 2 --cold --repeats 5 --json");
+    command->footer(kExamples);
     command->callback(
         [options, &action] { action = [options] { return bench_attention(*options); }; });
 }

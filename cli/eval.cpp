@@ -21,6 +21,15 @@ namespace {
 constexpr int kShortestWindow = 64;
 constexpr int kLongestWindow = 1 << 24;
 
+constexpr const char* kExamples =
+    R"(Every token attends as in decoding. KLD is in nats, from the reference's prediction to the
+cache's; top-1 tells how often both find the same token most likely.
+
+Examples:
+  innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 256 --chunks 1
+  innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
+      --cache base,k4v4 --against f16 --json)";
+
 struct PplOptions {
     std::string model;
     std::string text;
@@ -167,15 +176,7 @@ void add_ppl(CLI::App& parent, Action& action) {
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     command->add_option("--isa", options->isa, "Instruction set of the kernels")->type_name("NAME");
     add_json_option(*command, options->json);
-    command->footer(
-        "Every token attends as in decoding. KLD is in nats, from the reference's prediction to "
-        "the\n"
-        "cache's; top-1 tells how often both find the same token most likely.\n\n"
-        "Examples:\n"
-        "  innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 512 --chunks "
-        "1\n"
-        "  innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 1024 --chunks 1 \\\n"
-        "      --cache base,k4v4 --against f16 --json");
+    command->footer(kExamples);
     command->callback([options, &action] { action = [options] { return eval_ppl(*options); }; });
 }
 

@@ -23,6 +23,16 @@ namespace {
 
 constexpr int kMostTokens = 1 << 24;
 
+constexpr const char* kExamples =
+    R"(With both -f and -p, the file comes first and the prompt after it. Ctrl-C stops and prints
+the summary; the exit code is then 130.
+
+Examples:
+  innerkv run -m model.gguf -p "Name three colours." -n 24
+  innerkv run -m model.gguf -f tests/data/README.md -p "Who wrote this?" -n 12 \
+      --compare f16
+  head -c 1000 tests/data/alice.txt | innerkv run -m model.gguf -f - -n 16 --cache k4v4 --json)";
+
 struct RunOptions {
     std::string model;
     std::string prompt;
@@ -203,15 +213,7 @@ void add_run_command(CLI::App& app, Action& action) {
     command->add_flag("-q,--quiet", options->quiet, "Print the text alone");
     command->add_flag("-v,--verbose", options->verbose, "Show messages of ggml and llama.cpp");
     add_json_option(*command, options->json);
-    command->footer("With both -f and -p, the file comes first and the prompt after it. Ctrl-C "
-                    "stops and prints\n"
-                    "the summary; the exit code is then 130.\n\n"
-                    "Examples:\n"
-                    "  innerkv run -m model.gguf -p \"Name three colours.\" -n 24\n"
-                    "  innerkv run -m model.gguf -f tests/data/README.md -p \"Who wrote this?\" -n "
-                    "16 --compare f16\n"
-                    "  head -c 2000 tests/data/alice.txt | innerkv run -m model.gguf -f - -n 16 "
-                    "--cache k4v4 --json");
+    command->footer(kExamples);
     command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

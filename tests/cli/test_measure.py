@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`innerkv eval ppl` and `innerkv bench attention`: what they print, not how fast."""
 
+import json
 import math
 import unittest
 
-from program import DATA, NUMBER, ProgramTest, innerkv, model
+from program import DATA, NUMBER, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
@@ -16,14 +17,14 @@ class EvalPplTest(ProgramTest):
                        DATA / "wikitext-small.txt", *arguments)
 
     def test_json(self):
-        result = self.json(self.evaluate("--ctx", 640, "--chunks", 1, "--cache", "k8v8,base",
+        result = self.json(self.evaluate("--ctx", 448, "--chunks", 1, "--cache", "k8v8,base",
                                          "--against", "f16", "--codec", "paper", "--json"))
-        self.assertEqual((result["ctx"], result["chunks"]), (640, 1))
+        self.assertEqual((result["ctx"], result["chunks"]), (448, 1))
         names = [entry["cache"] for entry in result["results"]]
         self.assertEqual(names, ["k8v8", "base"])
         for entry in result["results"]:
             self.has_fields(entry, self.FIELDS)
-            self.assertEqual(entry["tokens"], 320)
+            self.assertEqual(entry["tokens"], 224)
             self.assertTrue(0 < entry["kld_mean"] < entry["kld_p99"])
             self.assertTrue(0.5 < entry["top1"] <= 1)
             self.assertLess(entry["bits_per_value"], entry["bits_per_value_total"])
@@ -34,12 +35,12 @@ class EvalPplTest(ProgramTest):
         self.assertEqual((finer["bits_per_value"], coarser["bits_per_value"]), (8.5, 3.5))
 
     def test_a_cache_against_itself(self):
-        result = self.json(self.evaluate("--ctx", 512, "--chunks", 2, "--cache", "f16", "--json"))
+        result = self.json(self.evaluate("--ctx", 128, "--chunks", 2, "--cache", "f16", "--json"))
         entry, = result["results"]
         self.assertEqual((entry["kld_mean"], entry["kld_p99"], entry["top1"]), (0, 0, 1))
         self.assertEqual(entry["ppl"], result["against"]["ppl"])
-        self.assertEqual(entry["tokens"], 512)
-        self.assertTrue(5 < entry["ppl"] < 60)
+        self.assertEqual(entry["tokens"], 128)
+        self.assertTrue(2 < entry["ppl"] < 100)
 
     def test_nothing_is_quantized_inside_the_windows(self):
         result = self.json(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base", "--json"))
@@ -52,11 +53,15 @@ class EvalPplTest(ProgramTest):
                                r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
 
     def test_fewer_windows_than_asked(self):
-        result = self.evaluate("--ctx", 8000, "--chunks", 99, "--cache", "base")
-        self.fail_with(innerkv("eval", "ppl", "-m", model(), "--text", DATA / "README.md",
-                               "--ctx", 4096), 1, "4096", "--ctx")
+        result = innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text", "-", "--ctx", 64,
+                         "--chunks", 99, "--json", stdin=story(700))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr.decode(), r"^innerkv: warning: .* 99\n$")
+        self.assertEqual(json.loads(result.stdout)["chunks"], 2)
+
+    def test_text_shorter_than_a_window(self):
+        self.fail_with(innerkv("eval", "ppl", "-m", model(), "--text", DATA / "README.md",
+                               "--ctx", 4096), 1, "4096", "--ctx")
 
     def test_window_beyond_the_models_context(self):
         self.fail_with(self.evaluate("--ctx", 8193), 1, 8193, 8192)

@@ -64,7 +64,7 @@ class RunTest(ProgramTest):
         self.assertAlmostEqual(both["prompt_tokens"], parts, delta=2)
 
     def test_standard_input(self):
-        text = story(1500)
+        text = story(300)
         from_stdin = self.answer("-f", "-", "-p", "Who is Alice?", "-n", 6, stdin=text)
         with tempfile.NamedTemporaryFile() as file:
             file.write(text)
@@ -74,10 +74,10 @@ class RunTest(ProgramTest):
         self.assertEqual(from_stdin["prompt_tokens"], from_file["prompt_tokens"])
 
     def test_cache_is_smaller_on_a_long_prompt(self):
-        text = story(9000)
+        text = story(3200)
         answer = self.answer("-f", "-", "-n", 2, "--raw", stdin=text)
-        self.assertGreater(answer["prompt_tokens"], 1500)
-        self.assertGreater(answer["cache_ratio"], 2.5)
+        self.assertGreater(answer["prompt_tokens"], 700)
+        self.assertGreater(answer["cache_ratio"], 1.8)
         self.assertAlmostEqual(answer["cache_ratio"],
                                answer["cache_bytes_f16"] / answer["cache_bytes"])
 
@@ -105,9 +105,9 @@ class RunTest(ProgramTest):
         self.assertEqual(self.answer(*arguments, 1)["text"], self.answer(*arguments, 2)["text"])
 
     def test_options_reach_the_session(self):
-        text = story(2600)
-        for options in (("--exact-prefill",), ("--key-norm", "none"), ("--chunk", 32),
-                        ("--isa", "scalar"), ("--context", 2000)):
+        text = story(1300)
+        for options in (("--exact-prefill", "--key-norm", "none", "--chunk", 32),
+                        ("--isa", "scalar", "--context", 500)):
             with self.subTest(options=options):
                 answer = self.answer("-f", "-", "-n", 3, *options, stdin=text)
                 self.assertEqual(answer["generated_tokens"], 3)
@@ -127,17 +127,19 @@ class CompareTest(ProgramTest):
               "prompt_tokens_per_s": NUMBER, "decode_tokens_per_s": NUMBER, "cache_bytes": int}
 
     def compare(self, *arguments):
-        text = story(3000)
-        return run("-f", "-", "-p", "What happens?", *arguments, stdin=text)
+        """On a prompt long enough for quantized pages."""
+        return run("-f", "-", "-p", "What happens?", *arguments, stdin=story(1300))
 
     def test_same_cache_generates_the_same_text(self):
-        answer = self.json(self.compare("-n", 12, "--cache", "f16", "--compare", "f16", "--json"))
-        other = answer["compare"]
-        self.has_fields(other, self.FIELDS)
-        self.assertFalse(other["texts_part"])
-        self.assertEqual(other["text"], answer["text"])
-        self.assertEqual((other["top1"], other["kld_mean"]), (1, 0))
-        self.assertEqual(other["teacher_forced_tokens"], 12)
+        for sampling in ((), ("--temp", 1, "--seed", 7)):
+            answer = self.json(run("-p", "Tell me a story.", "-n", 12, "--cache", "f16",
+                                   "--compare", "f16", "--json", *sampling))
+            other = answer["compare"]
+            self.has_fields(other, self.FIELDS)
+            self.assertFalse(other["texts_part"])
+            self.assertEqual(other["text"], answer["text"])
+            self.assertEqual((other["top1"], other["kld_mean"]), (1, 0))
+            self.assertEqual(other["teacher_forced_tokens"], 12)
 
     def test_texts_part(self):
         answer = self.json(self.compare("-n", 48, "--cache", "small", "--compare", "f16", "--json"))
@@ -146,7 +148,7 @@ class CompareTest(ProgramTest):
         self.assertEqual(other["text"], alone["text"])
         self.assertTrue(answer["text"].startswith(other["common_text"]))
         self.assertTrue(other["text"].startswith(other["common_text"]))
-        self.assertEqual(other["texts_part"], answer["text"] != alone["text"])
+        self.assertNotEqual(answer["text"], alone["text"])
         self.assertTrue(other["texts_part"])
         self.assertLess(other["top1"], 1)
         self.assertGreater(other["kld_mean"], 0)
@@ -157,11 +159,6 @@ class CompareTest(ProgramTest):
         self.assertRegex(text, r"\ncache +bytes +smaller .*same top-1 +mean KLD\n"
                                r"small .*%.*\nf16 .*\n")
         self.assertRegex(text, r"fed with that text\.\nThe texts part after \d+ tokens:\n  both ")
-
-    def test_sampling_draws_the_same(self):
-        answer = self.json(self.compare("-n", 12, "--cache", "f16", "--compare", "f16", "--json",
-                                        "--temp", 1, "--seed", 7))
-        self.assertFalse(answer["compare"]["texts_part"])
 
 
 class BadPromptTest(ProgramTest):
