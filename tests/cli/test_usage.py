@@ -34,19 +34,25 @@ class HelpTest(ProgramTest):
         for command in COMMANDS:
             self.assertRegex(text, rf"\n  {command.split()[0]} ")
 
-    def run_examples(self, command):
-        lines = examples(command)
+    def run_lines(self, lines):
         self.assertGreaterEqual(len(lines), 2)
         with tempfile.TemporaryDirectory() as scratch:
             os.symlink(program.PROGRAM, Path(scratch) / "innerkv")
             path = scratch + os.pathsep + os.environ["PATH"]
             for line in lines:
                 self.assertIn("innerkv", line)
-                line = line.replace("model.gguf", f"'{model()}'")
                 result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
-                                        env=program.environment(PATH=path), capture_output=True,
-                                        timeout=600, check=False)
+                                        env=program.environment(PATH=path, MODEL=model()),
+                                        capture_output=True, timeout=600, check=False)
                 self.assertEqual((result.returncode, result.stderr), (0, b""), line)
+
+    def run_examples(self, command):
+        self.run_lines([line.replace("model.gguf", '"$MODEL"') for line in examples(command)])
+
+    def test_examples_of_the_manual(self):
+        manual = (program.ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"```sh\n(.*?)```", manual, re.DOTALL)
+        self.run_lines([line for block in blocks for line in block.splitlines()])
 
     def test_examples_of_run(self):
         self.run_examples("run")
