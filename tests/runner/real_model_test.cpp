@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kTokens = 512;
 constexpr int kFewerTokens = 256; ///< where two runs of libllama are compared too
-constexpr int kThreads = 2;
 
 std::vector<Token> text_tokens(const Model& model, int count) {
     std::vector<Token> tokens =
@@ -27,9 +26,9 @@ std::vector<Token> text_tokens(const Model& model, int count) {
 Agreement compare_with_ours(const std::string& path, int count) {
     const std::shared_ptr<Model> model = Model::load(path);
     const std::vector<Token> tokens = text_tokens(*model, count);
-    Reference reference(path, count, true, kThreads);
+    Reference reference(path, count, true);
     SessionOptions options = make_options("f16", count);
-    options.threads = kThreads;
+    options.threads = 1;
     Session session(model, options);
     Agreement agreement(model->info().vocabulary_size);
     session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
@@ -45,8 +44,8 @@ Agreement compare_with_ours(const std::string& path, int count) {
 Agreement compare_with_itself(const std::string& path, int count) {
     const std::shared_ptr<Model> model = Model::load(path);
     const std::vector<Token> tokens = text_tokens(*model, count);
-    Reference flash(path, count, true, kThreads);
-    Reference plain(path, count, false, kThreads);
+    Reference flash(path, count, true);
+    Reference plain(path, count, false);
     Agreement agreement(model->info().vocabulary_size);
     constexpr std::size_t step = 128;
     for (std::size_t first = 0; first < tokens.size(); first += step) {

@@ -34,7 +34,7 @@ auto top(std::span<const float> logits) {
 
 } // namespace
 
-Reference::Reference(const std::string& path, int context, bool flash, int threads) {
+Reference::Reference(const std::string& path, int context, bool flash) {
     set_log({});
     load_ggml_backends();
     model_.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
@@ -44,7 +44,7 @@ Reference::Reference(const std::string& path, int context, bool flash, int threa
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(context);
     params.n_batch = params.n_ubatch = 512;
-    params.n_threads = params.n_threads_batch = threads;
+    params.n_threads = params.n_threads_batch = 1;
     params.swa_full = true; // windows by the mask alone
     params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     context_.reset(llama_init_from_model(model_.get(), params));

@@ -13,8 +13,8 @@ namespace innerkv::runner::test {
 
 class Reference {
 public:
-    /// An f16 cache; `flash`: its flash attention.
-    Reference(const std::string& path, int context, bool flash, int threads = 1);
+    /// An f16 cache and one thread; `flash`: its flash attention.
+    Reference(const std::string& path, int context, bool flash);
     /// Logits of each token, [tokens, vocabulary_size], valid until the next call. The tokens follow
     /// those of the calls before.
     std::span<const float> decode(std::span<const Token> tokens);

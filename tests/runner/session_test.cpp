@@ -142,11 +142,11 @@ TEST_F(SessionTest, ThreadsGiveTheSame) {
     options.arithmetic = Arithmetic::exact;
     options.threads = 1;
     Session one(model_, options);
-    one.prompt(first(200));
+    one.prompt(first(70));
     one.decode(7);
     options.threads = 3;
     Session three(model_, options);
-    three.prompt(first(200));
+    three.prompt(first(70));
     three.decode(7);
     EXPECT_LT(mean_difference(one.logits(), three.logits()), tolerance("base"));
 }
