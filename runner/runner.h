@@ -102,6 +102,9 @@ struct CacheReport {
 };
 
 /// One sequence decoding on one model. Not for several threads at once.
+///
+/// Where processing fails inside (a model whose keys or values are not finite, memory), the session is
+/// as it was before the chunk that failed; it is empty where a sliding window had dropped tokens since.
 class Session {
 public:
     /// Throws InvalidArgument (a context beyond the model's, ...) before anything large is allocated.
@@ -120,11 +123,13 @@ public:
     void prompt(std::span<const Token> tokens, const Progress& progress = {});
     /// One token; logits() then tells the next.
     void decode(Token token);
-    /// [vocabulary_size] of the last token processed.
+    /// [vocabulary_size] of the last token processed; empty after truncate(), clear(), a prompt that
+    /// was stopped, or a failure.
     std::span<const float> logits() const;
 
     /// Processes tokens with logits of each: `rows` gets [n, vocabulary_size] for tokens first .. first
-    /// + n - 1, chunk by chunk; only tokens from `first_row` on have theirs computed.
+    /// + n - 1, chunk by chunk; only tokens from `first_row` on have theirs computed. Both count from
+    /// the start of `tokens`.
     using Rows = std::function<void(std::int64_t first, std::span<const float> logits)>;
     void evaluate(std::span<const Token> tokens, std::int64_t first_row, const Rows& rows,
                   const Progress& progress = {});
