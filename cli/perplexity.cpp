@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <span>
-#include <thread>
 
 #include "options.h"
 
@@ -37,8 +36,6 @@ public:
                   const std::vector<std::string>& caches, const PerplexityOptions& options)
         : options_(options), vocabulary_(static_cast<std::size_t>(model->info().vocabulary_size)),
           block_(block_tokens(model->info())) {
-        if (options_.threads == 0)
-            options_.threads = static_cast<int>(std::thread::hardware_concurrency());
         contestants_.push_back(make_contestant(model, reference));
         for (const std::string& cache : caches)
             contestants_.push_back(make_contestant(model, cache));

@@ -25,19 +25,34 @@ std::string describe_ratio(const runner::CacheReport& cache) {
 
 bool starts_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
 
+/// On one line: runs of white space are one space.
+std::string flatten(std::string_view text) {
+    std::string line;
+    for (const char byte : text) {
+        const bool space = byte == ' ' || byte == '\n' || byte == '\t' || byte == '\r';
+        if (!space)
+            line += byte;
+        else if (!line.empty() && line.back() != ' ')
+            line += ' ';
+    }
+    return line;
+}
+
 /// The last characters of a text.
 std::string tail(const std::string& text) {
-    std::size_t start = text.size() > kShownCharacters ? text.size() - kShownCharacters : 0;
-    while (start > 0 && start < text.size() && !starts_character(text[start])) ++start;
-    return fmt::format("{}{}", start ? "..." : "", text.substr(start));
+    const std::string line = flatten(text);
+    std::size_t start = line.size() > kShownCharacters ? line.size() - kShownCharacters : 0;
+    while (start > 0 && start < line.size() && !starts_character(line[start])) ++start;
+    return fmt::format("{}{}", start ? "..." : "", line.substr(start));
 }
 
 /// The first characters of a text from `from` on.
 std::string head(const std::string& text, std::size_t from) {
-    from = std::min(from, text.size());
-    std::size_t end = std::min(text.size(), from + kShownCharacters);
-    while (end < text.size() && !starts_character(text[end])) ++end;
-    return fmt::format("{}{}", text.substr(from, end - from), end < text.size() ? "..." : "");
+    const std::string line = flatten(std::string_view(text).substr(std::min(from, text.size())));
+    std::size_t end = std::min(line.size(), kShownCharacters);
+    while (end < line.size() && !starts_character(line[end])) ++end;
+    if (line.empty()) return "(ends)";
+    return fmt::format("{}{}", line.substr(0, end), end < line.size() ? "..." : "");
 }
 
 std::vector<std::string> table_row(const std::string& cache, const Generation& generation) {
@@ -67,9 +82,13 @@ std::string comparison_text(const RunReport& report) {
         text += fmt::format("{} generates the same text.\n", report.compared_cache);
         return text;
     }
-    text += fmt::format("The texts part after {} tokens:\n", other.common_tokens);
+    if (other.common_tokens == 0) {
+        text += "The texts part at the first token:\n";
+    } else {
+        text += fmt::format("The texts part after {} tokens:\n", other.common_tokens);
+        text += fmt::format("  both    {}\n", tail(other.common_text));
+    }
     const std::size_t at = other.common_text.size();
-    text += fmt::format("  both    {}\n", tail(other.common_text));
     text += fmt::format("  {:<7} {}\n", report.cache, head(report.generation.text, at));
     text += fmt::format("  {:<7} {}\n", report.compared_cache, head(other.generation.text, at));
     return text;

@@ -2,6 +2,7 @@
 """Help, wrong usage, exit codes, shell completions."""
 
 import os
+import random
 import re
 import subprocess
 import tempfile
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import program
 from program import COMMANDS, ProgramTest, innerkv, model
+
+
+def one_core():
+    """The program takes all cores it may; tests run side by side."""
+    os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
 
 
 def examples(command):
@@ -43,7 +49,8 @@ class HelpTest(ProgramTest):
                 self.assertIn("innerkv", line)
                 result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
                                         env=program.environment(PATH=path, MODEL=model()),
-                                        capture_output=True, timeout=600, check=False)
+                                        capture_output=True, timeout=600, check=False,
+                                        preexec_fn=one_core)
                 self.assertEqual((result.returncode, result.stderr), (0, b""), line)
 
     def run_examples(self, command):
