@@ -17,7 +17,7 @@ struct AttentionBenchOptions {
     std::string isa;                  ///< empty: the best there is
     int threads = 1;
     int repeats = 20;
-    bool cold = false; ///< empty the caches before each run
+    bool cold = false;            ///< empty the caches before each run
     std::size_t memory_bytes = 0; ///< of the buffer the read bandwidth is taken from; 0: as needed
     /// What is being done, rounds done and all rounds; false: stop measuring. May be empty.
     std::function<bool(const std::string& what, int done, int total)> progress;

@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t kMebibyte = std::size_t{1} << 20;
 constexpr std::size_t kSliceUnit = 4 * 4096; // up to four streams of whole pages
-constexpr int kPasses = 4;
+constexpr int kPasses = 3;
 
 std::byte* map_memory(std::size_t bytes) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -39,7 +39,7 @@ std::size_t MemoryStream::default_bytes() {
     const auto pages = static_cast<std::size_t>(std::max(sysconf(_SC_PHYS_PAGES), 1L));
     const auto page_bytes = static_cast<std::size_t>(std::max(sysconf(_SC_PAGESIZE), 1L));
     const std::size_t wanted = std::max(2 * last_level_cache_bytes(), 256 * kMebibyte);
-    return std::min({wanted, 1024 * kMebibyte, pages * page_bytes / 4});
+    return std::min({wanted, 512 * kMebibyte, pages * page_bytes / 4});
 }
 
 MemoryStream::MemoryStream(ThreadPool& pool, std::size_t bytes)

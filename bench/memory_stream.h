@@ -15,7 +15,7 @@ public:
     explicit MemoryStream(ThreadPool& pool, std::size_t bytes = 0);
     ~MemoryStream();
 
-    /// Twice the last-level cache, at least 256 MiB; at most 1 GiB and a quarter of the memory.
+    /// Twice the last-level cache, at least 256 MiB; at most 512 MiB and a quarter of the memory.
     static std::size_t default_bytes();
 
     std::size_t bytes() const { return bytes_; }

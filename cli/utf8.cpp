@@ -76,7 +76,7 @@ std::string Utf8Stream::add(std::string_view bytes) {
 }
 
 std::string Utf8Stream::finish() {
-    const std::string text(pending_.empty() ? std::string_view{} : kReplacement);
+    std::string text(pending_.empty() ? std::string_view{} : kReplacement);
     pending_.clear();
     return text;
 }
