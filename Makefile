@@ -20,7 +20,7 @@ help: ## This list
 
 run: build ## A question about a long document, answered on a quantized cache and on f16
 	@model=$$(tools/model.py $(MODEL)) && set -x && \
-	build/innerkv run -m "$$model" -f "$(FILE)" -p "$(QUESTION)" --cache $(CACHE) --compare f16
+	build/innerkv run -m "$$model" -f "$(FILE)" -p "$(QUESTION)" -n 24 --cache $(CACHE) --compare f16
 
 build: configure ## The program, at build/innerkv
 	@cmake --build build --target innerkv-cli
