@@ -187,8 +187,9 @@ struct Session::Impl {
         logits.assign(last.begin(), last.end());
     }
 
-    /// All tokens from `first_row` on have their logits computed; false: stopped early.
-    bool process_all(std::span<const Token> tokens, std::int64_t first_row, int largest,
+    /// All tokens from `first_row` on have their logits computed; a prompt that `progress` stops early
+    /// is complete as it is.
+    void process_all(std::span<const Token> tokens, std::int64_t first_row, int largest,
                      const Session::Rows& rows, const Progress& progress) {
         logits.clear();
         const auto total = static_cast<std::int64_t>(tokens.size());
@@ -207,10 +208,12 @@ struct Session::Impl {
                 keep_last(chunk_logits);
             }
             if (progress && !progress(done, total) && done < total) {
-                return false;
+                break;
             }
         }
-        return true;
+        if (options.exact_prefill) {
+            cache.settle(sequence);
+        }
     }
 
     std::shared_ptr<Model> model;
@@ -244,9 +247,6 @@ void Session::prompt(std::span<const Token> tokens, const Progress& progress) {
     impl_->check_tokens(tokens);
     const auto last = static_cast<std::int64_t>(tokens.size()) - 1;
     impl_->process_all(tokens, last, impl_->options.chunk, {}, progress);
-    if (impl_->options.exact_prefill) {
-        impl_->cache.settle(impl_->sequence);
-    }
 }
 
 void Session::decode(Token token) {
@@ -268,9 +268,6 @@ void Session::evaluate(std::span<const Token> tokens, std::int64_t first_row, co
     const int largest =
         std::clamp(rows_that_fit / kPageTokens * kPageTokens, kPageTokens, impl_->options.chunk);
     impl_->process_all(tokens, first_row, largest, rows, progress);
-    if (impl_->options.exact_prefill) {
-        impl_->cache.settle(impl_->sequence);
-    }
 }
 
 void Session::truncate(std::int64_t length) {

@@ -34,10 +34,8 @@ SettlePlan plan_settle(const LayerRule& rule, const LayerState& state) {
         return (token - rule.sink_tokens) / kPageTokens;
     };
     const std::int64_t outside = rule.grid_pages_outside(state.length);
-    plan.drop_sink =
-        rule.sink_pages_outside(state.length) -
-        divide_up(std::min<std::int64_t>(state.dropped, rule.sink_tokens), kPageTokens);
-    plan.drop_sink = std::max<std::int64_t>(0, plan.drop_sink);
+    plan.drop_sink = std::max<std::int64_t>(0, rule.sink_pages_outside(state.length) -
+                                                   state.dropped_sink_pages(rule));
     plan.drop_quantized = std::clamp<std::int64_t>(outside - grid_page(state.quantized_first), 0,
                                                    state.quantized.size());
     plan.drop_recent = std::max<std::int64_t>(0, outside - grid_page(state.recent_first));
@@ -252,9 +250,7 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
         state.quantized_first = state.recent_first;
     }
     if (settle.drop_sink > 0) {
-        const std::int64_t pages =
-            divide_up(std::min<std::int64_t>(state.dropped, rule_.sink_tokens), kPageTokens) +
-            settle.drop_sink;
+        const std::int64_t pages = state.dropped_sink_pages(rule_) + settle.drop_sink;
         state.dropped = std::min<std::int64_t>(rule_.sink_tokens, kPageTokens * pages);
     }
     if (settle.drop_quantized + settle.drop_recent > 0) state.dropped = state.quantized_first;

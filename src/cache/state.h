@@ -36,6 +36,8 @@ struct LayerState {
 
     /// Filled rows of the last page, 0 where it is full or there is none.
     int partial_rows(const LayerRule& rule) const;
+    /// Pages of the sink that have left a sliding window.
+    std::int64_t dropped_sink_pages(const LayerRule& rule) const;
     /// The list that the last page is in, when it is partial.
     PageList& last_list(const LayerRule& rule);
     const PageList& last_list(const LayerRule& rule) const;

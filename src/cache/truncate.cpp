@@ -59,9 +59,7 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
 
 void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::int64_t length) {
     if (length == 0) state.dropped = 0;
-    const std::int64_t pages =
-        length == 0 ? 0 : rule.sink_pages(length) - divide_up(state.dropped, kPageTokens);
-    state.sink.keep_front(cache.f16_pool, pages);
+    state.sink.keep_front(cache.f16_pool, rule.sink_pages(length) - state.dropped_sink_pages(rule));
     state.quantized.keep_front(cache.quantized_pool, 0);
     state.recent.keep_front(cache.f16_pool, 0);
     state.quantized_first = state.recent_first = rule.sink_tokens;

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <sstream>
 
 #include "models.h"
 #include "reference.h"
@@ -15,19 +14,7 @@ constexpr int kTokens = 512;
 
 Agreement compare_with_ours(const std::string& path, Reference& reference) {
     const std::shared_ptr<Model> model = Model::load(path);
-    const int vocabulary_size = model->info().vocabulary_size;
-    const std::vector<Token> tokens = random_tokens(kTokens, vocabulary_size, 7);
-    SessionOptions options = make_options("f16", kTokens);
-    options.threads = 1;
-    Session session(model, options);
-    Agreement agreement(vocabulary_size);
-    session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
-        const std::size_t rows = logits.size() / static_cast<std::size_t>(vocabulary_size);
-        agreement.add(
-            reference.decode(std::span(tokens).subspan(static_cast<std::size_t>(first), rows)),
-            logits);
-    });
-    return agreement;
+    return compare(model, random_tokens(kTokens, model->info().vocabulary_size, 7), reference);
 }
 
 /// libllama against itself, with and without flash attention: what rounding alone does to a model.
@@ -39,14 +26,6 @@ Agreement compare_with_itself(const std::string& path) {
     Agreement agreement(vocabulary_size);
     agreement.add(flash.decode(tokens), plain.decode(tokens));
     return agreement;
-}
-
-/// Into the test's XML report.
-void record(const std::string& prefix, const Agreement& agreement) {
-    std::ostringstream kld;
-    kld << agreement.mean_kld();
-    testing::Test::RecordProperty(prefix + "mean_kld", kld.str());
-    testing::Test::RecordProperty(prefix + "top1", std::to_string(agreement.top1()));
 }
 
 class Parity : public testing::TestWithParam<const char*> {};

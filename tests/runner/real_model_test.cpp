@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <sstream>
 
 #include "models.h"
 #include "reference.h"
@@ -25,20 +24,8 @@ std::vector<Token> text_tokens(const Model& model, int count) {
 
 Agreement compare_with_ours(const std::string& path, int count) {
     const std::shared_ptr<Model> model = Model::load(path);
-    const std::vector<Token> tokens = text_tokens(*model, count);
     Reference reference(path, count, true);
-    SessionOptions options = make_options("f16", count);
-    options.threads = 1;
-    Session session(model, options);
-    Agreement agreement(model->info().vocabulary_size);
-    session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
-        const std::size_t rows =
-            logits.size() / static_cast<std::size_t>(model->info().vocabulary_size);
-        agreement.add(
-            reference.decode(std::span(tokens).subspan(static_cast<std::size_t>(first), rows)),
-            logits);
-    });
-    return agreement;
+    return compare(model, text_tokens(*model, count), reference);
 }
 
 Agreement compare_with_itself(const std::string& path, int count) {
@@ -53,14 +40,6 @@ Agreement compare_with_itself(const std::string& path, int count) {
         agreement.add(flash.decode(part), plain.decode(part));
     }
     return agreement;
-}
-
-/// Into the test's XML report.
-void record(const std::string& prefix, const Agreement& agreement) {
-    std::ostringstream kld;
-    kld << agreement.mean_kld();
-    testing::Test::RecordProperty(prefix + "mean_kld", kld.str());
-    testing::Test::RecordProperty(prefix + "top1", std::to_string(agreement.top1()));
 }
 
 /// A copy with weights as F32; removed at the end.

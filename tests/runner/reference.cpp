@@ -2,9 +2,11 @@
 #include "reference.h"
 
 #include <ggml_backends.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -94,6 +96,28 @@ void Agreement::add(std::span<const float> expected, std::span<const float> actu
         same_top_ += top(p) == top(q) ? 1 : 0;
         ++rows_;
     }
+}
+
+Agreement compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                  Reference& reference) {
+    const int vocabulary_size = model->info().vocabulary_size;
+    SessionOptions options = make_options("f16", static_cast<int>(tokens.size()));
+    options.threads = 1;
+    Session session(model, options);
+    Agreement agreement(vocabulary_size);
+    session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
+        const std::size_t rows = logits.size() / static_cast<std::size_t>(vocabulary_size);
+        agreement.add(reference.decode(tokens.subspan(static_cast<std::size_t>(first), rows)),
+                      logits);
+    });
+    return agreement;
+}
+
+void record(const std::string& prefix, const Agreement& agreement) {
+    std::ostringstream kld;
+    kld << agreement.mean_kld();
+    testing::Test::RecordProperty(prefix + "mean_kld", kld.str());
+    testing::Test::RecordProperty(prefix + "top1", std::to_string(agreement.top1()));
 }
 
 } // namespace innerkv::runner::test

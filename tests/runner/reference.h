@@ -50,4 +50,11 @@ private:
     double kld_ = 0.0;
 };
 
+/// Our logits of `tokens` on the f16 preset and one thread against the reference's.
+Agreement compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                  Reference& reference);
+
+/// Writes the agreement into the running test's XML report.
+void record(const std::string& prefix, const Agreement& agreement);
+
 } // namespace innerkv::runner::test

@@ -35,64 +35,65 @@ inline void prepare_query(const QuantizedParams& params, PageScratch& scratch) {
     }
 }
 
-inline void page_keys(const QuantizedParams& params, const std::byte* page, const std::byte* ahead,
-                      PageScratch& scratch) {
-    const Side& side = params.k;
+/// A page, the one to prefetch meanwhile, and room for expanded codes.
+struct PagePlace {
+    const std::byte* page;
+    const std::byte* ahead;
+    std::byte* expanded;
+    bool is_signed; ///< codes are the signed side of the dot product
+};
+
+/// Walks one side of a page: for each block i and each run of rows that share codes in registers,
+/// `visit(i, row, block)` adds what is particular to K or V, then `functions` (by layout) do the work.
+template <typename Block, typename Functions, typename Visit>
+inline void visit_blocks(const QuantizedParams& params, const Side& side,
+                         const Functions& functions, const PagePlace& place, const Visit& visit) {
     const int rows = params.walk.rows;
-    const Layout packed = layout_of(side.bits, false);
+    const Layout packed = layout_of(side.bits, place.is_signed);
     const bool expand_once = rows > kRowsInRegisters;
     const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
-        const std::byte* codes = page + offset;
+        const std::byte* codes = place.page + offset;
         const BlockScales scales = load_scales(side, codes);
-        if (expand_once) kExpandBlock[packed](codes, ahead + offset, scratch.expanded);
+        if (expand_once) kExpandBlock[packed](codes, place.ahead + offset, place.expanded);
         for (int row = 0; row < rows; row += kRowsInRegisters) {
             const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
-            KeyBlock block;
-            block.codes = expand_once ? scratch.expanded : codes;
-            block.ahead = ahead + offset;
+            Block block;
+            block.codes = expand_once ? place.expanded : codes;
+            block.ahead = place.ahead + offset;
             block.scales = &scales;
             block.zero_points = side.asymmetric || side.hybrid;
-            block.q_stride = 64 * params.blocks;
-            block.q = params.q_codes + row * block.q_stride + 64 * i;
-            block.starts = scratch.q_starts[i][0] + row;
-            block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
-            block.q_weights = scratch.q_weights[2 * i] + row;
-            block.logits = scratch.logits[row];
-            kKeyBlocks[layout](count)(block);
+            visit(i, row, block);
+            functions[layout](count)(block);
         }
     }
 }
 
+inline void page_keys(const QuantizedParams& params, const std::byte* page, const std::byte* ahead,
+                      PageScratch& scratch) {
+    visit_blocks<KeyBlock>(params, params.k, kKeyBlocks, {page, ahead, scratch.expanded, false},
+                           [&](int i, int row, KeyBlock& block) {
+                               block.q_stride = 64 * params.blocks;
+                               block.q = params.q_codes + row * block.q_stride + 64 * i;
+                               block.starts = scratch.q_starts[i][0] + row;
+                               block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
+                               block.q_weights = scratch.q_weights[2 * i] + row;
+                               block.logits = scratch.logits[row];
+                           });
+}
+
 inline void page_values(const QuantizedParams& params, const std::byte* page,
                         const std::byte* ahead, PageScratch& scratch) {
-    const Side& side = params.v;
-    const int rows = params.walk.rows;
-    const Layout packed = layout_of(side.bits, true);
-    const bool expand_once = rows > kRowsInRegisters;
-    const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
-    for (int i = 0; i < params.blocks; ++i) {
-        const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
-        const std::byte* codes = page + offset;
-        const BlockScales scales = load_scales(side, codes);
-        if (expand_once) kExpandBlock[packed](codes, ahead + offset, scratch.expanded);
-        for (int row = 0; row < rows; row += kRowsInRegisters) {
-            const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
-            ValueBlock block;
-            block.codes = expand_once ? scratch.expanded : codes;
-            block.ahead = ahead + offset;
-            block.scales = &scales;
-            block.zero_points = side.asymmetric || side.hybrid;
-            block.p = scratch.p[row];
-            block.starts = scratch.p_starts[0] + row;
-            block.p_scales = scratch.p_scales + row;
-            block.p_weights = scratch.p_weights + row;
-            block.out_stride = params.walk.out_stride;
-            block.out = params.walk.out + row * block.out_stride + 64 * i;
-            kValueBlocks[layout](count)(block);
-        }
-    }
+    visit_blocks<ValueBlock>(params, params.v, kValueBlocks, {page, ahead, scratch.expanded, true},
+                             [&](int i, int row, ValueBlock& block) {
+                                 block.p = scratch.p[row];
+                                 block.starts = scratch.p_starts[0] + row;
+                                 block.p_scales = scratch.p_scales + row;
+                                 block.p_weights = scratch.p_weights + row;
+                                 block.out_stride = params.walk.out_stride;
+                                 block.out = params.walk.out + row * block.out_stride + 64 * i;
+                             });
 }
 
 /// Probabilities as uint8: 255 stands for the page's largest, whose weight is in the scale.
