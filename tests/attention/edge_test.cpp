@@ -160,6 +160,27 @@ TEST_P(Edge, LogitsOfTenThousand) {
     EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 2e-3);
 }
 
+/// One key whose logit exceeds the others' by a tenth. In units of log2 neighbouring fp32 numbers lie 1/64
+/// and more apart here: a probability must not come out above the largest.
+TEST_P(Edge, OneTokenDominatesAtAnySize) {
+    for (const float largest : {1e5f, -1e5f, 1.4e5f, -1.4e5f, 1e6f, -1e6f}) {
+        SCOPED_TRACE(largest);
+        const float dominant = largest > 0.0f ? 1000.0f : 900.0f;
+        Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+        SequenceSpec spec;
+        spec.sink = spec.recent = 0;
+        spec.quantized = 128;
+        spec.k = [dominant, count = 0](std::mt19937&, std::vector<float>& row) mutable {
+            std::fill(row.begin(), row.end(), count++ == 70 ? dominant : 1900.0f - dominant);
+        };
+        batch.add(spec, 1, constant(largest / (8.0f * dominant)));
+        const Result expected = reference(batch);
+        EXPECT_NEAR(expected.log_sum_exp[0], largest, 1e-3f * std::abs(largest));
+        EXPECT_LT(largest_error(run(batch), expected), 1e-5);
+        EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
+    }
+}
+
 /// Random logits of the same size: int8 queries may pick another of the largest, so the output is not
 /// close to the reference; but it is a weighted mean of values.
 TEST_P(Edge, RandomLogitsOfTenThousandStayFinite) {

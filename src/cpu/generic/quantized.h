@@ -102,13 +102,16 @@ inline void page_softmax(const QuantizedParams& params, const PageMask& mask,
     const Walk& walk = params.walk;
     finish_logits(walk, mask, scratch.logits[0], scratch.tops);
     raise_references(walk, scratch.tops);
-    constexpr float kLog2Of255 = 7.994353436858858f;
+    const Floats largest = broadcast(255.0f);
     for (int row = 0; row < walk.rows; ++row) {
         // A row that sees nothing has all logits and its top at minus infinity.
         const float top = scratch.tops[row];
-        const Floats shift = broadcast((top > -kInfinity ? top : 0.0f) - kLog2Of255);
-        const Sums low = to_ints(exp2(subtract(load(scratch.logits[row]), shift)));
-        const Sums high = to_ints(exp2(subtract(load(scratch.logits[row] + kLanes), shift)));
+        // At most 0 however large the logits are: no probability is above 255.
+        const Floats shift = broadcast(top > -kInfinity ? top : 0.0f);
+        const Floats low_power = exp2(subtract(load(scratch.logits[row]), shift));
+        const Floats high_power = exp2(subtract(load(scratch.logits[row] + kLanes), shift));
+        const Sums low = to_ints(multiply(low_power, largest));
+        const Sums high = to_ints(multiply(high_power, largest));
         store_bytes(low, scratch.p[row]);
         store_bytes(high, scratch.p[row] + kLanes);
         scratch.p_sums[row] = reduce_add_ints(add_ints(low, high));
