@@ -50,7 +50,9 @@ struct SequenceView {
 };
 
 /// Query rows of one sequence. Query token i stands at position first_position + i and sees every
-/// cached token at a position <= its own that its sliding window reaches.
+/// cached token at a position <= its own that its sliding window reaches. A row of q with an element
+/// that is not finite (or beyond 1e30 once it is transformed and scaled) gets NaN in out and log_sum_exp,
+/// unless it sees no token; other rows are not affected.
 struct QueryBlock {
     const SequenceView* sequence = nullptr;
     const float* q = nullptr;          ///< [tokens, q_heads, head_dim], last dimension contiguous

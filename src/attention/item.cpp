@@ -19,6 +19,23 @@ using cpu::kMaxRows;
 
 constexpr float kLog2E = std::numbers::log2e_v<float>;
 
+/// Of the logits, which are in units of log2.
+float log2_scale(const ItemRows& rows) { return logit_scale(rows.shape) * kLog2E; }
+
+/// Kernels get finite numbers only, and none so large that a product with keys is infinite: other rows
+/// become zeros, and their weights are made NaN when all pages are done.
+constexpr float kLargestQuery = 1e30f;
+
+void clear_faulty_rows(const ItemRows& rows, float scale, int dim, float* q, bool* faulty) {
+    for (int row = 0; row < rows.rows; ++row, q += kMaxDim) {
+        int faults = 0;
+        for (int c = 0; c < dim; ++c) faults += !(std::abs(q[c] * scale) <= kLargestQuery);
+        if (faults == 0) continue;
+        std::fill_n(q, dim, 0.0f);
+        faulty[row] = true;
+    }
+}
+
 /// What all runs of an item share.
 struct RowVisibility {
     std::int64_t begin[kMaxRows];
@@ -64,14 +81,16 @@ struct TransformedQueries {
     alignas(64) float q[kMaxRows * kMaxDim];
     float logit_offset[kMaxRows];
 
-    TransformedQueries(const ItemRows& rows, const KeyTransform& transform) {
+    TransformedQueries(const ItemRows& rows, const KeyTransform& transform, bool* faulty) {
         const int head_dim = rows.shape.format.head_dim;
-        const float scale = logit_scale(rows.shape) * kLog2E;
-        std::fill_n(logit_offset, kMaxRows, 0.0f);
-        for (int row = 0; row < rows.rows; ++row) {
+        const float scale = log2_scale(rows);
+        for (int row = 0; row < rows.rows; ++row)
             transform_query_row(transform, head_dim, rows.q(row), q + row * kMaxDim);
-            logit_offset[row] = key_centre_logit(transform, head_dim, rows.q(row)) * scale;
-        }
+        clear_faulty_rows(rows, scale, rows.shape.format.padded_dim(), q, faulty);
+        std::fill_n(logit_offset, kMaxRows, 0.0f);
+        for (int row = 0; row < rows.rows; ++row)
+            if (!faulty[row])
+                logit_offset[row] = key_centre_logit(transform, head_dim, rows.q(row)) * scale;
     }
 };
 
@@ -81,8 +100,8 @@ void attend_integer(const cpu::Kernel& kernel, const ItemRows& rows, const cpu::
     alignas(64) std::int8_t q_codes[kMaxRows * kMaxDim];
     alignas(64) float q_scales[kMaxGroups * kMaxRows] = {};
     alignas(64) std::int32_t q_sums[kMaxGroups * kMaxRows] = {};
-    kernel.quantize_query({rows.rows, format.blocks(), logit_scale(rows.shape) * kLog2E, queries.q,
-                           q_codes, q_scales, q_sums});
+    kernel.quantize_query(
+        {rows.rows, format.blocks(), log2_scale(rows), queries.q, q_codes, q_scales, q_sums});
     kernel.attend_quantized({walk, format.blocks(), make_side(format.k, 0),
                              make_side(format.v, format.v_offset()), q_codes, q_scales, q_sums,
                              queries.logit_offset});
@@ -90,7 +109,7 @@ void attend_integer(const cpu::Kernel& kernel, const ItemRows& rows, const cpu::
 
 /// q times the logits' scale, [rows][kMaxDim].
 void scale_queries(const ItemRows& rows, int dim, float* q) {
-    const float scale = logit_scale(rows.shape) * kLog2E;
+    const float scale = log2_scale(rows);
     for (int row = 0; row < rows.rows; ++row)
         for (int c = 0; c < dim; ++c) q[row * kMaxDim + c] *= scale;
 }
@@ -116,14 +135,14 @@ void attend_exact(const cpu::Kernel& kernel, const ItemRows& rows, const cpu::Wa
 }
 
 void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
-                          const PageInterval& pages, const SoftmaxState& state) {
+                          const PageInterval& pages, const SoftmaxState& state, bool* faulty) {
     const SequenceView& sequence = *rows.block.sequence;
     const KeyTransform transform =
         sequence.transforms.empty() ? KeyTransform{}
                                     : sequence.transforms[static_cast<std::size_t>(rows.kv_head)];
     RowVisibility visibility;
     const cpu::Walk walk = make_walk(rows, sequence.quantized, pages, visibility, state);
-    TransformedQueries queries(rows, transform);
+    TransformedQueries queries(rows, transform, faulty);
     if (arithmetic == Arithmetic::integer)
         attend_integer(kernel, rows, walk, queries);
     else
@@ -136,12 +155,13 @@ void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, cons
 }
 
 void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageShare& pages,
-                    const SoftmaxState& state) {
+                    const SoftmaxState& state, bool* faulty) {
     const SequenceView& sequence = *rows.block.sequence;
     const int head_dim = rows.shape.format.head_dim;
     alignas(64) float q[kMaxRows * kMaxDim];
     alignas(64) const float no_offset[kMaxRows] = {};
     for (int row = 0; row < rows.rows; ++row) std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
+    clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
     scale_queries(rows, head_dim, q);
     RowVisibility visibility;
     if (pages.sink.count() > 0)
@@ -156,9 +176,14 @@ void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageS
 
 void attend_pages(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
                   const PageShare& pages, const SoftmaxState& state) {
+    bool faulty[kMaxRows] = {};
     if (pages.quantized.count() > 0)
-        attend_quantized_run(kernel, arithmetic, rows, pages.quantized, state);
-    if (pages.sink.count() + pages.recent.count() > 0) attend_windows(kernel, rows, pages, state);
+        attend_quantized_run(kernel, arithmetic, rows, pages.quantized, state, faulty);
+    if (pages.sink.count() + pages.recent.count() > 0)
+        attend_windows(kernel, rows, pages, state, faulty);
+    for (int row = 0; row < rows.rows; ++row)
+        if (faulty[row] && state.weight[row] > 0.0f)
+            state.weight[row] = std::numeric_limits<float>::quiet_NaN();
 }
 
 void write_rows(const ItemRows& rows, const SoftmaxState& state) {
@@ -168,14 +193,14 @@ void write_rows(const ItemRows& rows, const SoftmaxState& state) {
         const int token = rows.token(row);
         const int head = rows.q_head(row);
         const float weight = state.weight[row];
-        const float inverse = weight > 0.0f ? 1.0f / weight : 0.0f;
+        const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
         const float* sums = state.out + row * shape.format.padded_dim();
         float* out = block.out + token * block.out_token_stride + head * block.out_head_stride;
         for (int c = 0; c < shape.format.head_dim; ++c) out[c] = sums[c] * inverse;
         if (!block.log_sum_exp) continue;
         block.log_sum_exp[token * shape.q_heads + head] =
-            weight > 0.0f ? (state.reference[row] + std::log2(weight)) / kLog2E
-                          : -std::numeric_limits<float>::infinity();
+            weight == 0.0f ? -std::numeric_limits<float>::infinity()
+                           : (state.reference[row] + std::log2(weight)) / kLog2E;
     }
 }
 

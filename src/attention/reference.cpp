@@ -83,6 +83,7 @@ double logit(const AttentionShape& shape, const float* q, const double* k) {
     double sum = 0.0;
     for (int c = 0; c < shape.format.head_dim; ++c) sum += q[c] * k[c];
     sum *= logit_scale(shape);
+    if (!std::isfinite(sum)) return std::numeric_limits<double>::quiet_NaN();
     if (shape.soft_cap > 0.0f) sum = shape.soft_cap * std::tanh(sum / shape.soft_cap);
     return sum;
 }
@@ -111,7 +112,7 @@ double attend_row(const AttentionShape& shape, const HeadContents& contents, Vis
         for (std::size_t c = 0; c < dim; ++c) sums[c] += weight * contents.v[token * dim + c];
     }
     for (std::size_t c = 0; c < dim; ++c)
-        out[c] = weights > 0.0 ? static_cast<float>(sums[c] / weights) : 0.0f;
+        out[c] = weights == 0.0 ? 0.0f : static_cast<float>(sums[c] / weights);
     return largest + std::log(weights);
 }
 

@@ -66,7 +66,7 @@ struct QuantizeQueryParams {
     int rows;
     int blocks;
     float logit_scale;    ///< folded into q_scales
-    const float* q;       ///< [rows][kMaxDim]
+    const float* q;       ///< [rows][kMaxDim], finite
     std::int8_t* q_codes; ///< as in QuantizedParams
     float* q_scales;
     std::int32_t* q_sums;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "fixture.h"
 
@@ -213,6 +214,54 @@ TEST_P(Edge, LogitsThatGrowPageByPage) {
         EXPECT_LT(largest_error(run(batch), expected), 0.02);
         EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
     }
+}
+
+void expect_nan(const Result& result, std::size_t row) {
+    for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value));
+    EXPECT_TRUE(std::isnan(result.log_sum_exp[row]));
+}
+
+/// In the second of three tokens, second of two heads; its neighbours get the bits they get without it.
+TEST_P(Edge, QueriesThatAreNotFiniteGiveNan) {
+    for (const float fault :
+         {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity, 1e38f})
+        for (const float cap : {0.0f, 5.0f})
+            for (const int parts : {1, 2, 3}) { // windows, quantized pages, both
+                SCOPED_TRACE(testing::Message() << fault << ", " << cap << ", " << parts);
+                Batch batch(shape_of(find_preset("hybrid").format(64), 2, 1));
+                batch.shape.soft_cap = cap;
+                SequenceSpec spec;
+                spec.quantized = parts == 1 ? 0 : parts == 2 ? 576 : 40; // 576: in two items
+                spec.sink = spec.recent = parts == 2 ? 0 : 32;
+                spec.transform = {true, true, true, true};
+                batch.add(spec, 3);
+                for (const Arithmetic arithmetic : {Arithmetic::integer, Arithmetic::exact}) {
+                    const Result expected = run(batch, arithmetic);
+                    float& element = batch.memory[0][batch.blocks[0].q_token_stride +
+                                                     batch.blocks[0].q_head_stride + 40];
+                    const float before = std::exchange(element, fault);
+                    const Result result = run(batch, arithmetic);
+                    if (parts == 3 && !std::isfinite(fault)) expect_nan(reference(batch), 3);
+                    element = before;
+                    for (std::size_t row = 0; row < 6; ++row) {
+                        if (row == 3) {
+                            expect_nan(result, row);
+                        } else {
+                            EXPECT_EQ(result.out[row], expected.out[row]);
+                            EXPECT_EQ(result.log_sum_exp[row], expected.log_sum_exp[row]);
+                        }
+                    }
+                }
+            }
+}
+
+TEST_P(Edge, QueriesThatAreNotFiniteAndSeeNothing) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.sink = spec.recent = 0;
+    batch.add(spec, 1, constant(kInfinity));
+    expect_nothing_seen(run(batch));
+    expect_nothing_seen(reference(batch));
 }
 
 TEST_P(Edge, LargestValuesOfF16) {
