@@ -59,6 +59,7 @@ struct TransformPolicy {
     float norm_threshold = 1.2f;
 };
 
+/// Counts may be up to 2^24 each, tokens up to 2^40.
 struct CacheConfig {
     int layers = 0;
     int kv_heads = 0;

@@ -16,15 +16,29 @@ namespace {
 /// Norms below fp16's smallest number would only amplify what fp16 cannot hold.
 constexpr float kSmallestNorm = 0x1p-24f;
 
-void check_at_least(const char* name, std::int64_t value, std::int64_t least) {
-    if (value >= least) return;
+/// Far beyond any memory, and small enough that sums and products of counts stay within 64 bits.
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;
+constexpr std::int64_t kMostOfOthers = std::int64_t{1} << 24;
+constexpr double kMostBytes = 0x1p62;
+
+void check_range(const char* name, std::int64_t value, std::int64_t least,
+                 std::int64_t most = kMostOfOthers) {
+    if (value >= least && value <= most) return;
     throw InvalidArgument("cache config: " + std::string(name) + " is " + std::to_string(value) +
-                          "; it must be at least " + std::to_string(least));
+                          "; supported are " + std::to_string(least) + " to " +
+                          std::to_string(most));
+}
+
+void check_bytes(double bytes) {
+    if (bytes <= kMostBytes) return;
+    throw InvalidArgument("cache config: it asks for " + std::to_string(bytes) +
+                          " bytes; supported are up to 2^62. Choose fewer layers, KV heads, tokens "
+                          "or sequences");
 }
 
 void check_windows(const CacheConfig& config) {
-    check_at_least("sink_tokens", config.sink_tokens, 0);
-    check_at_least("recent_tokens", config.recent_tokens, 0);
+    check_range("sink_tokens", config.sink_tokens, 0);
+    check_range("recent_tokens", config.recent_tokens, 0);
     if (config.recent_tokens % kPageTokens != 0)
         throw InvalidArgument("cache config: recent_tokens is " +
                               std::to_string(config.recent_tokens) +
@@ -35,13 +49,13 @@ void check_windows(const CacheConfig& config) {
                               std::to_string(config.sliding_window.size()) + " entries for " +
                               std::to_string(config.layers) +
                               " layers; give one per layer (0: no window) or none at all");
-    for (const int window : config.sliding_window) check_at_least("sliding_window", window, 0);
+    for (const int window : config.sliding_window) check_range("sliding_window", window, 0);
 }
 
 void check_policy(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
     if (calibrates(config))
-        check_at_least("transform.calibration_tokens", policy.calibration_tokens, 1);
+        check_range("transform.calibration_tokens", policy.calibration_tokens, 1);
     if (!std::isfinite(policy.norm_threshold))
         throw InvalidArgument("cache config: transform.norm_threshold is not finite");
     if (policy.norm == KeyNormPolicy::calibrated &&
@@ -87,29 +101,44 @@ void check_calibrated(const CacheConfig& config) {
 void check_capacity(const CacheConfig& config) {
     const PoolCapacity capacity = pool_capacity(config);
     const std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    if (std::max(capacity.quantized_pages, capacity.f16_pages) <= most) return;
-    throw InvalidArgument("cache config: max_tokens = " + std::to_string(config.max_tokens) +
-                          " and max_sequences = " + std::to_string(config.max_sequences) +
-                          " need more than 2^31 page groups; choose smaller ones");
+    if (std::max(capacity.quantized_pages, capacity.f16_pages) > most)
+        throw InvalidArgument("cache config: max_tokens = " + std::to_string(config.max_tokens) +
+                              " and max_sequences = " + std::to_string(config.max_sequences) +
+                              " need more than 2^31 page groups; choose smaller ones");
+    const double layer_states = static_cast<double>(config.layers) * config.max_sequences;
+    check_bytes(static_cast<double>(capacity.quantized_pages + capacity.f16_pages) *
+                    static_cast<double>(f16_group_bytes(config)) +
+                layer_states *
+                    static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config)));
 }
 
 } // namespace
 
 void validate_layout(const CacheConfig& config) {
     config.format.validate();
-    check_at_least("layers", config.layers, 1);
-    check_at_least("kv_heads", config.kv_heads, 1);
+    check_range("layers", config.layers, 1);
+    check_range("kv_heads", config.kv_heads, 1);
     check_windows(config);
     check_policy(config);
 }
 
 void validate_config(const CacheConfig& config) {
     validate_layout(config);
-    check_at_least("max_tokens", config.max_tokens, 1);
-    check_at_least("max_sequences", config.max_sequences, 1);
-    check_at_least("max_append", config.max_append, 1);
+    check_range("max_tokens", config.max_tokens, 1, kMostTokens);
+    check_range("max_sequences", config.max_sequences, 1);
+    check_range("max_append", config.max_append, 1);
     check_calibrated(config);
     check_capacity(config);
+}
+
+void validate_length(const CacheConfig& config, std::int64_t length) {
+    if (length < 0 || length > kMostTokens)
+        throw InvalidArgument("a sequence of " + std::to_string(length) +
+                              " tokens; supported are 0 to " + std::to_string(kMostTokens));
+    // As if all of it were fp16, and the last page of each run empty.
+    const double pages = static_cast<double>(length) / kPageTokens + 3.0;
+    check_bytes(pages * config.layers *
+                static_cast<double>(f16_group_bytes(config) + layer_transform_bytes(config)));
 }
 
 std::vector<float> adopt_calibrated(CacheConfig& config) {

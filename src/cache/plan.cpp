@@ -3,11 +3,9 @@
 #include "innerkv/plan.h"
 
 #include <algorithm>
-#include <string>
 
 #include "cache/rules.h"
 #include "cache/state.h"
-#include "innerkv/error.h"
 
 namespace innerkv {
 namespace paging {
@@ -62,16 +60,6 @@ PoolCapacity pool_capacity(const CacheConfig& config) {
 
 } // namespace paging
 
-namespace {
-
-void check_length(std::int64_t length) {
-    if (length >= 0) return;
-    throw InvalidArgument("a sequence of " + std::to_string(length) +
-                          " tokens; the length must not be negative");
-}
-
-} // namespace
-
 CachePlan plan_cache(const CacheConfig& config) {
     paging::validate_config(config);
     const paging::PoolCapacity capacity = paging::pool_capacity(config);
@@ -93,7 +81,7 @@ CachePlan plan_cache(const CacheConfig& config) {
 
 std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
     paging::validate_layout(config);
-    check_length(length);
+    paging::validate_length(config, length);
     // The last append found all tokens but its own.
     const std::int64_t settled_at = std::max<std::int64_t>(0, length - 1);
     std::size_t bytes = 0;
@@ -117,7 +105,7 @@ std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
 
 std::size_t f16_sequence_bytes(const CacheConfig& config, std::int64_t length) {
     paging::validate_layout(config);
-    check_length(length);
+    paging::validate_length(config, length);
     std::int64_t tokens = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
         const int window = paging::layer_rule(config, layer).sliding_window;

@@ -39,13 +39,13 @@ std::int64_t LayerRule::grid_pages_outside(std::int64_t length) const {
 std::int64_t LayerRule::peak_recent_tokens(int max_append) const {
     if (!quantizes && sliding_window == 0) return kUnbounded;
     if (!quantizes) return std::int64_t{sliding_window} - 1 + kPageTokens - 1 + max_append;
-    const int settled = recent_tokens + kPageTokens - 1;
-    const int uncalibrated = calibration_tokens + recent_tokens - 1;
-    return std::int64_t{std::max(settled, uncalibrated)} + max_append;
+    const std::int64_t settled = std::int64_t{recent_tokens} + kPageTokens - 1;
+    const std::int64_t uncalibrated = std::int64_t{calibration_tokens} + recent_tokens - 1;
+    return std::max(settled, uncalibrated) + max_append;
 }
 
 std::int64_t LayerRule::peak_windowed_pages() const {
-    return quantizes ? divide_up(sliding_window - 1 - recent_tokens, kPageTokens) : 0;
+    return quantizes ? divide_up(std::int64_t{sliding_window} - 1 - recent_tokens, kPageTokens) : 0;
 }
 
 LayerRule layer_rule(const CacheConfig& config, int layer) {
@@ -56,7 +56,7 @@ LayerRule layer_rule(const CacheConfig& config, int layer) {
         rule.sliding_window = config.sliding_window[static_cast<std::size_t>(layer)];
     // A page is quantized recent_tokens + 32 tokens after its first token and dropped
     // sliding_window + 31 tokens after it, whichever comes first.
-    const bool outlives = rule.sliding_window == 0 || rule.sliding_window > rule.recent_tokens + 1;
+    const bool outlives = rule.sliding_window == 0 || rule.sliding_window - 1 > rule.recent_tokens;
     rule.quantizes = config.format.quantized() && outlives;
     if (rule.quantizes && calibrates(config))
         rule.calibration_tokens = config.transform.calibration_tokens;

@@ -88,6 +88,8 @@ private:
 /// Throw InvalidArgument naming the fault: in what one sequence looks like, and in all of a config.
 void validate_layout(const CacheConfig& config);
 void validate_config(const CacheConfig& config);
+/// Of a sequence in a valid layout.
+void validate_length(const CacheConfig& config, std::int64_t length);
 
 /// Copies what config.calibrated points to and lets it point to the copy.
 std::vector<float> adopt_calibrated(CacheConfig& config);

@@ -58,13 +58,49 @@ TEST(Config, WhatIsNotSupportedIsRefused) {
     expect_refused("sliding_window is -5", [](CacheConfig& c) { c.sliding_window = {-5}; });
     expect_refused("head dimension", [](CacheConfig& c) { c.format.head_dim = 72; });
     expect_refused("f16", [](CacheConfig& c) { c.format.v = kF16; });
-    expect_refused("2^31", [](CacheConfig& c) {
-        c.max_tokens = std::numeric_limits<std::int64_t>::max() / 4;
-    });
+    expect_refused("2^31", [](CacheConfig& c) { c.max_tokens = std::int64_t{1} << 40; });
     expect_refused("calibration_tokens is 0", [](CacheConfig& c) {
         c.transform = {KeyNormPolicy::prefill, false, false, false, 0};
     });
     expect_refused("norm_threshold", [](CacheConfig& c) { c.transform.norm_threshold = NAN; });
+}
+
+/// Counts at which sums and products of them would not fit their types.
+TEST(Config, WhatIsTooLargeToCountIsRefused) {
+    constexpr int kMost = std::numeric_limits<int>::max();
+    expect_refused("max_tokens is 9223372036854775807; supported are 1 to 1099511627776",
+                   [](CacheConfig& c) {
+                       c.layers = 64;
+                       c.max_tokens = std::numeric_limits<std::int64_t>::max();
+                   });
+    expect_refused("layers is 2147483647", [](CacheConfig& c) { c.layers = kMost; });
+    expect_refused("kv_heads is 16777217", [](CacheConfig& c) { c.kv_heads = (1 << 24) + 1; });
+    expect_refused("sink_tokens is 2147483647", [](CacheConfig& c) { c.sink_tokens = kMost; });
+    expect_refused("recent_tokens is 2147483616",
+                   [](CacheConfig& c) { c.recent_tokens = kMost - 31; });
+    expect_refused("max_append is 2147483647", [](CacheConfig& c) { c.max_append = kMost; });
+    expect_refused("sliding_window is 2147483647",
+                   [](CacheConfig& c) { c.sliding_window = {kMost}; });
+    expect_refused("calibration_tokens is 2147483647", [](CacheConfig& c) {
+        c.transform = {KeyNormPolicy::prefill, false, false, false, kMost};
+    });
+    expect_refused("2^62", [](CacheConfig& c) {
+        c.kv_heads = 1 << 24;
+        c.max_tokens = std::int64_t{1} << 32;
+    });
+}
+
+TEST(Config, TheLargestSinglyAreCounted) {
+    for (int field = 0; field < 5; ++field) {
+        CacheConfig config = small_config();
+        config.transform.norm = KeyNormPolicy::prefill;
+        config.max_sequences = 1;
+        int* const fields[] = {&config.kv_heads, &config.sink_tokens, &config.recent_tokens,
+                               &config.max_append, &config.transform.calibration_tokens};
+        *fields[field] = 1 << 24;
+        EXPECT_GT(plan_cache(config).total(), sequence_bytes(config, 1)) << field;
+        EXPECT_LT(plan_cache(config).total(), std::size_t{1} << 50) << field;
+    }
 }
 
 TEST(Config, CalibratedTransformsAreChecked) {

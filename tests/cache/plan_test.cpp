@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "innerkv/error.h"
 #include "test_cache.h"
 
@@ -112,6 +114,12 @@ TEST(PlanBytes, AreThePageFormatsSums) {
     EXPECT_EQ(f16_sequence_bytes(config, 100), std::size_t{30 * 100} * 3 * 64 * 2 * 2);
     EXPECT_THROW(sequence_bytes(config, -1), InvalidArgument);
     EXPECT_THROW(f16_sequence_bytes(config, -1), InvalidArgument);
+    constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+    EXPECT_THROW(sequence_bytes(config, kMost), InvalidArgument);
+    EXPECT_THROW(f16_sequence_bytes(config, kMost), InvalidArgument);
+    config.layers = config.kv_heads = 1 << 20;
+    config.sliding_window.clear();
+    EXPECT_THROW(sequence_bytes(config, std::int64_t{1} << 40), InvalidArgument);
 }
 
 TEST(PlanBytes, ExactPrefillHasRoomForThePromptInFp16) {
