@@ -15,6 +15,10 @@ namespace {
     throw InvalidArgument("attention: " + message);
 }
 
+/// Positions and numbers of rows for which no sum overflows.
+constexpr std::int64_t kLargestPosition = std::int64_t{1} << 62;
+constexpr std::int64_t kMostRows = std::int64_t{1} << 30;
+
 void check_shape(const AttentionShape& shape) {
     shape.format.validate();
     if (shape.q_heads < 1 || shape.kv_heads < 1 || shape.q_heads % shape.kv_heads != 0)
@@ -31,14 +35,18 @@ void check_shape(const AttentionShape& shape) {
                "; it must be positive, or 0 for none");
 }
 
-void check_run(const AttentionShape& shape, const PageRun& run, const std::string& name) {
+void check_run(const AttentionShape& shape, const PageRun& run, std::size_t page_bytes,
+               const std::string& name) {
     const auto room = static_cast<std::int64_t>(run.pages.size()) * kPageTokens;
     if (run.tokens < 0 || run.tokens > room)
         refuse(name + " has " + std::to_string(run.tokens) + " tokens on " +
                std::to_string(run.pages.size()) + " pages of 32");
-    if (run.tokens > 0 && run.first_token < 0)
-        refuse(name + " begins at token " + std::to_string(run.first_token));
-    std::uintptr_t bits = shape.kv_heads > 1 ? run.head_stride : 0;
+    if (run.pages.empty()) return;
+    const bool strides = shape.kv_heads > 1;
+    if (strides && run.head_stride < page_bytes)
+        refuse(name + " has a head stride of " + std::to_string(run.head_stride) +
+               " bytes, less than a page of " + std::to_string(page_bytes));
+    std::uintptr_t bits = strides ? run.head_stride : 0;
     for (const std::byte* page : run.pages) {
         if (page == nullptr) refuse(name + " has a null page");
         bits |= reinterpret_cast<std::uintptr_t>(page);
@@ -49,22 +57,27 @@ void check_run(const AttentionShape& shape, const PageRun& run, const std::strin
 
 void check_sequence(const AttentionShape& shape, const SequenceView& sequence,
                     const std::string& where) {
+    if (sequence.length < 0 || sequence.length > kLargestPosition)
+        refuse(where + "the sequence's length is " + std::to_string(sequence.length));
+    if (sequence.quantized.tokens > 0 && !shape.format.quantized())
+        refuse(where + "there is a quantized run, but the format is f16");
+    const std::size_t f16_bytes = PageFormat{kF16, kF16, shape.format.head_dim}.page_bytes();
     const PageRun* runs[] = {&sequence.sink, &sequence.quantized, &sequence.recent};
     const char* names[] = {"sink", "quantized run", "recent run"};
     std::int64_t end = 0;
     for (int i = 0; i < 3; ++i) {
-        check_run(shape, *runs[i], where + names[i]);
-        if (runs[i]->tokens == 0) continue;
-        if (runs[i]->first_token < end)
-            refuse(where + names[i] + " begins at token " + std::to_string(runs[i]->first_token) +
+        const PageRun& run = *runs[i];
+        check_run(shape, run, i == 1 ? shape.format.page_bytes() : f16_bytes, where + names[i]);
+        if (run.tokens == 0) continue;
+        if (run.first_token < end)
+            refuse(where + names[i] + " begins at token " + std::to_string(run.first_token) +
                    ", before the end of the run in front of it at " + std::to_string(end));
-        end = runs[i]->first_token + runs[i]->tokens;
+        if (run.first_token > sequence.length - run.tokens)
+            refuse(where + names[i] + " of " + std::to_string(run.tokens) + " tokens from token " +
+                   std::to_string(run.first_token) + " on leaves a sequence of length " +
+                   std::to_string(sequence.length));
+        end = run.first_token + run.tokens;
     }
-    if (end > sequence.length)
-        refuse(where + "pages reach token " + std::to_string(end) + " of a sequence of length " +
-               std::to_string(sequence.length));
-    if (sequence.quantized.tokens > 0 && !shape.format.quantized())
-        refuse(where + "there is a quantized run, but the format is f16");
     const auto transforms = static_cast<int>(sequence.transforms.size());
     if (transforms != 0 && transforms != shape.kv_heads)
         refuse(where + std::to_string(transforms) + " key transforms for " +
@@ -82,7 +95,7 @@ void check_block(const AttentionShape& shape, const QueryBlock& block, const std
     if (block.tokens < 1)
         refuse(where + std::to_string(block.tokens) + " query tokens; at least one is needed");
     if (block.q == nullptr || block.out == nullptr) refuse(where + "q or out is null");
-    if (block.first_position < 0)
+    if (block.first_position < 0 || block.first_position > kLargestPosition)
         refuse(where + "first position is " + std::to_string(block.first_position));
     const int head_dim = shape.format.head_dim;
     check_stride(block.q_token_stride, block.tokens, head_dim, where + "q_token_stride");
@@ -96,8 +109,13 @@ void check_block(const AttentionShape& shape, const QueryBlock& block, const std
 
 void check_attention_arguments(const AttentionShape& shape, std::span<const QueryBlock> blocks) {
     check_shape(shape);
-    for (std::size_t i = 0; i < blocks.size(); ++i)
+    std::int64_t rows = 0;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
         check_block(shape, blocks[i], "block " + std::to_string(i) + ": ");
+        rows += std::int64_t{blocks[i].tokens} * shape.q_heads;
+        if (rows > kMostRows)
+            refuse("more than 2^30 rows (query tokens times query heads); ask in several calls");
+    }
 }
 
 float logit_scale(const AttentionShape& shape) {

@@ -16,9 +16,10 @@ namespace innerkv {
 namespace {
 
 int checked_threads(int threads) {
-    if (threads < 1)
+    constexpr int kMostThreads = 1 << 16;
+    if (threads < 1 || threads > kMostThreads)
         throw InvalidArgument("attention: " + std::to_string(threads) +
-                              " threads; at least one is needed");
+                              " threads; supported are 1 to " + std::to_string(kMostThreads));
     return threads;
 }
 

@@ -44,7 +44,7 @@ inline Floats tanh(Floats x) {
 
 /// Which tokens of a page rows see.
 struct PageMask {
-    bool all;  ///< every row sees every token; begin and end are not set
+    bool all;  ///< every row sees every token
     int first; ///< tokens that any row sees: [first, last)
     int last;
     int begin[kMaxRows];
