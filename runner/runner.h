@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "innerkv/attention.h"
 #include "innerkv/cache.h"
 #include "innerkv/error.h"
 

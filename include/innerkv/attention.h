@@ -11,43 +11,9 @@
 #include <vector>
 
 #include "innerkv/format.h"
+#include "innerkv/view.h"
 
 namespace innerkv {
-
-/// What happened to the K and V rows of one KV head before they were quantized, and is undone around
-/// the kernels: K' = H((K - centre) / norm), V' = V - value_centre. Null or false: that step is absent.
-/// For a query, q' = H(q * norm) meets K', q . centre is added to the logits of quantized tokens, and
-/// the output gets value_centre times the weight quantized tokens received. All arrays [head_dim].
-struct KeyTransform {
-    const float* norm = nullptr;
-    const float* centre = nullptr;
-    const float* value_centre = nullptr;
-    /// Orthonormal Hadamard matrix on blocks of the largest power of two that divides padded_dim.
-    bool rotate = false;
-
-    bool identity() const { return !norm && !centre && !value_centre && !rotate; }
-};
-
-/// A run of consecutive pages. Page i of KV head h starts at pages[i] + h * head_stride; both are
-/// multiples of 64 bytes. A page is memory of its full size even where `tokens` ends inside it; rows
-/// beyond may hold anything.
-struct PageRun {
-    std::span<const std::byte* const> pages;
-    std::size_t head_stride = 0; ///< bytes between KV heads inside one entry, a page at least
-    std::int64_t first_token = 0;
-    std::int64_t tokens = 0; ///< <= 32 * pages.size(); page i holds tokens first_token + 32 i ...
-};
-
-/// One sequence's cache in one layer: sink (fp16), quantized, recent (fp16), in token order without
-/// gaps, except that tokens that a sliding window has dropped are missing between the runs. Pages of
-/// the quantized run are PageFormat{k, v, padded_dim} where the keys are rotated: the same bytes.
-struct SequenceView {
-    PageRun sink;
-    PageRun quantized;
-    PageRun recent;
-    std::int64_t length = 0;                  ///< tokens appended so far; the next position
-    std::span<const KeyTransform> transforms; ///< one per KV head; empty: identity
-};
 
 /// Query rows of one sequence. Query token i stands at position first_position + i and sees every
 /// cached token at a position <= its own that its sliding window reaches. A row of q with an element

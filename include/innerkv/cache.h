@@ -23,8 +23,8 @@
 #include <span>
 #include <vector>
 
-#include "innerkv/attention.h"
 #include "innerkv/format.h"
+#include "innerkv/view.h"
 
 namespace innerkv {
 
@@ -41,7 +41,7 @@ struct Rows {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Which steps a key row takes on its way into a page (attention.h, KeyTransform), and where norm and
+/// Which steps a key row takes on its way into a page (view.h, KeyTransform), and where norm and
 /// centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
 /// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - centre[c]|), 1 for
 /// channels where that is 0. Transformed values beyond fp16 saturate.

@@ -5,7 +5,8 @@
 
 #include <cstddef>
 
-#include "innerkv/attention.h"
+#include "innerkv/format.h"
+#include "innerkv/view.h"
 
 namespace innerkv::paging {
 

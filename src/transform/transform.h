@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a key, value or query row goes through around quantized pages (KeyTransform, attention.h): the
+// What a key, value or query row goes through around quantized pages (KeyTransform, view.h): the
 // cache applies it on the way into a page and inverts it on truncate, attention applies it to queries.
 // Rows only: nothing here knows of pages, codecs or sequences.
 //
@@ -14,7 +14,8 @@
 
 #include <iterator>
 
-#include "innerkv/attention.h"
+#include "innerkv/format.h"
+#include "innerkv/view.h"
 
 namespace innerkv {
 

@@ -2,6 +2,7 @@
 // What a user of the installed library writes: fill a cache, attend to it.
 #include <innerkv/attention.h>
 #include <innerkv/cache.h>
+#include <innerkv/view.h>
 
 #include <cmath>
 #include <cstdio>
