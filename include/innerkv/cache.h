@@ -86,11 +86,12 @@ struct CacheConfig {
     static CacheConfig from_preset(const Preset& preset, int layers, int kv_heads, int head_dim);
 };
 
-/// Bytes, known before anything is allocated.
+/// Bytes, known before anything is allocated. Page tables are counted once a page: forks have tables of
+/// their own for shared pages, and a table that grows has up to twice the room it needs.
 struct CachePlan {
     std::size_t quantized_bytes = 0; ///< pool of quantized pages
     std::size_t f16_bytes = 0;       ///< pool of windows and prompt chunks
-    std::size_t other_bytes = 0;     ///< page tables, norms and centres
+    std::size_t other_bytes = 0;     ///< page tables, norms and centres, ends of chunks of pages
     std::size_t total() const { return quantized_bytes + f16_bytes + other_bytes; }
 };
 
@@ -101,7 +102,7 @@ struct CacheUsage {
     std::int64_t quantized_pages = 0; ///< in use, each [kv_heads] pages of one layer
     std::int64_t f16_pages = 0;
     std::size_t bytes_in_use = 0;   ///< pages in use, windows and transforms counted
-    std::size_t bytes_reserved = 0; ///< mapped for pages; resident once written
+    std::size_t bytes_reserved = 0; ///< allocated for pages; resident once written
 };
 
 class Cache;
@@ -117,11 +118,11 @@ public:
 
     int parts() const; ///< one per KV head
     /// Settles and stores one KV head. Throws InvalidArgument at a value that is not finite (or
-    /// beyond fp16); distinct parts may run at once.
+    /// beyond fp16), or after commit(); distinct parts may run at once.
     void run(int part);
-    /// Makes the append visible. Does nothing unless every part has run to its end: the append can
-    /// then only be dropped.
-    void commit() noexcept;
+    /// Makes the append visible. False, and nothing happens, where a part has not run to its end (run
+    /// it, or drop the append) and where it was committed before.
+    bool commit() noexcept;
 
 private:
     friend class Cache;

@@ -2,6 +2,7 @@
 #include "cache/append.h"
 
 #include <algorithm>
+#include <memory>
 #include <string>
 
 #include "cache/calibrate.h"
@@ -162,6 +163,7 @@ void LayerAppend::run(int part) {
         throw InvalidArgument("append: part " + std::to_string(part) +
                               " does not exist; there are " + std::to_string(parts()) +
                               ", one per KV head");
+    if (!pending_) throw InvalidArgument("append: run after commit; begin another append");
     for (const SequenceAppend& append : appends_) {
         settle_head(append, part);
         store_head(append, part);
@@ -210,10 +212,10 @@ void LayerAppend::store_side(const SequenceAppend& append, Side side, int head) 
     }
 }
 
-void LayerAppend::commit() noexcept {
+bool LayerAppend::commit() noexcept {
     const bool complete =
         std::all_of(done_.begin(), done_.end(), [](std::uint8_t done) { return done != 0; });
-    if (!pending_ || !complete) return;
+    if (!pending_ || !complete) return false;
     for (SequenceAppend& append : appends_) {
         // Rows first: a partial page is found by the length that settling looked at.
         commit_rows(append);
@@ -221,6 +223,7 @@ void LayerAppend::commit() noexcept {
     }
     pending_ = false;
     --cache_.pending[static_cast<std::size_t>(layer_)];
+    return true;
 }
 
 void LayerAppend::commit_rows(SequenceAppend& append) noexcept {
@@ -259,6 +262,20 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
     append.quantized_pages.keep();
     state.recent.release_front(cache_.f16_pool, settle.drop_recent + settle.quantize);
     state.recent_first += kPageTokens * settle.quantize;
+}
+
+void CacheState::settle(SequenceId id) {
+    check_not_pending("settle");
+    SequenceState& target = sequence(id);
+    // All layers take their pages before one changes.
+    std::vector<std::unique_ptr<LayerAppend>> layers;
+    layers.reserve(static_cast<std::size_t>(config.layers));
+    for (int layer = 0; layer < config.layers; ++layer)
+        layers.push_back(std::make_unique<LayerAppend>(*this, layer, id));
+    for (const auto& layer : layers)
+        for (int part = 0; part < layer->parts(); ++part) layer->run(part);
+    for (const auto& layer : layers) layer->commit();
+    target.settles = true;
 }
 
 } // namespace innerkv::paging

@@ -65,8 +65,8 @@ public:
 
     int parts() const { return cache_.config.kv_heads; }
     void run(int part);
-    /// Does nothing unless every part has run to its end.
-    void commit() noexcept;
+    /// False, and nothing happens, unless every part has run to its end, or once committed.
+    bool commit() noexcept;
 
 private:
     void check_batch(std::span<const AppendRows> batch) const;

@@ -32,7 +32,7 @@ Append& Append::operator=(Append&&) noexcept = default;
 
 int Append::parts() const { return impl_->parts(); }
 void Append::run(int part) { impl_->run(part); }
-void Append::commit() noexcept { impl_->commit(); }
+bool Append::commit() noexcept { return impl_->commit(); }
 
 Cache::Cache(CacheConfig config) : impl_(std::make_unique<Impl>(checked(std::move(config)))) {}
 Cache::~Cache() = default;
@@ -60,20 +60,7 @@ void Cache::truncate(SequenceId sequence, std::int64_t length) {
     impl_->truncate(sequence, length);
 }
 
-void Cache::settle(SequenceId sequence) {
-    impl_->check_not_pending("settle");
-    paging::SequenceState& state = impl_->sequence(sequence);
-    // All layers take their pages before one changes.
-    std::vector<std::unique_ptr<paging::LayerAppend>> layers;
-    layers.reserve(static_cast<std::size_t>(impl_->config.layers));
-    for (int layer = 0; layer < impl_->config.layers; ++layer)
-        layers.push_back(std::make_unique<paging::LayerAppend>(*impl_, layer, sequence));
-    for (const auto& layer : layers) {
-        for (int part = 0; part < layer->parts(); ++part) layer->run(part);
-    }
-    for (const auto& layer : layers) layer->commit();
-    state.settles = true;
-}
+void Cache::settle(SequenceId sequence) { impl_->settle(sequence); }
 
 std::int64_t Cache::length(SequenceId sequence, int layer) const {
     impl_->check_layer(layer);

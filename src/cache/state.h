@@ -64,6 +64,7 @@ struct CacheState {
     void remove(SequenceId id);
     void reserve(SequenceId id, int tokens) const;
     void truncate(SequenceId id, std::int64_t length);
+    void settle(SequenceId id);
     SequenceView view(int layer, SequenceId id) const;
     CacheUsage usage() const;
 
