@@ -73,8 +73,14 @@ CachePlan plan_cache(const CacheConfig& config) {
     CachePlan plan;
     plan.quantized_bytes = quantized * paging::quantized_group_bytes(config);
     plan.f16_bytes = f16 * paging::f16_group_bytes(config);
+    const auto chunk_ends = [](std::size_t group_bytes, std::int64_t groups) {
+        const paging::ChunkShape shape(group_bytes, groups);
+        return shape.count * shape.bytes - static_cast<std::size_t>(groups) * group_bytes;
+    };
     plan.other_bytes =
         (quantized + f16) * table_entry +
+        chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
+        chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
         layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config));
     return plan;
 }

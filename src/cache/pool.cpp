@@ -1,73 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cache/pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <utility>
 
 namespace innerkv::paging {
 namespace {
 
-/// Large enough for huge pages, small enough to give memory back in useful steps.
-constexpr std::size_t kChunkBytes = std::size_t{2} << 20;
+/// A huge page of x86-64 and of arm64 with small pages of 4 KiB.
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::align_val_t kChunkAlignment{kHugePage};
 
 } // namespace
 
+ChunkShape::ChunkShape(std::size_t page_bytes, std::int64_t capacity)
+    : pages(std::max<std::size_t>(1, kHugePage / page_bytes)),
+      bytes((pages * page_bytes + kHugePage - 1) / kHugePage * kHugePage),
+      count((static_cast<std::size_t>(capacity) + pages - 1) / pages) {}
+
 Pool::Pool(std::size_t page_bytes, std::int64_t capacity)
-    : page_bytes_(page_bytes), capacity_(capacity),
-      pages_per_chunk_(std::max<std::size_t>(1, kChunkBytes / page_bytes)),
-      chunks_((static_cast<std::size_t>(capacity) + pages_per_chunk_ - 1) / pages_per_chunk_) {}
+    : page_bytes_(page_bytes), capacity_(capacity), shape_(page_bytes, capacity),
+      chunks_(shape_.count) {}
 
 Pool::~Pool() {
     for (std::size_t chunk = 0; chunk < chunks_.size(); ++chunk)
-        if (chunks_[chunk].memory) unmap(chunk);
+        if (chunks_[chunk].memory) free_chunk(chunk);
 }
 
 std::size_t Pool::slots(std::size_t chunk) const {
-    return std::min(pages_per_chunk_,
-                    static_cast<std::size_t>(capacity_) - chunk * pages_per_chunk_);
+    return std::min(shape_.pages, static_cast<std::size_t>(capacity_) - chunk * shape_.pages);
 }
 
-void Pool::map(std::size_t chunk) {
+void Pool::allocate_chunk(std::size_t chunk) {
     Chunk& c = chunks_[chunk];
     const std::size_t count = slots(chunk);
     c.references.assign(count, 0);
     c.free_slots.resize(count);
     for (std::size_t slot = 0; slot < count; ++slot)
         c.free_slots[slot] = static_cast<std::uint32_t>(count - 1 - slot);
-    void* memory = mmap(nullptr, count * page_bytes_, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    c.memory = static_cast<std::byte*>(memory);
-    bytes_reserved_ += count * page_bytes_;
+    c.memory = static_cast<std::byte*>(::operator new(shape_.bytes, kChunkAlignment));
+    bytes_reserved_ += shape_.bytes;
 }
 
-void Pool::unmap(std::size_t chunk) noexcept {
-    Chunk& c = chunks_[chunk];
-    const std::size_t bytes = slots(chunk) * page_bytes_;
-    munmap(c.memory, bytes);
-    bytes_reserved_ -= bytes;
-    c = Chunk{};
+void Pool::free_chunk(std::size_t chunk) noexcept {
+    ::operator delete(chunks_[chunk].memory, kChunkAlignment);
+    bytes_reserved_ -= shape_.bytes;
+    chunks_[chunk] = Chunk{};
 }
 
 Page Pool::take() {
     while (chunks_[first_with_space_].memory && chunks_[first_with_space_].free_slots.empty())
         ++first_with_space_;
     const std::size_t chunk = first_with_space_;
-    if (!chunks_[chunk].memory) map(chunk);
+    if (!chunks_[chunk].memory) allocate_chunk(chunk);
     Chunk& c = chunks_[chunk];
     const std::uint32_t slot = c.free_slots.back();
     c.free_slots.pop_back();
     c.references[slot] = 1;
     ++in_use_;
     if (spare_ == chunk) spare_ = kNone;
-    const Page page{static_cast<PageId>(chunk * pages_per_chunk_ + slot),
-                    c.memory + slot * page_bytes_};
-    if (poison_fresh_pages) std::memset(page.data, 0xFF, page_bytes_);
-    return page;
+    return {static_cast<PageId>(chunk * shape_.pages + slot), c.memory + slot * page_bytes_};
 }
 
 void Pool::retain(PageId id) noexcept { ++chunks_[index_of(id)].references[slot_of(id)]; }
@@ -88,7 +81,7 @@ void Pool::keep_one_spare(std::size_t empty_chunk) noexcept {
         spare_ = empty_chunk;
         return;
     }
-    unmap(std::max(spare_, empty_chunk));
+    free_chunk(std::max(spare_, empty_chunk));
     spare_ = std::min(spare_, empty_chunk);
 }
 

@@ -2,9 +2,10 @@
 // Pool of equally large, reference-counted page groups. A group is [kv_heads] pages of one layer, page
 // of head h at h * page bytes. Knows nothing of what a page holds.
 //
-// Memory is mapped in chunks when pages are first taken from them and touched when written, so the
-// resident size follows use; a chunk without pages in use is unmapped (one is kept as a spare). Pages
-// come from the lowest chunk that has space, so that the upper ones drain as a prompt's pages go back.
+// Memory is allocated in chunks when pages are first taken from them and touched when written, so the
+// resident size follows use; a chunk without pages in use is freed (one is kept as a spare). Pages come
+// from the lowest chunk that has space, so that the upper ones drain as a prompt's pages go back. A chunk
+// is whole huge pages of 2 MiB, for systems that back such memory with them.
 #pragma once
 
 #include <cstddef>
@@ -21,12 +22,18 @@ struct Page {
     std::byte* data = nullptr;
 };
 
-/// For tests: pages are filled with 0xFF bytes (NaN as fp16 and as fp32) when they are taken.
-inline bool poison_fresh_pages = false;
+/// How the pages of a pool lie in chunks.
+struct ChunkShape {
+    ChunkShape(std::size_t page_bytes, std::int64_t capacity);
+
+    std::size_t pages; ///< in a chunk
+    std::size_t bytes; ///< of a chunk
+    std::size_t count; ///< of chunks, when all pages are in use
+};
 
 class Pool {
 public:
-    /// Maps nothing yet. `capacity` pages at most are ever in use.
+    /// Allocates no pages yet. `capacity` pages at most are ever in use.
     Pool(std::size_t page_bytes, std::int64_t capacity);
     ~Pool();
     Pool(const Pool&) = delete;
@@ -48,29 +55,27 @@ public:
 
 private:
     struct Chunk {
-        std::byte* memory = nullptr; ///< null: not mapped
+        std::byte* memory = nullptr; ///< null: not allocated
         std::vector<std::uint32_t> references;
         std::vector<std::uint32_t> free_slots;
     };
 
-    std::size_t index_of(PageId id) const {
-        return static_cast<std::size_t>(id) / pages_per_chunk_;
-    }
-    std::size_t slot_of(PageId id) const { return static_cast<std::size_t>(id) % pages_per_chunk_; }
+    std::size_t index_of(PageId id) const { return static_cast<std::size_t>(id) / shape_.pages; }
+    std::size_t slot_of(PageId id) const { return static_cast<std::size_t>(id) % shape_.pages; }
     const Chunk& chunk_of(PageId id) const { return chunks_[index_of(id)]; }
     std::size_t slots(std::size_t chunk) const;
-    void map(std::size_t chunk);
-    void unmap(std::size_t chunk) noexcept;
+    void allocate_chunk(std::size_t chunk);
+    void free_chunk(std::size_t chunk) noexcept;
     void keep_one_spare(std::size_t empty_chunk) noexcept;
 
     static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
     std::size_t page_bytes_;
     std::int64_t capacity_;
-    std::size_t pages_per_chunk_;
+    ChunkShape shape_;
     std::vector<Chunk> chunks_;
     std::size_t first_with_space_ = 0; ///< no chunk below it has a free slot
-    std::size_t spare_ = kNone;        ///< mapped chunk without pages in use
+    std::size_t spare_ = kNone;        ///< allocated chunk without pages in use
     std::int64_t in_use_ = 0;
     std::size_t bytes_reserved_ = 0;
 };

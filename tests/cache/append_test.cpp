@@ -6,7 +6,6 @@
 #include <limits>
 #include <thread>
 
-#include "cache/pool.h"
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
 #include "test_cache.h"
@@ -131,7 +130,6 @@ TEST(Append, RowsOfEveryTypeAndOrderAreStoredAsTheirFp16) {
 }
 
 TEST(Append, AValueThatIsNotFiniteIsNamedAndNothingChanges) {
-    paging::poison_fresh_pages = true;
     CacheConfig config = small_config();
     config.transform = {KeyNormPolicy::prefill, true, true, true, 64};
     Cache cache(config);
@@ -171,7 +169,6 @@ TEST(Append, WhatFp16RoundsToInfinityIsRefused) {
 }
 
 TEST(Append, ValuesThatTheTransformTakesOutOfFp16Saturate) {
-    paging::poison_fresh_pages = true;
     CacheConfig config = small_config("k8v8");
     config.sink_tokens = 0;
     config.recent_tokens = 0;
@@ -220,7 +217,7 @@ TEST(Append, DroppedOrIncompleteLeavesTheLayerAsItWas) {
         EXPECT_EQ(append.parts(), 2);
         EXPECT_GT(cache.usage().bytes_in_use, used);
         append.run(0);
-        append.commit(); // part 1 has not run
+        EXPECT_FALSE(append.commit()); // part 1 has not run
         EXPECT_TRUE(contents(cache, id) == before);
         EXPECT_THROW(append.run(2), InvalidArgument);
         // Another layer may go on; what touches this one may not.
@@ -236,6 +233,24 @@ TEST(Append, DroppedOrIncompleteLeavesTheLayerAsItWas) {
     EXPECT_NO_THROW(cache.append(0, batch));
     cache.remove(id);
     EXPECT_EQ(cache.usage().bytes_in_use, 0u);
+}
+
+/// A page that was copied for the append is the sequence's then.
+TEST(Append, RunAfterCommitIsRefused) {
+    const CacheConfig config = small_config();
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    const TestSequence rows(config, 50);
+    rows.append(cache, id, 0, 40);
+    const SequenceId child = cache.fork(id);
+    const AppendRows batch[] = {rows.rows(child, 40, 10)};
+    Append append = cache.begin_append(0, batch);
+    for (int part = 0; part < append.parts(); ++part) append.run(part);
+    EXPECT_TRUE(append.commit());
+    const Contents after = contents(cache, child);
+    EXPECT_THROW(append.run(0), InvalidArgument);
+    EXPECT_FALSE(append.commit());
+    EXPECT_TRUE(contents(cache, child) == after);
 }
 
 TEST(Append, PartsOnThreadsGiveWhatOneThreadGives) {
@@ -255,7 +270,7 @@ TEST(Append, PartsOnThreadsGiveWhatOneThreadGives) {
         for (int part = 0; part < append.parts(); ++part)
             threads.emplace_back([&append, part] { append.run(part); });
         for (std::thread& thread : threads) thread.join();
-        append.commit();
+        EXPECT_TRUE(append.commit());
     }
     EXPECT_TRUE(contents(cache, alone) == contents(cache, together));
 }

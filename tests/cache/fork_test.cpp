@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
-#include "cache/pool.h"
 #include "test_cache.h"
 
 namespace innerkv::test {
@@ -15,10 +14,7 @@ CacheConfig transforming_config() {
 
 class Fork : public testing::Test {
 protected:
-    Fork() {
-        paging::poison_fresh_pages = true;
-        rows_.append_all(cache_, parent_, 1);
-    }
+    Fork() { rows_.append_all(cache_, parent_, 1); }
 
     const std::byte* last_page(SequenceId id) const {
         return cache_.view(0, id).recent.pages.back();

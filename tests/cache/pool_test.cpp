@@ -12,8 +12,9 @@ namespace innerkv::paging {
 namespace {
 
 constexpr std::size_t kPage = std::size_t{64} << 10; // 32 to a chunk
+constexpr std::size_t kChunk = std::size_t{2} << 20;
 
-TEST(Pool, MapsChunksAsPagesAreTakenAndGivesThemBack) {
+TEST(Pool, AllocatesChunksAsPagesAreTakenAndGivesThemBack) {
     Pool pool(kPage, 100);
     EXPECT_EQ(pool.bytes_reserved(), 0u);
     std::vector<Page> pages;
@@ -24,8 +25,7 @@ TEST(Pool, MapsChunksAsPagesAreTakenAndGivesThemBack) {
         EXPECT_EQ(pages.back().data, pool.data(pages.back().id));
         std::memset(pages.back().data, i, kPage);
         distinct.insert(pages.back().data);
-        EXPECT_EQ(pool.bytes_reserved(),
-                  kPage * static_cast<std::size_t>(i < 96 ? (i / 32 + 1) * 32 : 100));
+        EXPECT_EQ(pool.bytes_reserved(), kChunk * static_cast<std::size_t>(i / 32 + 1));
     }
     EXPECT_EQ(distinct.size(), 100u);
     EXPECT_EQ(pool.free(), 0);
@@ -33,7 +33,21 @@ TEST(Pool, MapsChunksAsPagesAreTakenAndGivesThemBack) {
         EXPECT_EQ(pages[static_cast<std::size_t>(i)].data[kPage - 1], static_cast<std::byte>(i));
     for (const Page& page : pages) pool.release(page.id);
     EXPECT_EQ(pool.in_use(), 0);
-    EXPECT_LE(pool.bytes_reserved(), 32 * kPage); // one spare
+    EXPECT_EQ(pool.bytes_reserved(), kChunk); // one spare
+}
+
+/// So that huge pages can back them.
+TEST(Pool, ChunksAreWholeAndAligned) {
+    for (const std::size_t page_bytes : {std::size_t{1792}, std::size_t{28672}, kPage, 3 * kPage}) {
+        Pool pool(page_bytes, 5000);
+        for (int i = 0; i < 3; ++i) {
+            const Page page = pool.take();
+            const std::size_t offset = static_cast<std::size_t>(page.id) * page_bytes;
+            EXPECT_EQ((reinterpret_cast<std::uintptr_t>(page.data) - offset) % kChunk, 0u);
+            EXPECT_EQ(page.data[page_bytes - 1], std::byte{0xFF}); // poisoned_memory.cpp
+        }
+        EXPECT_EQ(pool.bytes_reserved(), kChunk);
+    }
 }
 
 TEST(Pool, TakesFromTheLowestChunkSoThatTheUpperOnesDrain) {
@@ -81,6 +95,7 @@ TEST(Pool, PagesLargerThanAChunkWork) {
     std::memset(a.data, 1, pool.page_bytes());
     std::memset(b.data, 2, pool.page_bytes());
     EXPECT_EQ(a.data[pool.page_bytes() - 1], std::byte{1});
+    EXPECT_EQ(pool.bytes_reserved(), 4 * kChunk); // 3 MiB in whole chunks of 4
 }
 
 } // namespace

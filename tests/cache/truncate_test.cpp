@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "cache/pool.h"
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
 #include "innerkv/plan.h"
@@ -16,7 +15,6 @@ namespace {
 class Truncate : public testing::TestWithParam<int> {};
 
 TEST_P(Truncate, OutsideQuantizedPagesItIsAsIfTheRestWasNeverThere) {
-    paging::poison_fresh_pages = true;
     const CacheConfig config = small_config();
     const TestSequence rows(config, 300);
     Cache cache(config);
@@ -43,7 +41,6 @@ struct CutPage {
 class TruncateQuantized : public testing::TestWithParam<CutPage> {};
 
 TEST_P(TruncateQuantized, TheCutPagesTokensComeBackThroughTheInverseTransform) {
-    paging::poison_fresh_pages = true;
     CacheConfig config = small_config("k8v8", GetParam().head_dim);
     config.transform = GetParam().transform;
     const TestSequence rows(config, 400);
