@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <deque>
 #include <limits>
 #include <string>
 #include <vector>
@@ -38,6 +39,29 @@ CacheConfig with_transform(CacheConfig config, bool norm, bool centre, bool rota
     return config;
 }
 
+/// Other steps in every layer and head; the last head has centres alone.
+CacheConfig with_calibrated(CacheConfig config) {
+    static std::deque<std::vector<float>> arrays;
+    Random random(77);
+    const auto array = [&](float low, float high) {
+        auto& values = arrays.emplace_back(static_cast<std::size_t>(config.format.head_dim));
+        for (float& value : values) value = low + (high - low) * (random.unit() + 1.0f) / 2.0f;
+        return values.data();
+    };
+    const int heads = config.layers * config.kv_heads;
+    for (int head = 0; head < heads; ++head) {
+        const auto size = static_cast<float>(head + 1);
+        KeyTransform transform;
+        if (head < heads - 1) transform.norm = array(0.3f * size, size);
+        transform.centre = array(-size, 2.0f * size);
+        transform.value_centre = array(-2.0f * size, size);
+        transform.rotate = head % 2 == 1 && head < heads - 1;
+        config.calibrated.push_back(transform);
+    }
+    config.transform.norm = KeyNormPolicy::calibrated;
+    return config;
+}
+
 CacheConfig with_windows(CacheConfig config, std::vector<int> windows) {
     config.layers = static_cast<int>(windows.size());
     config.sliding_window = std::move(windows);
@@ -65,6 +89,9 @@ std::vector<RandomCase> random_cases() {
         {"base_norm", with_transform(base64, true, false, false, false, 128), 200},
         {"base_all_steps", with_transform(base80, true, true, true, true, 40), 120},
         {"base_rotation_alone", with_transform(base80, false, false, true, false, 1), 100},
+        {"base_calibrated", with_calibrated(base80), 100},
+        {"calibrated_windows",
+         with_calibrated(with_windows(shape("k8v8", 64, 32, 64), {0, 150, 40})), 100},
         {"hybrid_small_pool", with_pool(hybrid64, 300, 3, 64), 250},
         {"hybrid_centres", with_transform(hybrid64, false, true, false, true, 64), 200},
         {"k8v8_long_sink", shape("k8v8", 128, 64, 128), 150},
