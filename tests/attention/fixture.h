@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sequences and queries made by hand for tests of attention. Every byte that attention must not use is
-// NaN: rows beyond a run's tokens, gaps between pages, padding of queries and outputs.
+// NaN: rows beyond a run's tokens, gaps between pages, padding of queries and outputs; on demand also
+// what no query of a batch sees.
 #pragma once
 
 #include <cstddef>
@@ -56,16 +57,21 @@ class Sequence {
 public:
     Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed);
     const SequenceView& view() const { return view_; }
+    /// Tokens that are not in `seen` [length]: NaN for fp16 rows, keys' scales and whole pages, any codes.
+    void poison_unseen(const std::vector<bool>& seen);
 
 private:
     struct Run {
         std::deque<Memory> memory;
         std::vector<const std::byte*> pages;
     };
-    void make_transforms(int kv_heads, int head_dim, const TransformFlags& flags);
-    void make_run(const PageFormat& format, int kv_heads, int tokens, bool quantized,
-                  const SequenceSpec& spec, Run& run, PageRun& view);
+    void make_transforms(const TransformFlags& flags);
+    void make_run(int tokens, bool quantized, const SequenceSpec& spec, Run& run, PageRun& view);
+    void poison_run(const PageFormat& stored, const std::vector<bool>& seen, Run& run,
+                    const PageRun& view);
 
+    PageFormat format_;
+    int kv_heads_;
     std::mt19937 random_;
     std::deque<std::vector<float>> channels_;
     std::vector<KeyTransform> transforms_;
@@ -86,6 +92,8 @@ struct Batch {
 
     /// The newest `tokens` tokens of a new sequence ask.
     void add(const SequenceSpec& spec, int tokens = 1, const FillRow& q = gaussian);
+    /// Tokens that no query sees, by the shape's window and the blocks' positions, become unusable.
+    void poison_unseen();
 };
 
 /// What attention wrote: rows [block, token, head][head_dim] and their log-sum-exps.
@@ -113,6 +121,12 @@ struct NamedFormat {
     PageFormat format;
 };
 std::vector<NamedFormat> all_formats(int head_dim);
+
+/// Both arithmetics against the reference, before and after what no query sees is poisoned.
+void expect_close_to_reference(Batch& batch, std::string_view isa = "scalar");
+
+/// The spec's quantized tokens; where nothing is quantized, so many more recent ones.
+SequenceSpec spec_for(const PageFormat& format, int quantized);
 
 AttentionShape shape_of(const PageFormat& format, int q_heads, int kv_heads);
 
