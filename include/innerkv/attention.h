@@ -48,8 +48,8 @@ enum class Arithmetic : std::uint8_t {
 
 struct AttentionOptions {
     Arithmetic arithmetic = Arithmetic::integer;
-    std::string_view isa =
-        {}; ///< "scalar", "avx2", ...; empty: INNERKV_ISA, then the best there is
+    /// "scalar", "avx2", ...; empty: the environment variable INNERKV_ISA, read once, then the best.
+    std::string_view isa = {};
     /// How many threads will take items: the context is split so that each has work.
     int threads = 1;
 };

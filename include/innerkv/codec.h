@@ -12,6 +12,9 @@
 
 namespace innerkv {
 
+/// The largest magnitude that fp16 and codecs hold.
+inline constexpr float kLargestF16 = 65504.0f;
+
 namespace detail {
 /// condition ? a : b by masks: compilers turn it into no branch, and do not sink what a and b need
 /// under one (which floating-point traps would else forbid them to undo).

@@ -106,9 +106,15 @@ constexpr Codec asymmetric(int bits) {
 }
 constexpr Codec hybrid(int bits) { return {CodecKind::hybrid, static_cast<std::uint8_t>(bits)}; }
 
-static_assert(symmetric(2).block_bytes() == 640 && hybrid(2).block_bytes() == 768);
-static_assert(symmetric(3).block_bytes() == 896 && asymmetric(3).block_bytes() == 1024);
+static_assert(symmetric(2).block_bytes() == 640 && symmetric(3).block_bytes() == 896);
 static_assert(symmetric(4).block_bytes() == 1152 && symmetric(8).block_bytes() == 2176);
+static_assert(asymmetric(2).block_bytes() == 768 && hybrid(2).block_bytes() == 768);
+static_assert(asymmetric(3).block_bytes() == 1024 && hybrid(3).block_bytes() == 1024);
+static_assert(asymmetric(4).block_bytes() == 1280 && hybrid(4).block_bytes() == 1280);
+static_assert(asymmetric(8).block_bytes() == 2304 && hybrid(8).block_bytes() == 2304);
+// So blocks, and quantized pages one behind the other, begin at multiples of a line.
+static_assert(symmetric(2).code_bytes() % kPageAlignment == 0);
+static_assert(symmetric(2).scale_bytes() % kPageAlignment == 0);
 
 /// Format of a page: both sides are quantized, or both are f16.
 struct PageFormat {
@@ -142,6 +148,7 @@ struct PageFormat {
 static_assert(PageFormat{symmetric(3), symmetric(3), 128}.page_bytes() == 3584);
 static_assert(PageFormat{symmetric(3), symmetric(3), 128}.bits_per_value() == 3.5);
 static_assert(PageFormat{kF16, kF16, 128}.page_bytes() == 16384);
+static_assert(PageFormat{kF16, kF16, 80}.page_bytes() % kPageAlignment == 0);
 
 /// Head dimensions every backend supports.
 inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};

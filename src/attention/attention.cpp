@@ -46,7 +46,7 @@ struct Attention::Impl {
     Partition partition;
     /// Items that each merge still waits for.
     std::vector<std::atomic<int>> unfinished;
-    /// States of items whose strip is split, at item index * state_size.
+    /// States of items whose strip is split, at Item::state * state_size.
     std::size_t state_size = 0;
     std::unique_ptr<float[]> states;
 
@@ -60,18 +60,17 @@ struct Attention::Impl {
         for (const Strip& strip : partition.strips()) {
             for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head)
                 unfinished[static_cast<std::size_t>(strip.first_merge + kv_head)] = strip.splits;
-            most_rows = std::max(most_rows, strip.rows);
+            if (strip.splits > 1) most_rows = std::max(most_rows, strip.rows);
         }
-        if (partition.items() == partition.merges()) return;
         state_size = state_floats(most_rows, padded_dim());
         states = std::make_unique_for_overwrite<float[]>(
-            static_cast<std::size_t>(partition.items()) * state_size);
+            static_cast<std::size_t>(partition.states()) * state_size);
     }
 
     int padded_dim() const { return shape.format.padded_dim(); }
 
-    SoftmaxState stored_state(int item, int rows) const {
-        return state_at(states.get() + static_cast<std::size_t>(item) * state_size, rows,
+    SoftmaxState stored_state(int index, int rows) const {
+        return state_at(states.get() + static_cast<std::size_t>(index) * state_size, rows,
                         padded_dim());
     }
 
@@ -86,15 +85,15 @@ struct Attention::Impl {
         clear_state(state, strip.rows, padded_dim());
         attend_pages(kernel, arithmetic, rows, partition.share(strip, item.split), state);
         if (strip.splits > 1) {
-            copy_state(state, stored_state(index, strip.rows), strip.rows, padded_dim());
+            copy_state(state, stored_state(item.state, strip.rows), strip.rows, padded_dim());
             if (unfinished[static_cast<std::size_t>(item.merge)].fetch_sub(
                     1, std::memory_order_acq_rel) != 1)
                 return;
             // The last one: in the order of pages, so that the result does not depend on who it is.
             clear_state(state, strip.rows, padded_dim());
             for (int split = 0; split < strip.splits; ++split)
-                merge_state(state, stored_state(index - item.split + split, strip.rows), strip.rows,
-                            padded_dim());
+                merge_state(state, stored_state(item.state - item.split + split, strip.rows),
+                            strip.rows, padded_dim());
         }
         write_rows(rows, state);
     }

@@ -13,7 +13,8 @@ namespace {
 /// their products are not integers.
 constexpr std::int64_t kDenseCost = 4;
 
-/// An item costs its rows' preparation and, where split, a merge: not worth it for fewer pages.
+/// An item costs its rows' preparation and, where split, a merge: a strip of no more pages than this is
+/// not split, and its share of a longer one is more than half of this.
 constexpr std::int64_t kSmallestItem = 16;
 
 /// More items than threads, so that a slow thread does not hold up the rest.
@@ -44,7 +45,7 @@ Strip make_strip(const AttentionShape& shape, std::span<const QueryBlock> blocks
     const PageShare pages{visible_pages(sequence.quantized, visible),
                           visible_pages(sequence.sink, visible),
                           visible_pages(sequence.recent, visible)};
-    return {block, first_row, rows, pages, 1, 0, 0};
+    return {block, first_row, rows, pages, 1, 0, 0, 0};
 }
 
 /// Takes the part of `run` that lies in [begin, end) of a strip's cost, where the run begins at cost
@@ -79,8 +80,10 @@ Partition::Partition(const AttentionShape& shape, std::span<const QueryBlock> bl
         strip.splits = static_cast<int>(std::max<std::int64_t>(splits, 1));
         strip.first_item = items_;
         strip.first_merge = merges_;
+        strip.first_state = states_;
         items_ += strip.splits * kv_heads_;
         merges_ += kv_heads_;
+        if (strip.splits > 1) states_ += strip.splits * kv_heads_;
     }
 }
 
@@ -89,9 +92,10 @@ Item Partition::item(int index) const {
         std::upper_bound(strips_.begin(), strips_.end(), index,
                          [](int value, const Strip& strip) { return value < strip.first_item; });
     const Strip& strip = *(after - 1);
-    const int kv_head = (index - strip.first_item) / strip.splits;
-    return {&strip, kv_head, (index - strip.first_item) % strip.splits,
-            strip.first_merge + kv_head};
+    const int place = index - strip.first_item;
+    const int kv_head = place / strip.splits;
+    return {&strip, kv_head, place % strip.splits, strip.first_merge + kv_head,
+            strip.first_state + place};
 }
 
 PageShare Partition::share(const Strip& strip, int split) const {

@@ -34,6 +34,7 @@ struct Strip {
     int splits;
     int first_item;
     int first_merge; ///< index of the first KV head's merge
+    int first_state; ///< of the items' states, which only split strips store
 };
 
 struct Item {
@@ -41,6 +42,7 @@ struct Item {
     int kv_head;
     int split;
     int merge; ///< which items are merged with each other
+    int state; ///< of its split; those of a merge follow each other
 };
 
 class Partition {
@@ -49,6 +51,7 @@ public:
 
     int items() const { return items_; }
     int merges() const { return merges_; }
+    int states() const { return states_; }
     std::span<const Strip> strips() const { return strips_; }
     Item item(int index) const;
     /// The part of a strip's pages that a split gets: shares of about equal cost.
@@ -58,6 +61,7 @@ private:
     int kv_heads_;
     int items_ = 0;
     int merges_ = 0;
+    int states_ = 0;
     std::vector<Strip> strips_;
 };
 

@@ -68,8 +68,8 @@ void check_array(const char* name, std::size_t index, const float* values, int h
                  bool is_norm) {
     if (!values) return;
     const auto supported = [is_norm](float value) {
-        return is_norm ? value >= kSmallestNorm && value <= kTransformedLimit
-                       : std::abs(value) <= kTransformedLimit;
+        return is_norm ? value >= kSmallestNorm && value <= kLargestF16
+                       : std::abs(value) <= kLargestF16;
     };
     const float* fault =
         std::find_if_not(values, values + head_dim, [&](float value) { return supported(value); });

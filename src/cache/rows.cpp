@@ -119,7 +119,7 @@ void load_row(const std::byte* page, Side side, int head_dim, int row, float* ou
 void store_row_saturated(const float* in, Side side, int head_dim, int row, std::byte* page) {
     std::uint16_t* out = row_of(page, side, head_dim, row);
     for (int c = 0; c < head_dim; ++c)
-        out[c] = f16_from_float(std::clamp(in[c], -kTransformedLimit, kTransformedLimit));
+        out[c] = f16_from_float(std::clamp(in[c], -kLargestF16, kLargestF16));
 }
 
 } // namespace innerkv::paging

@@ -8,10 +8,23 @@
 
 namespace innerkv::cpu {
 
+namespace {
+
+/// As it was at first use: a program may change its environment while threads attend.
+const std::string& isa_variable() {
+    static const std::string value = [] {
+        const char* variable = std::getenv("INNERKV_ISA");
+        return std::string(variable ? variable : "");
+    }();
+    return value;
+}
+
+} // namespace
+
 const Kernel& select_kernel(std::string_view name) {
     const char* source = "option isa";
     if (name.empty()) {
-        if (const char* variable = std::getenv("INNERKV_ISA")) name = variable;
+        name = isa_variable();
         source = "environment variable INNERKV_ISA";
     }
     if (name.empty()) return *available_kernels().front();

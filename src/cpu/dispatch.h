@@ -13,7 +13,7 @@ namespace innerkv::cpu {
 /// One function per processor family: x86/ or portable/, whichever CMake picks.
 std::span<const Kernel* const> available_kernels();
 
-/// By name; empty: the environment variable INNERKV_ISA, then the best. Throws InvalidArgument naming
+/// By name; empty: the environment variable INNERKV_ISA (read once), then the best. Throws InvalidArgument naming
 /// those there are.
 const Kernel& select_kernel(std::string_view name);
 

@@ -13,9 +13,6 @@ namespace {
 
 using Values = std::span<const float, kGroupSize>;
 
-constexpr float kLargestF16 = 65504.0f;
-constexpr std::uint16_t kSignBit = 0x8000;
-
 float identity(float value) { return value; }
 
 float round_to_f16(float value) { return float_from_f16(f16_from_float(value)); }

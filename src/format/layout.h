@@ -13,6 +13,9 @@ namespace innerkv {
 
 static_assert(std::endian::native == std::endian::little, "pages are little-endian");
 
+/// Of an fp16 scale: marks the asymmetric groups of a hybrid codec.
+inline constexpr std::uint16_t kSignBit = 0x8000;
+
 constexpr bool has_supported_bits(Codec codec) {
     return codec.bits == 2 || codec.bits == 3 || codec.bits == 4 || codec.bits == 8;
 }

@@ -13,8 +13,6 @@
 namespace innerkv {
 namespace {
 
-constexpr float kLargestF16 = 65504.0f;
-
 /// First token and first channel of a tile, and how many of its channels there are: the rest is padding.
 struct TilePlace {
     int token;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "format/layout.h"
 #include "innerkv/codec.h"
 
 namespace innerkv {
@@ -20,8 +21,7 @@ using Quads = std::uint32_t[kQuadsPerTile][kTileRows];
 /// libm on processors without SSE4.1, one element at a time.
 constexpr float kRoundingShift = 12582912.0f;
 
-constexpr std::int32_t kLargestF16Bits = std::bit_cast<std::int32_t>(65504.0f);
-constexpr std::uint16_t kSignBit = 0x8000;
+constexpr std::int32_t kLargestF16Bits = std::bit_cast<std::int32_t>(kLargestF16);
 
 /// min and max as the processor's instructions have them: no case for NaN.
 float smaller(float a, float b) { return a < b ? a : b; }

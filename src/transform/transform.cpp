@@ -12,8 +12,7 @@ void zero_padding(int head_dim, float* row) {
 }
 
 void saturate(float* row, int count) {
-    for (int c = 0; c < count; ++c)
-        row[c] = std::clamp(row[c], -kTransformedLimit, kTransformedLimit);
+    for (int c = 0; c < count; ++c) row[c] = std::clamp(row[c], -kLargestF16, kLargestF16);
 }
 
 /// Butterflies of one power-of-two block, unscaled.

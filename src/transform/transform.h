@@ -14,7 +14,7 @@
 
 #include <iterator>
 
-#include "innerkv/format.h"
+#include "innerkv/codec.h"
 #include "innerkv/view.h"
 
 namespace innerkv {
@@ -28,22 +28,19 @@ constexpr int transformed_dim(int head_dim) {
 inline constexpr int kMaxTransformedDim = transformed_dim(kHeadDims[std::size(kHeadDims) - 1]);
 static_assert(kMaxTransformedDim == 256);
 
-/// Largest magnitude a transformed key or value has: fp16's largest, which is what codecs accept.
-/// Values beyond it saturate; only rows far outside what norm and centre were taken from get there.
-inline constexpr float kTransformedLimit = 65504.0f;
-
 /// In place: the orthonormal Hadamard matrix on blocks of the largest power of two that divides
 /// padded_dim. Applying it twice gives the input back, up to rounding.
 void hadamard(float* row, int padded_dim);
 
-/// `in` [head_dim] to `out` [padded_dim]; padding is zero before the rotation. No aliasing.
+/// `in` [head_dim] to `out` [padded_dim]; padding is zero before the rotation. Values beyond kLargestF16
+/// saturate: only rows far outside what norm and centre were taken from get there. No aliasing.
 void transform_key_row(const KeyTransform& transform, int head_dim, const float* in, float* out);
 
 /// `in` [padded_dim] to `out` [head_dim]. No aliasing.
 void inverse_transform_key_row(const KeyTransform& transform, int head_dim, const float* in,
                                float* out);
 
-/// `in` [head_dim] to `out` [padded_dim]. No aliasing.
+/// `in` [head_dim] to `out` [padded_dim]; saturates likewise. No aliasing.
 void transform_value_row(const KeyTransform& transform, int head_dim, const float* in, float* out);
 
 /// `in` [padded_dim] to `out` [head_dim]. No aliasing.

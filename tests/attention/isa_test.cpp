@@ -135,16 +135,9 @@ INSTANTIATE_TEST_SUITE_P(Available, Isa, testing::ValuesIn(available_isas()),
 class IsaChoice : public testing::Test {
 protected:
     IsaChoice() : batch_(shape_of(find_preset("base").format(64), 2, 1)) {
-        if (const char* value = std::getenv("INNERKV_ISA")) before_ = value;
         SequenceSpec spec;
         spec.quantized = 64;
         batch_.add(spec);
-    }
-    ~IsaChoice() override {
-        if (before_.empty())
-            unsetenv("INNERKV_ISA");
-        else
-            setenv("INNERKV_ISA", before_.c_str(), 1);
     }
     std::string refusal(std::string_view isa) const {
         try {
@@ -156,7 +149,6 @@ protected:
     }
 
     Batch batch_;
-    std::string before_;
 };
 
 TEST_F(IsaChoice, ScalarIsAlwaysThereAndLast) {
@@ -172,12 +164,22 @@ TEST_F(IsaChoice, UnknownNameIsRefusedWithTheNamesThereAre) {
         EXPECT_NE(message.find(isa), std::string::npos) << message;
 }
 
+/// It is read once: in processes of their own.
 TEST_F(IsaChoice, EnvironmentIsUsedUnlessTheOptionIsGiven) {
-    setenv("INNERKV_ISA", "sse9", 1);
-    EXPECT_NE(refusal("").find("environment variable INNERKV_ISA"), std::string::npos);
-    EXPECT_EQ(refusal("scalar"), "");
-    setenv("INNERKV_ISA", "scalar", 1);
-    EXPECT_EQ(refusal(""), "");
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    const auto exits_with = [&](const char* variable, const auto& check) {
+        setenv("INNERKV_ISA", variable, 1);
+        std::_Exit(check() ? 0 : 1);
+    };
+    EXPECT_EXIT(exits_with("sse9",
+                           [&] {
+                               return refusal("scalar").empty() &&
+                                      refusal("").find("environment variable INNERKV_ISA: "
+                                                       "instruction set 'sse9'") == 0;
+                           }),
+                testing::ExitedWithCode(0), "");
+    EXPECT_EXIT(exits_with("scalar", [&] { return refusal("").empty(); }),
+                testing::ExitedWithCode(0), "");
 }
 
 } // namespace

@@ -14,11 +14,6 @@
 namespace innerkv::test {
 namespace {
 
-const std::uint16_t* f16_row(const std::byte* page, bool key, int row, int head_dim) {
-    const int index = key ? row : kPageTokens + row;
-    return reinterpret_cast<const std::uint16_t*>(page) + index * head_dim;
-}
-
 /// Elements may differ by their bounds; the bound itself is what half a step of the codec gives.
 void expect_within(std::span<const double> expected, std::span<const double> bounds,
                    std::span<const float> got, const char* side) {

@@ -44,8 +44,7 @@ const std::uint16_t* f16_row(const CacheConfig& config, const PageRun& run, bool
     const std::int64_t at = token - run.first_token;
     const std::byte* page = run.pages[static_cast<std::size_t>(at / kPageTokens)] +
                             static_cast<std::size_t>(head) * run.head_stride;
-    const std::int64_t row = at % kPageTokens + (key ? 0 : kPageTokens);
-    return reinterpret_cast<const std::uint16_t*>(page) + row * config.format.head_dim;
+    return f16_row(page, key, at % kPageTokens, config.format.head_dim);
 }
 
 Contents contents(const Cache& cache, SequenceId id, int layer) {

@@ -69,4 +69,11 @@ private:
     std::vector<std::uint16_t> expected_;
 };
 
+/// One row of K or V of an fp16 page.
+inline const std::uint16_t* f16_row(const std::byte* page, bool key, std::int64_t row,
+                                    int head_dim) {
+    const std::int64_t index = key ? row : kPageTokens + row;
+    return reinterpret_cast<const std::uint16_t*>(page) + index * head_dim;
+}
+
 } // namespace innerkv::test
