@@ -164,6 +164,15 @@ TEST(ModelErrors, Tensors) {
         "llama");
 }
 
+void set_tokens(GgufEditor& file, const std::vector<std::string>& tokens) {
+    std::vector<const char*> texts;
+    for (const std::string& token : tokens) {
+        texts.push_back(token.c_str());
+    }
+    gguf_set_arr_str(file.metadata(), "tokenizer.ggml.tokens", texts.data(), texts.size());
+    gguf_remove_key(file.metadata(), "tokenizer.ggml.token_type");
+}
+
 TEST(ModelErrors, Vocabulary) {
     expect_refused("no usable vocabulary", [](GgufEditor& file) {
         gguf_remove_key(file.metadata(), "tokenizer.ggml.tokens");
@@ -181,10 +190,50 @@ TEST(ModelErrors, Vocabulary) {
     });
     expect_refused("tensor token_embd.weight has shape [256, 288]; [256, 2] follows",
                    [](GgufEditor& file) {
-                       const char* tokens[] = {"a", "b"};
-                       gguf_set_arr_str(file.metadata(), "tokenizer.ggml.tokens", tokens, 2);
-                       gguf_remove_key(file.metadata(), "tokenizer.ggml.token_type");
+                       set_tokens(file, {"a", "b"});
+                       gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_bos_token", false);
                    });
+}
+
+/// libllama would end the process at the first text.
+TEST(ModelErrors, VocabularyWithoutTheTokensItAdds) {
+    for (const char* source : {"llama-q8_0", "llama-spm"}) {
+        SCOPED_TRACE(source);
+        expect_refused(
+            "adds a first (bos) token to every text and has none",
+            [](GgufEditor& file) {
+                set_tokens(file, {"a"});
+                gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_bos_token", true);
+            },
+            {}, source);
+        expect_refused(
+            "adds a last (eos) token to every text and has none",
+            [](GgufEditor& file) {
+                set_tokens(file, {"a", "b"});
+                gguf_set_val_u32(file.metadata(), "tokenizer.ggml.bos_token_id", 0);
+                gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_eos_token", true);
+            },
+            {}, source);
+    }
+}
+
+TEST(ModelErrors, SentencePieceWithoutBytes) {
+    const std::string path = scratch_file("no-bytes.gguf");
+    GgufEditor editor(random_model("llama-spm"));
+    std::vector<std::string> tokens;
+    for (int i = 0; i < 288; ++i) {
+        tokens.push_back("<token " + std::to_string(i) + ">");
+    }
+    tokens[5] = "t";
+    tokens[6] = "\xe2\x96\x81"; // the space before a text
+    set_tokens(editor, tokens);
+    editor.write(path);
+    const auto model = Model::load(path);
+    EXPECT_EQ(model->tokenize("tt", true, false).size(), 4u);
+    const std::string message = refusal<ModelError>([&] { model->tokenize("u", false, false); });
+    expect_in(path, message);
+    expect_in("without tokens for every byte", message);
+    std::remove(path.c_str());
 }
 
 class SessionErrors : public testing::Test {
@@ -244,6 +293,10 @@ TEST_F(SessionErrors, SamplerAndVocabulary) {
     const ChatMessage message{"user", "Hello"};
     expect_in("has no chat template", refusal<ModelError>([&] {
                   model_->chat_prompt({&message, 1});
+              }));
+    const auto other = Model::load(random_model("llama-spm"));
+    expect_in("chat template that is not known", refusal<ModelError>([&] {
+                  other->chat_prompt({&message, 1});
               }));
 }
 
