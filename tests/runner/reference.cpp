@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reference.h"
 
-#include <ggml_backends.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,6 +8,8 @@
 #include <sstream>
 #include <stdexcept>
 #include <vector>
+
+#include "runner/backend.h"
 
 namespace innerkv::runner::test {
 namespace {
@@ -38,7 +39,7 @@ auto top(std::span<const float> logits) {
 
 Reference::Reference(const std::string& path, int context, bool flash) {
     set_log({});
-    load_ggml_backends();
+    cpu_device();
     model_.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
     if (!model_) {
         throw std::runtime_error("libllama cannot load " + path);
