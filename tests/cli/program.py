@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the program as a user would. `INNERKV_PROGRAM` names it; the model is `INNERKV_MODEL_SMOLLM2`
-or what tools/model.py has in its cache."""
+or what tools/model.py has in its cache; `INNERKV_TEST_MODELS` holds those with random weights."""
 
 import functools
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("INNERKV_PROGRAM", str(ROOT / "build" / "innerkv"))
 DATA = ROOT / "tests" / "data"
+RANDOM_MODELS = Path(os.environ.get("INNERKV_TEST_MODELS", ROOT / "build/tests/runner/models"))
 COMMANDS = ("run", "eval ppl", "bench attention", "plan", "inspect", "completions")
 
 

@@ -3,9 +3,10 @@
 
 import json
 import math
+import os
 import unittest
 
-from program import DATA, NUMBER, ProgramTest, innerkv, model, story
+from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
@@ -47,6 +48,11 @@ class EvalPplTest(ProgramTest):
         entry, = result["results"]
         self.assertTrue(math.isclose(entry["ppl"], result["against"]["ppl"], rel_tol=1e-6))
 
+    def test_all_cores_by_default(self):
+        result = self.json(innerkv("eval", "ppl", "-m", RANDOM_MODELS / "llama-q8_0.gguf", "--text",
+                                   DATA / "README.md", "--ctx", 64, "--chunks", 1, "--json"))
+        self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
+
     def test_table(self):
         text = self.succeed(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base"))
         self.assertRegex(text, r"^1 window of 128 tokens, second half scored: 64 tokens; f16 has "
@@ -79,11 +85,11 @@ class BenchAttentionTest(ProgramTest):
 
     def test_json(self):
         result = self.json(innerkv(*self.SMALL, "--cache", "base,k8v8", "--peer",
-                                   "ggml:f16,ggml:q8_0,ggml:q4_0", "--json"))
+                                   "ggml:f16,ggml-rows:f16,ggml:q4_0", "--json"))
         self.has_fields(result, {"read_bandwidth_gb_per_s": NUMBER, "dot_gmac_per_s": NUMBER,
                                  "floor_us": NUMBER, "isa": str})
         names = [entry["name"] for entry in result["results"]]
-        self.assertEqual(names, ["innerkv:base", "innerkv:k8v8", "ggml:f16", "ggml:q8_0",
+        self.assertEqual(names, ["innerkv:base", "innerkv:k8v8", "ggml:f16", "ggml-rows:f16",
                                  "ggml:q4_0"])
         ours = result["results"][0]
         for entry in result["results"]:
@@ -102,12 +108,13 @@ class BenchAttentionTest(ProgramTest):
 
     def test_wrong_usage(self):
         self.fail_with(innerkv("bench", "attention", "--peer", "ggml:q3_9"), 2, "q3_9", "ggml:q8_0")
+        for peers in ("--peer=", "--peer=ggml:f16,", "--peer=ggml:f16,ggml:f16"):
+            self.fail_with(innerkv("bench", "attention", peers), 2, "--peer")
         self.fail_with(innerkv("bench", "attention", "--q-heads", 9, "--kv-heads", 2), 2, "9", "2")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 65), 2, "128")
 
     def test_failures(self):
         self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
-        self.fail_with(innerkv("bench", "attention", "--isa", "vax"), 1, "vax", "scalar")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
                                "ggml:q8_0"), 1, "ggml:q8_0", "32")
 

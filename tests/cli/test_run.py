@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from program import DATA, NUMBER, ProgramTest, run, story
+from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, innerkv, run, story
 
 FIELDS = {"text": str, "prompt_tokens": int, "generated_tokens": int,
           "prompt_tokens_per_s": NUMBER, "decode_tokens_per_s": NUMBER, "cache_bytes": int,
@@ -112,8 +112,15 @@ class RunTest(ProgramTest):
                 answer = self.answer("-f", "-", "-n", 3, *options, stdin=text)
                 self.assertEqual(answer["generated_tokens"], 3)
 
-    def test_unknown_isa(self):
-        self.fail_with(run("-p", "x", "--isa", "vax"), 1, "vax", "scalar")
+    def test_min_p_of_1_is_greedy(self):
+        arguments = ("-p", "Tell me a story.", "-n", 8)
+        greedy = self.answer(*arguments)["text"]
+        self.assertEqual(self.answer(*arguments, "--temp", 2, "--min-p", 1)["text"], greedy)
+
+    def test_unknown_chat_template(self):
+        model = RANDOM_MODELS / "llama-spm.gguf"
+        self.fail_with(innerkv("run", "-m", model, "-p", "x"), 1, "llama-spm", "--raw")
+        self.succeed(innerkv("run", "-m", model, "-p", "x", "-n", 1, "--threads", 1, "--raw"))
 
     def test_context_ends_the_text(self):
         prompt = self.answer("-p", "Tell me a story.", "-n", 1)["prompt_tokens"]
@@ -153,6 +160,12 @@ class CompareTest(ProgramTest):
         self.assertLess(other["top1"], 1)
         self.assertGreater(other["kld_mean"], 0)
         self.assertGreater(other["cache_bytes"], answer["cache_bytes"])
+
+    def test_quantized_text_is_what_that_cache_generates_alone(self):
+        answer = self.json(self.compare("-n", 48, "--cache", "f16", "--compare", "small", "--json"))
+        alone = self.json(self.compare("-n", 48, "--cache", "small", "--json"))
+        self.assertTrue(answer["compare"]["texts_part"])
+        self.assertEqual(answer["compare"]["text"], alone["text"])
 
     def test_table(self):
         text = self.succeed(self.compare("-n", 48, "--cache", "small", "--compare", "f16"))
