@@ -153,15 +153,20 @@ TEST(ModelErrors, Tensors) {
                               }
                               return true;
                           });
-    expect_refused(
-        "tensor token_embd.weight has type I32", [](GgufEditor&) {},
-        [&](ggml_tensor& tensor) {
-            if (named(tensor, "token_embd.weight")) {
-                tensor.type = GGML_TYPE_I32;
-            }
-            return true;
-        },
-        "llama");
+    // Q8_1 and Q8_K are what ggml turns activations into
+    for (const ggml_type type : {GGML_TYPE_I32, GGML_TYPE_Q8_1, GGML_TYPE_Q8_K}) {
+        expect_refused(
+            std::string("tensor token_embd.weight has type ") +
+                (type == GGML_TYPE_I32 ? "I32" : "Q8_"),
+            [](GgufEditor&) {},
+            [&](ggml_tensor& tensor) {
+                if (named(tensor, "token_embd.weight")) {
+                    GgufEditor::set_type(tensor, type);
+                }
+                return true;
+            },
+            "llama-biases");
+    }
 }
 
 void set_tokens(GgufEditor& file, const std::vector<std::string>& tokens) {
