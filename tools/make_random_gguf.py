@@ -40,6 +40,7 @@ class Model:
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     sentence_piece: bool = False  # instead of BPE; with a chat template that nobody knows
+    context: int = 1024
 
     @property
     def width(self):
@@ -61,6 +62,7 @@ MODELS = {
     "llama-fused": Model("llama", 64, 4, 2, fused_qkv=True, biases=True),
     "llama-linear": Model("llama", 64, 4, 2, rope_scaling="linear"),
     "llama-yarn": Model("llama", 64, 4, 2, rope_scaling="yarn"),
+    "llama-long": Model("llama", 64, 4, 2, Type.Q8_0, context=8192),
     "llama-spm": Model("llama", 64, 4, 2, Type.Q8_0, sentence_piece=True),
     "mistral": Model("llama", 128, 8, 2, embedding_dim=512, tied=False),
     "qwen2": Model("qwen2", 64, 4, 2, biases=True),
@@ -78,7 +80,6 @@ MODELS = {
 }
 
 VOCABULARY = 288
-CONTEXT = 1024
 
 
 def byte_characters():
@@ -126,7 +127,7 @@ def add_byte_pairs(writer):
 
 
 def add_metadata(writer, model):
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(model.context)
     writer.add_embedding_length(model.width)
     writer.add_block_count(model.layers)
     writer.add_feed_forward_length(model.ffn_dim)
@@ -140,7 +141,7 @@ def add_metadata(writer, model):
         kind = gguf.RopeScalingType(model.rope_scaling)
         writer.add_rope_scaling_type(kind)
         writer.add_rope_scaling_factor(4.0)
-        writer.add_rope_scaling_orig_ctx_len(CONTEXT // 4)
+        writer.add_rope_scaling_orig_ctx_len(model.context // 4)
     if model.window:
         writer.add_sliding_window(model.window)
     if model.window_list:

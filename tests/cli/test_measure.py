@@ -18,14 +18,14 @@ class EvalPplTest(ProgramTest):
                        DATA / "wikitext-small.txt", *arguments)
 
     def test_json(self):
-        result = self.json(self.evaluate("--ctx", 448, "--chunks", 1, "--cache", "k8v8,base",
+        result = self.json(self.evaluate("--ctx", 320, "--chunks", 1, "--cache", "k8v8,base",
                                          "--against", "f16", "--codec", "paper", "--json"))
-        self.assertEqual((result["ctx"], result["chunks"]), (448, 1))
+        self.assertEqual((result["ctx"], result["chunks"]), (320, 1))
         names = [entry["cache"] for entry in result["results"]]
         self.assertEqual(names, ["k8v8", "base"])
         for entry in result["results"]:
             self.has_fields(entry, self.FIELDS)
-            self.assertEqual(entry["tokens"], 224)
+            self.assertEqual(entry["tokens"], 160)
             self.assertTrue(0 < entry["kld_mean"] < entry["kld_p99"])
             self.assertTrue(0.5 < entry["top1"] <= 1)
             self.assertLess(entry["bits_per_value"], entry["bits_per_value_total"])
@@ -36,11 +36,11 @@ class EvalPplTest(ProgramTest):
         self.assertEqual((finer["bits_per_value"], coarser["bits_per_value"]), (8.5, 3.5))
 
     def test_a_cache_against_itself(self):
-        result = self.json(self.evaluate("--ctx", 128, "--chunks", 2, "--cache", "f16", "--json"))
+        result = self.json(self.evaluate("--ctx", 64, "--chunks", 2, "--cache", "f16", "--json"))
         entry, = result["results"]
         self.assertEqual((entry["kld_mean"], entry["kld_p99"], entry["top1"]), (0, 0, 1))
         self.assertEqual(entry["ppl"], result["against"]["ppl"])
-        self.assertEqual(entry["tokens"], 128)
+        self.assertEqual(entry["tokens"], 64)
         self.assertTrue(2 < entry["ppl"] < 100)
 
     def test_nothing_is_quantized_inside_the_windows(self):
@@ -54,8 +54,8 @@ class EvalPplTest(ProgramTest):
         self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
 
     def test_table(self):
-        text = self.succeed(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base"))
-        self.assertRegex(text, r"^1 window of 128 tokens, second half scored: 64 tokens; f16 has "
+        text = self.succeed(self.evaluate("--ctx", 64, "--chunks", 1, "--cache", "base"))
+        self.assertRegex(text, r"^1 window of 64 tokens, second half scored: 32 tokens; f16 has "
                                r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
 
     def test_fewer_windows_than_asked(self):

@@ -60,7 +60,7 @@ class OnTerminal:
 
 
 class ProgressTest(ProgramTest):
-    RUN = ("run", "--threads", 1, "-f", DATA / "README.md", "-n", 2, "--json")
+    RUN = ("run", "--threads", 1, "-p", "Tell me a story.", "-n", 2, "--json")
 
     def test_bar_on_a_terminal(self):
         code, stdout, shown = OnTerminal(*self.RUN, "-m", model()).finish()
@@ -75,9 +75,9 @@ class ProgressTest(ProgramTest):
         self.assertEqual(OnTerminal(*self.RUN, "-m", model(), term="dumb").finish()[2], "")
 
     def test_bars_of_eval_and_bench(self):
-        shown = OnTerminal("eval", "ppl", "-m", model(), "--text", DATA / "alice.txt", "--ctx", 128,
+        shown = OnTerminal("eval", "ppl", "-m", model(), "--text", DATA / "alice.txt", "--ctx", 64,
                            "--chunks", 1, "--threads", 1).finish()[2]
-        self.assertRegex(shown, r"eval ppl \[.*\] \d+/254 tokens")
+        self.assertRegex(shown, r"eval ppl \[.*\] \d+/126 tokens")
         shown = OnTerminal("bench", "attention", "--context", 512, "--repeats", 3).finish()[2]
         self.assertRegex(shown, r"measuring \[.*\] 3/3 rounds")
 
@@ -142,7 +142,7 @@ class InterruptTest(ProgramTest):
         self.assertEqual((answer["finish"], answer["generated_tokens"]), ("interrupted", 0))
         self.assertLess(answer["prompt_tokens"], 7000)
 
-    COMPARE = ("run", "--threads", 1, "-f", DATA / "alice-opening.txt", "--chunk", 32, "-n", 1,
+    COMPARE = ("run", "--threads", 1, "-f", DATA / "README.md", "--chunk", 32, "-n", 1,
                "--compare", "f16")
 
     def test_in_the_comparison(self):

@@ -102,7 +102,7 @@ TEST_P(BrokenFile, DamagedMetadataNeverCrash) {
         std::find_end(contents_.begin(), contents_.end(), last_name.begin(), last_name.end());
     const auto metadata_bytes = static_cast<unsigned>(last - contents_.begin()) + 64;
     std::mt19937 random(11);
-    for (int round = 0; round < 250; ++round) {
+    for (int round = 0; round < 150; ++round) {
         std::vector<char> damaged = contents_;
         for (unsigned flips = 1 + random() % 3; flips > 0; --flips) {
             damaged[random() % metadata_bytes] ^= static_cast<char>(1u << random() % 8);
@@ -119,7 +119,7 @@ TEST_P(BrokenFile, DamagedKeysAndValuesNeverCrash) {
     constexpr unsigned head_bytes = 1200;
     constexpr char extremes[] = {'\0', '\x01', '\x7f', '\x80', '\xff'};
     std::mt19937 random(12);
-    for (int round = 0; round < 250; ++round) {
+    for (int round = 0; round < 150; ++round) {
         std::vector<char> damaged = contents_;
         damaged[8 + random() % head_bytes] = extremes[random() % std::size(extremes)];
         write_all(path_, damaged.data(), damaged.size());
