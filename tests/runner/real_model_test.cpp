@@ -14,9 +14,9 @@ namespace {
 
 constexpr int kTokens = 512;
 
-std::vector<Token> text_tokens(const Model& model) {
-    std::vector<Token> tokens = model.tokenize(sample_text(8 * kTokens), true, false);
-    tokens.resize(kTokens);
+std::vector<Token> text_tokens(const Model& model, std::size_t count = kTokens) {
+    std::vector<Token> tokens = model.tokenize(sample_text(8 * count), true, false);
+    tokens.resize(count);
     return tokens;
 }
 
@@ -55,10 +55,12 @@ TEST_P(RealModel, F32CopyAgreesWithLibllama) {
     const F32Copy copy(path_);
     ASSERT_TRUE(copy.made());
     const std::shared_ptr<Model> model = Model::load(copy.path());
-    Reference reference(copy.path(), kTokens, true);
-    const Agreement agreement = compare(model, text_tokens(*model), reference);
+    const int count = model->info().vocabulary_size > 100000 ? kTokens / 2 : kTokens; // takes long
+    Reference reference(copy.path(), count, true);
+    const Agreement agreement =
+        compare(model, text_tokens(*model, static_cast<std::size_t>(count)), reference);
     record("", agreement);
-    EXPECT_EQ(agreement.rows(), kTokens);
+    EXPECT_EQ(agreement.rows(), count);
     EXPECT_LT(agreement.mean_kld(), 1e-4);
     EXPECT_GT(agreement.top1(), 0.995);
 }
