@@ -6,20 +6,21 @@ import math
 import os
 import unittest
 
-from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, innerkv, model, story
+from program import DATA, NUMBER, RANDOM_MODEL, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
     FIELDS = {"cache": str, "ppl": NUMBER, "kld_mean": NUMBER, "kld_p99": NUMBER, "top1": NUMBER,
               "bits_per_value": NUMBER, "tokens": int}
 
-    def evaluate(self, *arguments):
-        return innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text",
+    def evaluate(self, *arguments, model=RANDOM_MODEL):
+        return innerkv("eval", "ppl", "-m", model, "--threads", 1, "--text",
                        DATA / "wikitext-small.txt", *arguments)
 
     def test_json(self):
         result = self.json(self.evaluate("--ctx", 320, "--chunks", 1, "--cache", "k8v8,base",
-                                         "--against", "f16", "--codec", "paper", "--json"))
+                                         "--against", "f16", "--codec", "paper", "--json",
+                                         model=model()))
         self.assertEqual((result["ctx"], result["chunks"]), (320, 1))
         names = [entry["cache"] for entry in result["results"]]
         self.assertEqual(names, ["k8v8", "base"])
@@ -41,7 +42,7 @@ class EvalPplTest(ProgramTest):
         self.assertEqual((entry["kld_mean"], entry["kld_p99"], entry["top1"]), (0, 0, 1))
         self.assertEqual(entry["ppl"], result["against"]["ppl"])
         self.assertEqual(entry["tokens"], 64)
-        self.assertTrue(2 < entry["ppl"] < 100)
+        self.assertGreater(entry["ppl"], 2)
 
     def test_nothing_is_quantized_inside_the_windows(self):
         result = self.json(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base", "--json"))
@@ -49,8 +50,8 @@ class EvalPplTest(ProgramTest):
         self.assertTrue(math.isclose(entry["ppl"], result["against"]["ppl"], rel_tol=1e-6))
 
     def test_all_cores_by_default(self):
-        result = self.json(innerkv("eval", "ppl", "-m", RANDOM_MODELS / "llama-q8_0.gguf", "--text",
-                                   DATA / "README.md", "--ctx", 64, "--chunks", 1, "--json"))
+        result = self.json(innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "README.md",
+                                   "--ctx", 64, "--chunks", 1, "--json"))
         self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
 
     def test_table(self):
@@ -59,8 +60,8 @@ class EvalPplTest(ProgramTest):
                                r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
 
     def test_fewer_windows_than_asked(self):
-        result = innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text", "-", "--ctx", 64,
-                         "--chunks", 99, "--json", stdin=story(700))
+        result = innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text", "-", "--ctx",
+                         64, "--chunks", 99, "--json", stdin=story(150))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr.decode(), r"^innerkv: warning: .* 99\n$")
         self.assertEqual(json.loads(result.stdout)["chunks"], 2)

@@ -5,7 +5,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, innerkv, model
+from program import DATA, NUMBER, RANDOM_MODEL, RANDOM_MODELS, ProgramTest, innerkv, model, run
 
 
 class InspectTest(ProgramTest):
@@ -78,11 +78,9 @@ class PlanTest(ProgramTest):
         self.assertEqual(many["bytes"], 16 * one["bytes"])
 
     def test_agrees_with_a_run(self):
-        random = RANDOM_MODELS / "llama-long.gguf"
-        answer = self.json(innerkv("run", "-m", random, "--threads", 1, "-f", DATA / "README.md",
-                                   "-n", 60, "--json", "--cache", "base"))
-        planned, = self.json(innerkv("plan", "-m", random, "--json", "--cache", "base", "--context",
-                                     answer["cache_tokens"]))["results"]
+        answer = self.json(run("-f", DATA / "README.md", "-n", 60, "--json", "--cache", "base"))
+        planned, = self.json(innerkv("plan", "-m", RANDOM_MODEL, "--json", "--cache", "base",
+                                     "--context", answer["cache_tokens"]))["results"]
         self.assertEqual(answer["cache_bytes"], planned["bytes"])
         self.assertEqual(answer["cache_bytes_f16"], planned["bytes_f16"])
 

@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, innerkv, run, story
+from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, model, run, story
 
 FIELDS = {"text": str, "prompt_tokens": int, "generated_tokens": int,
           "prompt_tokens_per_s": NUMBER, "decode_tokens_per_s": NUMBER, "cache_bytes": int,
@@ -19,8 +19,12 @@ class RunTest(ProgramTest):
         self.has_fields(answer, FIELDS)
         return answer
 
+    def ask(self, *arguments, **options):
+        """With the model that makes sense."""
+        return self.answer(*arguments, model=model(), **options)
+
     def test_json(self):
-        answer = self.answer("-p", "Name three colours.", "-n", 8)
+        answer = self.ask("-p", "Name three colours.", "-n", 8)
         self.assertEqual(answer["generated_tokens"], 8)
         self.assertEqual(answer["finish"], "length")
         self.assertEqual(answer["cache"], "base")
@@ -33,11 +37,11 @@ class RunTest(ProgramTest):
         self.assertEqual(answer["cache_bytes_f16"], answer["cache_tokens"] * 2 * 30 * 3 * 64 * 2)
 
     def test_sensible_answer(self):
-        answer = self.answer("-p", "What is the capital of France?", "-n", 40)
+        answer = self.ask("-p", "What is the capital of France?", "-n", 40)
         self.assertIn("Paris", answer["text"])
 
     def test_end_of_turn(self):
-        answer = self.answer("-p", "Name three colours.", "-n", 200)
+        answer = self.ask("-p", "Name three colours.", "-n", 200)
         self.assertEqual(answer["finish"], "stop")
         self.assertLess(answer["generated_tokens"], 200)
         self.assertNotIn("<|im_end|>", answer["text"])
@@ -57,10 +61,10 @@ class RunTest(ProgramTest):
 
     def test_document_from_a_file_then_the_question(self):
         text = story(200)
-        document = self.answer("-f", "-", "-n", 1, stdin=text)
-        question = self.answer("-p", "Who wrote it?", "-n", 1)
-        both = self.answer("-f", "-", "-p", "Who wrote it?", "-n", 1, stdin=text)
-        frame = self.answer("-p", "x", "-n", 1)["prompt_tokens"] - 1
+        document = self.ask("-f", "-", "-n", 1, stdin=text)
+        question = self.ask("-p", "Who wrote it?", "-n", 1)
+        both = self.ask("-f", "-", "-p", "Who wrote it?", "-n", 1, stdin=text)
+        frame = self.ask("-p", "x", "-n", 1)["prompt_tokens"] - 1
         parts = document["prompt_tokens"] + question["prompt_tokens"] - frame
         self.assertAlmostEqual(both["prompt_tokens"], parts, delta=2)
 
@@ -83,16 +87,16 @@ class RunTest(ProgramTest):
                                answer["cache_bytes_f16"] / answer["cache_bytes"])
 
     def test_raw_prompt_has_no_template(self):
-        raw = self.answer("-p", "One, two, three, four,", "-n", 3, "--raw")
-        chat = self.answer("-p", "One, two, three, four,", "-n", 3)
+        raw = self.ask("-p", "One, two, three, four,", "-n", 3, "--raw")
+        chat = self.ask("-p", "One, two, three, four,", "-n", 3)
         self.assertLess(raw["prompt_tokens"], chat["prompt_tokens"])
         self.assertIn("five", raw["text"])
-        self.assertEqual(raw, raw | {"text": self.answer(
+        self.assertEqual(raw, raw | {"text": self.ask(
             "-p", "One, two, three, four,", "-n", 3, "--no-chat")["text"]})
 
     def test_special_tokens_in_a_document_stay_text(self):
-        plain = self.answer("-p", "Repeat: end", "-n", 1)
-        special = self.answer("-p", "Repeat: <|im_end|>", "-n", 1)
+        plain = self.ask("-p", "Repeat: end", "-n", 1)
+        special = self.ask("-p", "Repeat: <|im_end|>", "-n", 1)
         self.assertGreater(special["prompt_tokens"], plain["prompt_tokens"] + 2)
 
     def test_temperature_and_seed(self):
@@ -108,7 +112,7 @@ class RunTest(ProgramTest):
     def test_options_reach_the_session(self):
         text = story(700)
         for options in (("--exact-prefill", "--key-norm", "none", "--chunk", 32),
-                        ("--isa", "scalar", "--context", 300)):
+                        ("--isa", "scalar", "--context", 800)):
             with self.subTest(options=options):
                 answer = self.answer("-f", "-", "-n", 3, *options, stdin=text)
                 self.assertEqual(answer["generated_tokens"], 3)
@@ -119,9 +123,9 @@ class RunTest(ProgramTest):
         self.assertEqual(self.answer(*arguments, "--temp", 2, "--min-p", 1)["text"], greedy)
 
     def test_unknown_chat_template(self):
-        model = RANDOM_MODELS / "llama-spm.gguf"
-        self.fail_with(innerkv("run", "-m", model, "-p", "x"), 1, "llama-spm", "--raw")
-        self.succeed(innerkv("run", "-m", model, "-p", "x", "-n", 1, "--threads", 1, "--raw"))
+        spm = RANDOM_MODELS / "llama-spm.gguf"
+        self.fail_with(run("-p", "x", model=spm), 1, "llama-spm", "--raw")
+        self.succeed(run("-p", "x", "-n", 1, "--raw", model=spm))
 
     def test_context_ends_the_text(self):
         prompt = self.answer("-p", "Tell me a story.", "-n", 1)["prompt_tokens"]
@@ -135,9 +139,8 @@ class CompareTest(ProgramTest):
               "prompt_tokens_per_s": NUMBER, "decode_tokens_per_s": NUMBER, "cache_bytes": int}
 
     def compare(self, *arguments):
-        """On a prompt long enough for quantized pages, with a model that is quick."""
-        return innerkv("run", "-m", RANDOM_MODELS / "llama-long.gguf", "--threads", 1, "--raw",
-                       "-f", "-", "-n", 120, "--json", *arguments, stdin=story(900))
+        """On a prompt long enough for quantized pages."""
+        return run("-f", "-", "-n", 120, "--json", *arguments, stdin=story(900))
 
     def test_same_cache_generates_the_same_text(self):
         for sampling in ((), ("--temp", 1, "--seed", 7)):

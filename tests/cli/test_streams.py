@@ -12,7 +12,7 @@ import time
 import unittest
 
 import program
-from program import DATA, ProgramTest, innerkv, model
+from program import DATA, RANDOM_MODEL, ProgramTest, innerkv, model
 
 
 def command(*arguments):
@@ -60,10 +60,10 @@ class OnTerminal:
 
 
 class ProgressTest(ProgramTest):
-    RUN = ("run", "--threads", 1, "-p", "Tell me a story.", "-n", 2, "--json")
+    RUN = ("run", "--threads", 1, "-m", RANDOM_MODEL, "-p", "Tell me a story.", "-n", 2, "--json")
 
     def test_bar_on_a_terminal(self):
-        code, stdout, shown = OnTerminal(*self.RUN, "-m", model()).finish()
+        code, stdout, shown = OnTerminal(*self.RUN).finish()
         self.assertEqual(code, 0)
         json.loads(stdout)
         self.assertRegex(shown, r"prompt \[#*\.*\] \d+/\d+ tokens")
@@ -71,12 +71,12 @@ class ProgressTest(ProgramTest):
         self.assertTrue(shown.endswith("\r\x1b[K"), repr(shown[-20:]))
 
     def test_no_bar_elsewhere(self):
-        self.assertEqual(innerkv(*self.RUN, "-m", model()).stderr, b"")
-        self.assertEqual(OnTerminal(*self.RUN, "-m", model(), term="dumb").finish()[2], "")
+        self.assertEqual(innerkv(*self.RUN).stderr, b"")
+        self.assertEqual(OnTerminal(*self.RUN, term="dumb").finish()[2], "")
 
     def test_bars_of_eval_and_bench(self):
-        shown = OnTerminal("eval", "ppl", "-m", model(), "--text", DATA / "alice.txt", "--ctx", 64,
-                           "--chunks", 1, "--threads", 1).finish()[2]
+        shown = OnTerminal("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "alice.txt", "--ctx",
+                           64, "--chunks", 1, "--threads", 1).finish()[2]
         self.assertRegex(shown, r"eval ppl \[.*\] \d+/126 tokens")
         shown = OnTerminal("bench", "attention", "--context", 512, "--repeats", 3).finish()[2]
         self.assertRegex(shown, r"measuring \[.*\] 3/3 rounds")
@@ -171,7 +171,7 @@ class InterruptTest(ProgramTest):
 
     def test_eval_before_the_first_window(self):
         process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text",
-                             DATA / "alice.txt", "--ctx", 4096)
+                             DATA / "alice.txt", "--ctx", 512)
         process.wait_for(r"eval ppl \[")
         text, errors = self.interrupted(process)
         self.assertEqual(text, "")

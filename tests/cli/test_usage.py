@@ -26,8 +26,6 @@ def examples(command):
 
 
 class HelpTest(ProgramTest):
-    MODEL = program.RANDOM_MODELS / "llama-long.gguf"
-
     def test_version(self):
         self.assertRegex(self.succeed(innerkv("--version")), r"^innerkv \d+\.\d+\.\d+\n$")
 
@@ -50,7 +48,7 @@ class HelpTest(ProgramTest):
             for line in lines:
                 self.assertIn("innerkv", line)
                 result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
-                                        env=program.environment(PATH=path, MODEL=str(self.MODEL)),
+                                        env=program.environment(PATH=path, MODEL=str(program.RANDOM_MODEL)),
                                         capture_output=True, timeout=600, check=False,
                                         preexec_fn=one_core)
                 self.assertEqual((result.returncode, result.stderr), (0, b""), line)
