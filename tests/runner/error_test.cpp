@@ -2,6 +2,7 @@
 // What is refused, and with which words.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -170,10 +171,9 @@ TEST(ModelErrors, Tensors) {
 }
 
 void set_tokens(GgufEditor& file, const std::vector<std::string>& tokens) {
-    std::vector<const char*> texts;
-    for (const std::string& token : tokens) {
-        texts.push_back(token.c_str());
-    }
+    std::vector<const char*> texts(tokens.size());
+    std::transform(tokens.begin(), tokens.end(), texts.begin(),
+                   [](const std::string& token) { return token.c_str(); });
     gguf_set_arr_str(file.metadata(), "tokenizer.ggml.tokens", texts.data(), texts.size());
     gguf_remove_key(file.metadata(), "tokenizer.ggml.token_type");
 }
@@ -225,9 +225,9 @@ TEST(ModelErrors, VocabularyWithoutTheTokensItAdds) {
 TEST(ModelErrors, SentencePieceWithoutBytes) {
     const std::string path = scratch_file("no-bytes.gguf");
     GgufEditor editor(random_model("llama-spm"));
-    std::vector<std::string> tokens;
-    for (int i = 0; i < 288; ++i) {
-        tokens.push_back("<token " + std::to_string(i) + ">");
+    std::vector<std::string> tokens(288);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = "<token " + std::to_string(i) + ">";
     }
     tokens[5] = "t";
     tokens[6] = "\xe2\x96\x81"; // the space before a text

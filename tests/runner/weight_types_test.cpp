@@ -62,7 +62,7 @@ std::vector<float> logits_with(ggml_type type, bool as_f32) {
         }
         return true;
     });
-    const std::vector<float> logits = logits_of(path);
+    std::vector<float> logits = logits_of(path);
     std::remove(path.c_str());
     return logits;
 }
