@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv bench attention`: one decode step's attention, ours and the peers in turns.
-#include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>

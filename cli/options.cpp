@@ -2,7 +2,6 @@
 #include "options.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <fmt/format.h>
 

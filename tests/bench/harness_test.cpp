@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parts a measurement is made of; no times are asserted.
 #include <atomic>
-#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
