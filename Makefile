@@ -1,10 +1,10 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan install clean configure
+.PHONY: help run build test model bench lint format asan asan-runner install clean configure
 
 MODEL ?= smollm2
-FILE ?= tests/data/alice-opening.txt
-QUESTION ?= Which animal did Alice follow down the hole?
+export FILE ?= tests/data/alice-opening.txt
+export QUESTION ?= Which animal did Alice follow down the hole?
 CACHE ?= base
 PREFIX ?= /usr/local
 
@@ -15,12 +15,12 @@ export CCACHE_BASEDIR ?= $(CURDIR)
 export CCACHE_NOHASHDIR ?= 1
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: MODEL=smollm2|gemma3  FILE=  QUESTION=  CACHE=preset  PREFIX="
 
 run: build ## A question about a long document, answered on a quantized cache and on f16
 	@model=$$(tools/model.py $(MODEL)) && set -x && \
-	build/innerkv run -m "$$model" -f "$(FILE)" -p "$(QUESTION)" -n 24 --cache $(CACHE) --compare f16
+	build/innerkv run -m "$$model" -f "$$FILE" -p "$$QUESTION" -n 24 --cache $(CACHE) --compare f16
 
 build: configure ## The program, at build/innerkv
 	@cmake --build build --target innerkv-cli
@@ -51,6 +51,12 @@ asan: ## The library's tests under AddressSanitizer and UndefinedBehaviorSanitiz
 	@cmake --preset asan-ubsan >/dev/null
 	@cmake --build build-asan-ubsan
 	@tools/run_tests.py build-asan-ubsan
+
+asan-runner: ## The runner's tests on random models, likewise
+	@tools/setup build
+	@cmake --preset asan-ubsan-program >/dev/null
+	@cmake --build build-asan-ubsan-program --target runner_tests
+	@tools/run_tests.py build-asan-ubsan-program -L '^runner$$' -E Parity
 
 install: configure ## The library and the program, under PREFIX
 	@cmake --build build

@@ -44,7 +44,7 @@ struct AttentionBenchResult {
     double read_bandwidth_gb_per_s = 0;
     double dot_gmac_per_s = 0;
     double floor_us = 0; ///< of the first preset: the longer of reading its bytes and its products
-    int rounds = 0;
+    int rounds = 0;      ///< 0: stopped before the first was done; nothing else is told then
     std::vector<ContenderResult> results;
 };
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,18 +36,22 @@ public:
     virtual std::vector<float> expected_output() const { return {}; }
 };
 
+/// Called before each chunk of tokens that a cache is filled with; may throw.
+using Checkpoint = std::function<void()>;
+
 /// Ours: a cache filled through append and settled, one attention call over it.
 /// `isa` empty: the best there is. Throws InvalidArgument.
-std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,
-                                                  std::string_view preset, std::string_view isa,
-                                                  ThreadPool& pool);
+std::unique_ptr<Contender> make_innerkv_contender(
+    const AttentionCase& attention, std::string_view preset, std::string_view isa, ThreadPool& pool,
+    const Checkpoint& checkpoint = [] {});
 
 /// Names of all rivals, "ggml:f16", ...
 std::vector<std::string> peer_names();
 /// Throws InvalidArgument listing the rivals unless `name` is one.
 void require_peer(std::string_view name);
 /// A rival by name; throws InvalidArgument where there is none or it does not support the case.
-std::unique_ptr<Contender> make_peer(const AttentionCase& attention, std::string_view name,
-                                     int threads);
+std::unique_ptr<Contender> make_peer(
+    const AttentionCase& attention, std::string_view name, int threads,
+    const Checkpoint& checkpoint = [] {});
 
 } // namespace innerkv::bench

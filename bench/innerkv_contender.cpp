@@ -25,13 +25,13 @@ CacheConfig config_of(const AttentionCase& attention, const Preset& preset) {
 class InnerkvContender final : public Contender {
 public:
     InnerkvContender(const AttentionCase& attention, const Preset& preset, std::string_view isa,
-                     ThreadPool& pool)
+                     ThreadPool& pool, const Checkpoint& checkpoint)
         : attention_(attention), name_(preset.name), isa_(isa), pool_(pool),
           cache_(config_of(attention, preset)) {
         shape_.q_heads = attention.q_heads;
         shape_.kv_heads = attention.kv_heads;
         shape_.format = preset.format(attention.head_dim);
-        for (int index = 0; index < attention.batch; ++index) add_sequence(index);
+        for (int index = 0; index < attention.batch; ++index) add_sequence(index, checkpoint);
         out_.resize(queries_.size());
     }
 
@@ -75,12 +75,13 @@ public:
     }
 
 private:
-    void add_sequence(int index) {
+    void add_sequence(int index, const Checkpoint& checkpoint) {
         const SequenceId sequence = cache_.create();
         const std::size_t elements = attention_.row_elements();
         std::vector<float> k(elements * static_cast<std::size_t>(kAppendTokens));
         std::vector<float> v(k.size());
         for (std::int64_t first = 0; first < attention_.context; first += kAppendTokens) {
+            checkpoint();
             const std::int64_t tokens = std::min(kAppendTokens, attention_.context - first);
             make_rows(attention_, index, first, tokens, k.data(), v.data());
             AppendRows rows;
@@ -131,8 +132,9 @@ private:
 
 std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,
                                                   std::string_view preset, std::string_view isa,
-                                                  ThreadPool& pool) {
-    return std::make_unique<InnerkvContender>(attention, find_preset(preset), isa, pool);
+                                                  ThreadPool& pool, const Checkpoint& checkpoint) {
+    return std::make_unique<InnerkvContender>(attention, find_preset(preset), isa, pool,
+                                              checkpoint);
 }
 
 } // namespace innerkv::bench

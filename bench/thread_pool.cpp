@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "thread_pool.h"
 
+#include "runner/spin.h"
+
 namespace innerkv::bench {
-namespace {
 
-/// Spins between yields: with more threads than free cores, somebody else has to get on.
-constexpr int kSpinsPerYield = 4096;
-
-template <typename Condition>
-void spin_until(const Condition& condition) {
-    for (int spins = 1; !condition(); ++spins)
-        if (spins % kSpinsPerYield == 0) std::this_thread::yield();
-}
-
-} // namespace
+using runner::spin_until;
 
 ThreadPool::ThreadPool(int threads) {
     for (int thread = 1; thread < threads; ++thread)

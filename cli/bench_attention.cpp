@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv bench attention`: one decode step's attention, ours and the peers in turns.
-#include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>
@@ -9,9 +8,9 @@
 #include "commands.h"
 #include "contender.h"
 #include "errors.h"
-#include "innerkv/error.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
+#include "log.h"
 #include "options.h"
 #include "output.h"
 #include "progress.h"
@@ -50,8 +49,6 @@ void check_options(const BenchOptions& options) {
     if (attention.q_heads % attention.kv_heads != 0)
         throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
                                      attention.q_heads, attention.kv_heads));
-    if (!options.peers.empty())
-        for (const std::string& peer : split_list(options.peers)) bench::require_peer(peer);
 }
 
 /// A progress bar for each thing that is being done; false after Ctrl-C.
@@ -140,12 +137,13 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
 }
 
 int bench_attention(const BenchOptions& options) {
-    try {
-        check_options(options);
-    } catch (const InvalidArgument& error) {
-        throw UsageError(std::string("--peer: ") + error.what());
-    }
+    check_options(options);
+    catch_interrupts();
     const bench::AttentionBenchResult measured = measure(options);
+    if (measured.rounds == 0) {
+        log_error("interrupted before the first round was done");
+        return kInterrupted;
+    }
     if (options.json)
         write_json(to_json(options, measured));
     else
@@ -192,7 +190,11 @@ void add_attention(CLI::App& parent, Action& action) {
         "One decode step's attention, in microseconds, beside what the machine could do");
     add_shape_options(*command, options->bench.attention);
     add_presets_option(*command, options->presets, "Our contenders; ratios are against the first");
-    command->add_option("--peer", options->peers, "Rivals: " + known_peers())->type_name("A,B,...");
+    command->add_option("--peer", options->peers, "Rivals: " + known_peers())
+        ->type_name("A,B,...")
+        ->check(accepted_by([](const std::string& list) {
+            for (const std::string& name : split_list(list)) bench::require_peer(name);
+        }));
     options->bench.threads = 1;
     add_threads_option(*command, options->bench.threads, "Threads of every contender")
         ->capture_default_str();
@@ -202,8 +204,7 @@ void add_attention(CLI::App& parent, Action& action) {
         ->capture_default_str();
     command->add_flag("--cold", options->bench.cold,
                       "Empty the processor's caches before each run");
-    command->add_option("--isa", options->bench.isa, "Instruction set of our kernels")
-        ->type_name("NAME");
+    add_isa_option(*command, options->bench.isa, "Instruction set of our kernels");
     command->add_option("--device", options->device, "cpu or cuda")
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();

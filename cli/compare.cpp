@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "compare.h"
 
-#include <algorithm>
 #include <chrono>
 #include <optional>
 
@@ -34,18 +33,26 @@ std::string text_of(const runner::Model& model, std::span<const Token> tokens) {
     return text;
 }
 
-/// Back to where the texts part.
-void return_to_fork(runner::Session& session, std::span<const Token> prompt,
+/// Back to where the texts part, to the state that generating alone leads to. False: interrupted.
+bool return_to_fork(runner::Session& session, std::span<const Token> prompt,
                     std::span<const Token> common) {
-    try {
-        session.truncate(static_cast<std::int64_t>(prompt.size() + common.size()));
-    } catch (const InvalidArgument&) {
-        // A sliding window has dropped what the shorter sequence needs.
-        std::vector<Token> tokens(prompt.begin(), prompt.end());
-        tokens.insert(tokens.end(), common.begin(), common.end());
-        session.clear();
-        session.prompt(tokens);
+    if (!session.options().preset.k.quantized()) {
+        try {
+            session.truncate(static_cast<std::int64_t>(prompt.size() + common.size()));
+            return true;
+        } catch (const InvalidArgument&) {
+            // A sliding window has dropped what the shorter sequence needs.
+        }
     }
+    // A quantized cache that is cut back has rounded tokens where it had exact ones.
+    Generation again;
+    session.clear();
+    if (!process_prompt(session, prompt, again)) return false;
+    for (const Token token : common) {
+        if (interrupted()) return false;
+        session.decode(token);
+    }
+    return true;
 }
 
 /// Walks the second session through the first one's text.
@@ -55,10 +62,12 @@ public:
                    const Generation& first, const KeptLogits& kept)
         : model_(model), session_(session), sampler_(sampler), first_(first), kept_(kept) {}
 
-    void run(Comparison& comparison) {
+    /// False: interrupted.
+    bool run(Comparison& comparison) {
         std::vector<RowScore> rows;
         Progress bar("comparing", "tokens", static_cast<std::int64_t>(first_.tokens.size()));
-        for (std::size_t index = 0; index < choices() && !interrupted(); ++index) {
+        for (std::size_t index = 0; index < choices(); ++index) {
+            if (interrupted()) return false;
             if (index < kept_.rows())
                 rows.push_back(score_row(session_.logits(), kept_.row(index)));
             choose(index);
@@ -66,6 +75,7 @@ public:
             bar.update(static_cast<std::int64_t>(index + 1));
         }
         comparison.score = summarize(rows);
+        return true;
     }
 
     /// The second cache's choice where it first differs from the first one's.
@@ -121,15 +131,16 @@ std::span<const float> KeptLogits::row(std::size_t index) const {
     return std::span(logits_).subspan(index * vocabulary_size_, vocabulary_size_);
 }
 
-Comparison compare(const std::shared_ptr<runner::Model>& model, std::span<const Token> prompt,
-                   const Generation& first, const KeptLogits& kept, const CompareOptions& options) {
+std::optional<Comparison> compare(const std::shared_ptr<runner::Model>& model,
+                                  std::span<const Token> prompt, const Generation& first,
+                                  const KeptLogits& kept, const CompareOptions& options) {
     Comparison comparison;
     runner::Session session(model, options.session);
     runner::Sampler sampler(*model, options.sampler);
-    if (!process_prompt(session, prompt, comparison.generation)) return comparison;
-
+    if (!process_prompt(session, prompt, comparison.generation)) return {};
     TeacherForcing teacher(*model, session, sampler, first, kept);
-    teacher.run(comparison);
+    if (!teacher.run(comparison)) return {};
+
     comparison.generation.cache = session.cache_report();
     comparison.common_tokens = teacher.common_tokens();
     const std::span<const Token> common = std::span(first.tokens).first(comparison.common_tokens);
@@ -141,12 +152,13 @@ Comparison compare(const std::shared_ptr<runner::Model>& model, std::span<const 
     if (!comparison.parted) return comparison;
 
     // On from the second cache's own token.
-    return_to_fork(session, prompt, common);
     Generation own;
     own.tokens.assign(common.begin(), common.end());
+    own.finish = Finish::interrupted;
     GenerateOptions rest;
     rest.tokens = options.tokens - static_cast<int>(common.size());
-    generate(*model, session, sampler, rest, own, teacher.other());
+    if (return_to_fork(session, prompt, common))
+        generate(*model, session, sampler, rest, own, teacher.other());
     comparison.generation.finish = own.finish;
     comparison.generation.tokens = own.tokens;
     comparison.generation.text = text_of(*model, own.tokens);

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "generate.h"
@@ -28,9 +30,9 @@ private:
 };
 
 struct Comparison {
-    Generation
-        generation;      ///< the second cache's own text; speed and cache over the first one's text
-    bool parted = false; ///< the texts differ
+    /// The text is what the second cache generates alone; speed and cache are over the first one's text.
+    Generation generation;
+    bool parted = false;           ///< the texts differ
     std::size_t common_tokens = 0; ///< before they do
     std::string common_text;
     Score score; ///< of the first against the second, teacher-forced over the first one's text
@@ -40,12 +42,12 @@ struct CompareOptions {
     runner::SessionOptions session;
     runner::SamplerOptions sampler;
     int tokens = 256;
-    int threads = 1;
 };
 
-/// `first` and `kept` are of the first run on the same prompt, with the same sampler options.
-Comparison compare(const std::shared_ptr<runner::Model>& model,
-                   std::span<const runner::Token> prompt, const Generation& first,
-                   const KeptLogits& kept, const CompareOptions& options);
+/// `first` and `kept` are of the first run on the same prompt, with the same sampler options. Empty:
+/// interrupted before the second cache had walked through the first one's text.
+std::optional<Comparison> compare(const std::shared_ptr<runner::Model>& model,
+                                  std::span<const runner::Token> prompt, const Generation& first,
+                                  const KeptLogits& kept, const CompareOptions& options);
 
 } // namespace innerkv::cli

@@ -66,6 +66,7 @@ PerplexityResult measure(const PplOptions& options) {
                                   options.window, model->info().context_length,
                                   model->info().name));
     const std::vector<runner::Token> tokens = model->tokenize(text, false, false);
+    catch_interrupts();
     const std::vector<std::string> caches = split_list(options.caches);
     PerplexityOptions perplexity;
     perplexity.window = options.window;
@@ -105,6 +106,7 @@ Json to_json(const PplOptions& options, const PerplexityResult& result) {
             {"chunks", result.windows},
             {"codec", options.codec},
             {"arithmetic", options.arithmetic},
+            {"threads", result.threads},
             {"against",
              {{"cache", result.reference.cache},
               {"ppl", result.reference.score.perplexity},
@@ -174,7 +176,7 @@ void add_ppl(CLI::App& parent, Action& action) {
         ->capture_default_str();
     add_key_norm_option(*command, options->key_norm);
     add_threads_option(*command, options->threads, "Threads; all cores by default");
-    command->add_option("--isa", options->isa, "Instruction set of the kernels")->type_name("NAME");
+    add_isa_option(*command, options->isa, "Instruction set of the kernels");
     add_json_option(*command, options->json);
     command->footer(kExamples);
     command->callback([options, &action] { action = [options] { return eval_ppl(*options); }; });

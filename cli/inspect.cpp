@@ -10,6 +10,7 @@
 #include "options.h"
 #include "output.h"
 #include "runner/runner.h"
+#include "utf8.h"
 
 namespace innerkv::cli {
 namespace {
@@ -64,7 +65,8 @@ std::string to_text(const runner::ModelInfo& info) {
         {"chat template", info.has_chat_template ? "yes" : "no"},
     };
     std::string text;
-    for (const auto& [name, value] : lines) text += fmt::format("{:<15} {}\n", name, value);
+    for (const auto& [name, value] : lines)
+        text += fmt::format("{:<15} {}\n", name, printable(value));
     return text;
 }
 

@@ -4,10 +4,14 @@
 
 namespace innerkv::cli {
 
-/// The first SIGINT sets a flag, a second one ends the process; SIGPIPE is ignored.
-void install_signal_handlers();
+/// SIGPIPE is ignored.
+void ignore_closed_pipes();
 
-/// Whether Ctrl-C was pressed.
+/// From now on the first SIGINT sets a flag, a second one ends the process. Called once there is
+/// something that looks at the flag: until then one is enough.
+void catch_interrupts();
+
+/// Whether Ctrl-C was pressed since.
 bool interrupted();
 
 } // namespace innerkv::cli

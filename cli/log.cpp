@@ -8,6 +8,7 @@
 #include <spdlog/spdlog.h>
 
 #include "runner/runner.h"
+#include "utf8.h"
 
 namespace innerkv::cli {
 namespace {
@@ -22,13 +23,13 @@ spdlog::logger& logger() {
     return *instance;
 }
 
-/// A message from elsewhere may hold line ends.
+/// A message may quote a file, and hold line ends of its own.
 std::string one_line(std::string_view message) {
     while (!message.empty() && (message.back() == '\n' || message.back() == ' '))
         message.remove_suffix(1);
     std::string line(message);
     std::ranges::replace(line, '\n', ' ');
-    return line;
+    return printable(line);
 }
 
 } // namespace

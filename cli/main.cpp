@@ -70,7 +70,7 @@ int run(int argc, char** argv) {
 } // namespace
 
 int main(int argc, char** argv) {
-    install_signal_handlers();
+    ignore_closed_pipes();
     try {
         return run(argc, argv);
     } catch (const UsageError& error) {

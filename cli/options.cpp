@@ -2,32 +2,14 @@
 #include "options.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <fmt/format.h>
 
+#include "innerkv/attention.h"
 #include "innerkv/error.h"
 #include "innerkv/format.h"
 
 namespace innerkv::cli {
-namespace {
-
-constexpr int kMostThreads = 1024;
-
-/// An empty string where all parts are presets.
-std::string check_presets(const std::string& list) {
-    try {
-        for (const std::string& name : split_list(list)) find_preset(name);
-    } catch (const InvalidArgument& error) {
-        return error.what();
-    } catch (const CLI::ValidationError& error) {
-        return error.what();
-    }
-    return {};
-}
-
-} // namespace
-
 std::vector<std::string> split_list(const std::string& list) {
     std::vector<std::string> parts;
     std::size_t start = 0;
@@ -52,17 +34,9 @@ std::string preset_names() {
 
 CLI::Option* add_preset_option(CLI::App& command, const std::string& flags, std::string& preset,
                                const std::string& description) {
-    const auto check = [](const std::string& name) {
-        try {
-            find_preset(name);
-        } catch (const InvalidArgument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
-    };
     return command.add_option(flags, preset, description)
         ->type_name("PRESET")
-        ->check(CLI::Validator(check, ""))
+        ->check(accepted_by([](const std::string& name) { find_preset(name); }))
         ->capture_default_str();
 }
 
@@ -70,7 +44,9 @@ CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
                                 const std::string& description) {
     return command.add_option("--cache", presets, description)
         ->type_name("A,B,...")
-        ->check(CLI::Validator(check_presets, ""))
+        ->check(accepted_by([](const std::string& list) {
+            for (const std::string& name : split_list(list)) find_preset(name);
+        }))
         ->capture_default_str();
 }
 
@@ -81,13 +57,19 @@ CLI::Option* add_model_option(CLI::App& command, std::string& path) {
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description) {
     return command.add_option("--threads", threads, description)
         ->type_name("N")
-        ->check(whole_range(1, kMostThreads));
+        ->check(whole_range(1, runner::kMaxThreads));
 }
 
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm) {
     return command
         .add_option("--key-norm", key_norm, "Channel norms of keys, instead of the preset's")
         ->check(CLI::IsMember({"none", "prefill"}));
+}
+
+CLI::Option* add_isa_option(CLI::App& command, std::string& isa, const std::string& description) {
+    return command.add_option("--isa", isa, description)
+        ->type_name("NAME")
+        ->check(accepted_by([](const std::string& name) { select_isa(name); }));
 }
 
 CLI::Option* add_json_option(CLI::App& command, bool& json) {
@@ -101,6 +83,20 @@ runner::SessionOptions session_options(const std::string& preset, int context,
     session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
     session.transform.norm = session.preset.key_norm;
     return session;
+}
+
+CLI::Validator accepted_by(std::function<void(const std::string&)> check) {
+    const auto message = [check = std::move(check)](const std::string& value) {
+        try {
+            check(value);
+        } catch (const InvalidArgument& error) {
+            return std::string(error.what());
+        } catch (const CLI::ValidationError& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    return CLI::Validator(message, "");
 }
 
 CLI::Validator whole_range(int low, int high) {

@@ -2,6 +2,7 @@
 // Options that several commands share.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,12 +29,16 @@ CLI::Option* add_model_option(CLI::App& command, std::string& path);
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description);
 /// "none", "prefill", or empty for the preset's own.
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
+/// Unknown names are refused with the list of those there are.
+CLI::Option* add_isa_option(CLI::App& command, std::string& isa, const std::string& description);
 CLI::Option* add_json_option(CLI::App& command, bool& json);
 
 /// The preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized.
 runner::SessionOptions session_options(const std::string& preset, int context,
                                        const std::string& key_norm);
 
+/// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
+CLI::Validator accepted_by(std::function<void(const std::string&)> check);
 /// Whole numbers from `low` to `high`.
 CLI::Validator whole_range(int low, int high);
 /// Refuses everything but finite numbers from `low` to `high`.

@@ -45,6 +45,7 @@ public:
 
     PerplexityResult run(const std::vector<Token>& tokens) {
         PerplexityResult result;
+        result.threads = threads();
         const auto size = static_cast<std::size_t>(options_.window);
         for (int window = 0; window < options_.windows; ++window) {
             const auto first =
@@ -118,7 +119,7 @@ private:
         const std::size_t count = logits.size() / vocabulary_;
         reference_logits_.insert(reference_logits_.end(), logits.begin(), logits.end());
         reference_predictions_.resize(before + count);
-        share_rows(count, options_.threads, [&](std::size_t first, std::size_t last) {
+        share_rows(count, threads(), [&](std::size_t first, std::size_t last) {
             for (std::size_t row = first; row < last; ++row)
                 reference_predictions_[before + row] =
                     predict(logits.subspan(row * vocabulary_, vocabulary_));
@@ -131,7 +132,7 @@ private:
         const std::size_t count = logits.size() / vocabulary_;
         const std::size_t before = contestant.window.size();
         contestant.window.resize(before + count);
-        share_rows(count, options_.threads, [&](std::size_t first, std::size_t last) {
+        share_rows(count, threads(), [&](std::size_t first, std::size_t last) {
             for (std::size_t row = first; row < last; ++row)
                 contestant.window[before + row] =
                     score_row(tokens_[position + row + 1], reference_row + row,
@@ -151,6 +152,8 @@ private:
         row.same_top = prediction.top == expected.top;
         return row;
     }
+
+    int threads() const { return contestants_.front().session->options().threads; }
 
     /// Counts one call's tokens into the whole.
     runner::Session::Progress counter() {

@@ -35,6 +35,7 @@ struct CacheScore {
 
 struct PerplexityResult {
     int windows = 0; ///< finished
+    int threads = 0; ///< that computed and scored
     CacheScore reference;
     std::vector<CacheScore> caches;
 };

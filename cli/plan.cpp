@@ -10,6 +10,7 @@
 #include "options.h"
 #include "output.h"
 #include "runner/runner.h"
+#include "utf8.h"
 
 namespace innerkv::cli {
 namespace {
@@ -76,7 +77,7 @@ Json to_json(const runner::ModelInfo& info, const PlanOptions& options,
 
 std::string to_text(const runner::ModelInfo& info, const PlanOptions& options,
                     const std::vector<PlanRow>& rows) {
-    std::string text = fmt::format("{}: {} tokens", info.name, options.context);
+    std::string text = fmt::format("{}: {} tokens", printable(info.name), options.context);
     if (options.batch > 1) text += fmt::format(" x {} sequences", options.batch);
     text += fmt::format("; an f16 cache takes {}\n", format_bytes(rows.front().f16_bytes));
     Table table({"cache", "bits a value", "total", "a token", "smaller", "reserved"});

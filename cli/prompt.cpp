@@ -19,7 +19,11 @@ std::string join(const PromptText& text) {
 
 std::string apply_template(const runner::Model& model, std::string content) {
     const std::array messages{runner::ChatMessage{"user", std::move(content)}};
-    return model.chat_prompt(messages);
+    try {
+        return model.chat_prompt(messages);
+    } catch (const runner::ModelError& error) {
+        throw runner::ModelError(std::string(error.what()) + " (--raw)");
+    }
 }
 
 void append(std::vector<Token>& tokens, const std::vector<Token>& more) {

@@ -111,6 +111,7 @@ int run(const RunOptions& options) {
     const PromptText text = read_prompt(options);
     const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
     const std::vector<runner::Token> prompt = make_prompt(*model, text);
+    catch_interrupts();
     RunReport report;
     report.model = options.model;
     report.cache = options.cache;
@@ -123,12 +124,12 @@ int run(const RunOptions& options) {
                report.generation);
     }
     if (!options.json && !options.quiet) write_output("\n");
+    report.compared_cache = options.compare;
     if (!options.compare.empty() && !interrupted()) {
         CompareOptions other;
         other.session = make_session_options(options, options.compare, report.context);
         other.sampler = options.sampler;
         other.tokens = options.tokens;
-        report.compared_cache = options.compare;
         report.comparison = compare(model, prompt, report.generation, kept, other);
     }
     if (options.json)
@@ -185,13 +186,20 @@ void add_sampling_options(CLI::App& command, runner::SamplerOptions& sampler) {
         ->check(finite_range(0, 100))
         ->capture_default_str();
     command
-        .add_option("--top-k", sampler.top_k, "Sample from the K most likely tokens; 0: from all")
+        .add_option("--top-k", sampler.top_k,
+                    "Sample from the K most likely tokens at most; 0: no such limit")
         ->type_name("K")
         ->check(whole_range(0, kMostTokens))
         ->capture_default_str();
     command
         .add_option("--top-p", sampler.top_p,
                     "Sample from the most likely tokens that have this probability together")
+        ->type_name("P")
+        ->check(finite_range(0, 1))
+        ->capture_default_str();
+    command
+        .add_option("--min-p", sampler.min_p,
+                    "Sample from tokens that have this share of the most likely one's probability")
         ->type_name("P")
         ->check(finite_range(0, 1))
         ->capture_default_str();
@@ -209,8 +217,8 @@ void add_run_command(CLI::App& app, Action& action) {
     add_cache_options(*command, *options);
     add_sampling_options(*command, options->sampler);
     add_threads_option(*command, options->threads, "Threads; all cores by default");
-    command->add_option("--isa", options->isa, "Instruction set of the kernels")->type_name("NAME");
-    command->add_flag("-q,--quiet", options->quiet, "Print the text alone");
+    add_isa_option(*command, options->isa, "Instruction set of the kernels");
+    command->add_flag("-q,--quiet", options->quiet, "Print the text alone")->excludes("--compare");
     command->add_flag("-v,--verbose", options->verbose, "Show messages of ggml and llama.cpp");
     add_json_option(*command, options->json);
     command->footer(kExamples);

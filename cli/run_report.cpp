@@ -46,12 +46,13 @@ std::string tail(const std::string& text) {
     return fmt::format("{}{}", start ? "..." : "", line.substr(start));
 }
 
-/// The first characters of a text from `from` on.
-std::string head(const std::string& text, std::size_t from) {
+/// The first characters of a generated text from `from` on.
+std::string head(const Generation& generation, std::size_t from) {
+    const std::string& text = generation.text;
     const std::string line = flatten(std::string_view(text).substr(std::min(from, text.size())));
     std::size_t end = std::min(line.size(), kShownCharacters);
     while (end < line.size() && !starts_character(line[end])) ++end;
-    if (line.empty()) return "(ends)";
+    if (line.empty()) return generation.finish == Finish::interrupted ? "(interrupted)" : "(ends)";
     return fmt::format("{}{}", line.substr(0, end), end < line.size() ? "..." : "");
 }
 
@@ -89,8 +90,8 @@ std::string comparison_text(const RunReport& report) {
         text += fmt::format("  both    {}\n", tail(other.common_text));
     }
     const std::size_t at = other.common_text.size();
-    text += fmt::format("  {:<7} {}\n", report.cache, head(report.generation.text, at));
-    text += fmt::format("  {:<7} {}\n", report.compared_cache, head(other.generation.text, at));
+    text += fmt::format("  {:<7} {}\n", report.cache, head(report.generation, at));
+    text += fmt::format("  {:<7} {}\n", report.compared_cache, head(other.generation, at));
     return text;
 }
 
@@ -98,6 +99,7 @@ Json comparison_json(const RunReport& report) {
     const Comparison& other = *report.comparison;
     Json json = {{"cache", report.compared_cache},
                  {"text", other.generation.text},
+                 {"finish", finish_name(other.generation.finish)},
                  {"generated_tokens", other.generation.tokens.size()},
                  {"prompt_tokens_per_s", other.generation.prompt_tokens_per_s()},
                  {"decode_tokens_per_s", other.generation.decode_tokens_per_s()},
@@ -129,7 +131,8 @@ Json to_json(const RunReport& report) {
                  {"cache_bytes", generation.cache.bytes},
                  {"cache_bytes_f16", generation.cache.f16_bytes},
                  {"cache_ratio", times_smaller(generation.cache)}};
-    if (report.comparison) json["compare"] = comparison_json(report);
+    if (!report.compared_cache.empty())
+        json["compare"] = report.comparison ? comparison_json(report) : Json();
     return json;
 }
 
@@ -144,6 +147,7 @@ std::string to_text(const RunReport& report) {
         generation.prompt_tokens, generation.prompt_tokens_per_s(), generation.tokens.size(),
         generation.decode_tokens_per_s(), finish_name(generation.finish));
     if (report.comparison) text.append("\n").append(comparison_text(report));
+    if (!report.compared_cache.empty() && !report.comparison) text += "comparison interrupted\n";
     return text;
 }
 

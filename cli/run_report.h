@@ -16,8 +16,9 @@ struct RunReport {
     std::string cache;
     int context = 0;
     Generation generation;
-    std::string compared_cache;
-    std::optional<Comparison> comparison;
+    std::string compared_cache; ///< empty: none was asked for
+    std::optional<Comparison>
+        comparison; ///< empty: none was asked for, or Ctrl-C came before its end
 };
 
 Json to_json(const RunReport& report);

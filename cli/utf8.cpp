@@ -81,4 +81,18 @@ std::string Utf8Stream::finish() {
     return text;
 }
 
+std::string printable(std::string_view text) {
+    std::string result;
+    while (!text.empty()) {
+        const Character character = first_character(text);
+        const std::string_view bytes = text.substr(0, character.bytes);
+        const auto lead = static_cast<std::uint8_t>(bytes.front());
+        // U+0000 to U+001F, U+007F, and U+0080 to U+009F as C2 80 to C2 9F
+        const bool control = lead < 0x20 || lead == 0x7F || (lead == 0xC2 && bytes.back() < '\xA0');
+        result += character.status == Status::complete && !control ? bytes : kReplacement;
+        text.remove_prefix(character.bytes);
+    }
+    return result;
+}
+
 } // namespace innerkv::cli

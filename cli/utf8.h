@@ -23,4 +23,8 @@ private:
     std::string pending_;
 };
 
+/// For a terminal, where a file's text must not act: bytes that are not UTF-8 and control characters
+/// become U+FFFD.
+std::string printable(std::string_view text);
+
 } // namespace innerkv::cli

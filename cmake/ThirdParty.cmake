@@ -1,7 +1,7 @@
 # ggml and libllama, built once and cached outside the tree by tools/third_party.py.
 #
 # Defines
-#   innerkv_thirdparty::llama   llama.h, ggml*.h, gguf.h and ggml_backends.h; libllama and libggml
+#   innerkv_thirdparty::llama   llama.h, ggml*.h, gguf.h; libllama and libggml
 #   INNERKV_GGUF_PY             a folder for PYTHONPATH: the gguf package
 # and installs the shared libraries beside an installed program.
 find_program(INNERKV_PYTHON3 python3 REQUIRED)
@@ -25,9 +25,8 @@ endforeach()
 add_library(innerkv_thirdparty INTERFACE)
 add_library(innerkv_thirdparty::llama ALIAS innerkv_thirdparty)
 target_link_libraries(innerkv_thirdparty INTERFACE
-  innerkv_thirdparty_llama innerkv_thirdparty_ggml innerkv_thirdparty_ggml-base ${CMAKE_DL_LIBS})
+  innerkv_thirdparty_llama innerkv_thirdparty_ggml innerkv_thirdparty_ggml-base)
 target_include_directories(innerkv_thirdparty SYSTEM INTERFACE ${INNERKV_THIRDPARTY_DIR}/include)
-target_include_directories(innerkv_thirdparty INTERFACE ${PROJECT_SOURCE_DIR}/cmake/third_party)
 # The headers declare symbols for shared libraries.
 target_compile_definitions(innerkv_thirdparty INTERFACE
   GGML_SHARED GGML_BACKEND_SHARED LLAMA_SHARED)

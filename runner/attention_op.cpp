@@ -53,12 +53,10 @@ void AttentionDriver::begin(SequenceId sequence, std::int64_t position) {
     error_ = nullptr;
 }
 
-void AttentionDriver::finish() {
+std::exception_ptr AttentionDriver::finish() noexcept {
     attention_.reset();
     append_.reset();
-    if (error_) {
-        std::rethrow_exception(std::exchange(error_, nullptr));
-    }
+    return std::exchange(error_, nullptr);
 }
 
 /// Runs `work` unless something has failed already; keeps the first exception.

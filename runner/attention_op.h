@@ -11,7 +11,7 @@
 #include "ggml.h"
 #include "innerkv/attention.h"
 #include "innerkv/cache.h"
-#include "spin_barrier.h"
+#include "spin.h"
 
 namespace innerkv::runner {
 
@@ -24,8 +24,8 @@ public:
 
     /// Before each graph: the position of its first token in the sequence.
     void begin(SequenceId sequence, std::int64_t position);
-    /// After it: throws what went wrong inside.
-    void finish();
+    /// After it, whether it was computed or failed: what went wrong inside, or null.
+    std::exception_ptr finish() noexcept;
 
     /// Called by each of `threads` threads at once. k, v: [head_dim, kv_heads, tokens] as ggml counts,
     /// f32; q: [head_dim, q_heads, tokens], or null where only K and V are wanted; out: like q,

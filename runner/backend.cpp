@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend.h"
 
-#include <ggml_backends.h>
+#include <dlfcn.h>
 
 #include <mutex>
 #include <new>
@@ -13,6 +13,22 @@
 
 namespace innerkv::runner {
 namespace {
+
+/// The directory that libggml-base was loaded from, in the build cache or beside an installed program:
+/// it holds the backend modules too. Empty if the dynamic loader does not say.
+std::string module_directory() {
+    // Asked of the library itself: in an executable the address may be that of a stub.
+    void* const library = dlopen("libggml-base.so.0", RTLD_LAZY | RTLD_NOLOAD);
+    void* const symbol = library ? dlsym(library, "ggml_init") : nullptr;
+    Dl_info info{};
+    const bool found = symbol && dladdr(symbol, &info) != 0 && info.dli_fname;
+    const std::string path = found ? info.dli_fname : "";
+    if (library) {
+        dlclose(library);
+    }
+    const std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "" : path.substr(0, slash);
+}
 
 template <typename Function>
 Function cpu_function(const char* name) {
@@ -26,7 +42,9 @@ ggml_backend_dev_t cpu_device() {
     static std::once_flag once;
     std::call_once(once, [] {
         install_log();
-        load_ggml_backends();
+        if (const std::string directory = module_directory(); !directory.empty()) {
+            ggml_backend_load_all_from_path(directory.c_str());
+        }
     });
     ggml_backend_dev_t const device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     if (!device) {
@@ -56,7 +74,8 @@ ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes) {
     return context;
 }
 
-CpuBackend::CpuBackend(int threads) : backend_(ggml_backend_dev_init(cpu_device(), nullptr)) {
+CpuBackend::CpuBackend(int threads, std::uint32_t polling)
+    : backend_(ggml_backend_dev_init(cpu_device(), nullptr)) {
     const auto set_threads =
         cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
     const auto new_pool = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
@@ -68,6 +87,7 @@ CpuBackend::CpuBackend(int threads) : backend_(ggml_backend_dev_init(cpu_device(
     }
     set_threads(backend_.get(), threads);
     ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+    params.poll = polling;
     pool_ = {new_pool(&params), free_pool};
     if (!pool_) {
         throw Error("ggml could not start " + std::to_string(threads) + " threads");
@@ -75,10 +95,10 @@ CpuBackend::CpuBackend(int threads) : backend_(ggml_backend_dev_init(cpu_device(
     set_pool(backend_.get(), pool_.get());
 }
 
-void CpuBackend::compute(ggml_cgraph* graph) {
+void CpuBackend::compute(ggml_cgraph* graph) const {
     const ggml_status status = ggml_backend_graph_compute(backend_.get(), graph);
     if (status != GGML_STATUS_SUCCESS) {
-        throw Error(std::string("ggml could not compute the model: ") +
+        throw Error(std::string("ggml could not compute a graph: ") +
                     ggml_status_to_string(status));
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // ggml's CPU backend, reached through its registry: the instruction-set variants are modules that are
-// loaded at run time, so nothing of them may be linked.
+// loaded at run time, so nothing of them may be linked. The benchmark's peers use it too.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "ggml-backend.h"
@@ -32,9 +33,11 @@ ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes = 0);
 /// cost more than a small model's layers.
 class CpuBackend {
 public:
-    explicit CpuBackend(int threads);
+    /// Between graphs the threads poll for `polling` times 131,072 pauses before they sleep.
+    explicit CpuBackend(int threads, std::uint32_t polling = 50);
+    ggml_backend_t get() const { return backend_.get(); }
     /// Throws Error where ggml reports a failure.
-    void compute(ggml_cgraph* graph);
+    void compute(ggml_cgraph* graph) const;
 
 private:
     struct Free {

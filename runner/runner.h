@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF models decoding on the innerkv cache. The only folder that sees ggml or llama.cpp; this header
-// shows neither, so that the program needs neither.
+// GGUF models decoding on the innerkv cache, on ggml and llama.cpp; this header shows neither, so that
+// the program needs neither.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,8 @@
 namespace innerkv::runner {
 
 using Token = std::int32_t;
+
+inline constexpr int kMaxThreads = 512; ///< of a session: as many as ggml takes
 
 /// A model file cannot be used: missing, broken, an architecture or a shape that is not supported.
 class ModelError : public Error {

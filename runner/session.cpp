@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <exception>
 #include <string>
 #include <thread>
 
@@ -15,7 +16,6 @@
 namespace innerkv::runner {
 namespace {
 
-constexpr int kMaxThreads = 512;
 /// Logits that one chunk of evaluate() may hold.
 constexpr int kMaxLogits = 1 << 26;
 
@@ -142,12 +142,18 @@ struct Session::Impl {
         cache.reserve(sequence, static_cast<int>(tokens.size()));
         chunk.set_inputs(tokens, length);
         driver.begin(sequence, length);
+        std::exception_ptr error;
         try {
             backend.compute(chunk.graph());
-            driver.finish();
         } catch (...) {
+            error = std::current_exception();
+        }
+        if (const std::exception_ptr inside = driver.finish()) {
+            error = inside;
+        }
+        if (error) {
             roll_back();
-            throw;
+            std::rethrow_exception(error);
         }
         length += static_cast<std::int64_t>(tokens.size());
         return chunk.logits();

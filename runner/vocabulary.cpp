@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vocabulary.h"
 
+#include <algorithm>
 #include <limits>
+#include <new>
 #include <unordered_set>
 
 #include "log.h"
@@ -71,6 +73,31 @@ Vocabulary::Vocabulary(const GgufFile& file) : path_(file.path()) {
                   (log.first_error().empty() ? "" : ": " + log.first_error()));
     }
     vocabulary_ = llama_model_get_vocab(model_.get());
+    check_added_tokens(file);
+}
+
+/// libllama asserts that a token it is to add exists.
+void Vocabulary::check_added_tokens(const GgufFile& file) const {
+    const auto check_added = [&](bool adds, Token token, const std::string& name) {
+        if (adds && token == LLAMA_TOKEN_NULL) {
+            file.fail("has a tokenizer that cannot be used: it adds a " + name +
+                      " token to every text and has none");
+        }
+    };
+    check_added(llama_vocab_get_add_bos(vocabulary_), llama_vocab_bos(vocabulary_), "first (bos)");
+    check_added(llama_vocab_get_add_eos(vocabulary_), llama_vocab_eos(vocabulary_), "last (eos)");
+}
+
+/// What `call` returns; its exceptions, of tables that lack what they should have, as ModelError.
+template <typename Call>
+auto Vocabulary::guarded(Call&& call) const {
+    try {
+        return call();
+    } catch (const std::bad_alloc&) {
+        throw;
+    } catch (const std::exception&) {
+        throw ModelError(path_ + ": has a vocabulary without tokens for every byte");
+    }
 }
 
 std::vector<Token> Vocabulary::tokenize(std::string_view text, bool bos, bool special) const {
@@ -81,12 +108,16 @@ std::vector<Token> Vocabulary::tokenize(std::string_view text, bool bos, bool sp
     }
     const auto bytes = static_cast<std::int32_t>(text.size());
     std::vector<Token> tokens(text.size() + 2);
-    std::int32_t count = llama_tokenize(vocabulary_, text.data(), bytes, tokens.data(),
-                                        static_cast<std::int32_t>(tokens.size()), bos, special);
+    const auto fill = [&] {
+        return guarded([&] {
+            return llama_tokenize(vocabulary_, text.data(), bytes, tokens.data(),
+                                  static_cast<std::int32_t>(tokens.size()), bos, special);
+        });
+    };
+    std::int32_t count = fill();
     if (count < 0 && count != std::numeric_limits<std::int32_t>::min()) {
         tokens.resize(static_cast<std::size_t>(-count));
-        count =
-            llama_tokenize(vocabulary_, text.data(), bytes, tokens.data(), -count, bos, special);
+        count = fill();
     }
     if (count < 0) {
         throw Error("the text could not be tokenized");
@@ -105,11 +136,16 @@ void Vocabulary::check(Token token) const {
 std::string Vocabulary::piece(Token token) const {
     check(token);
     std::string text(32, '\0');
-    std::int32_t bytes = llama_token_to_piece(vocabulary_, token, text.data(),
-                                              static_cast<std::int32_t>(text.size()), 0, true);
+    const auto fill = [&] {
+        return guarded([&] {
+            return llama_token_to_piece(vocabulary_, token, text.data(),
+                                        static_cast<std::int32_t>(text.size()), 0, true);
+        });
+    };
+    std::int32_t bytes = fill();
     if (bytes < 0) {
         text.resize(static_cast<std::size_t>(-bytes));
-        bytes = llama_token_to_piece(vocabulary_, token, text.data(), -bytes, 0, true);
+        bytes = fill();
     }
     text.resize(static_cast<std::size_t>(std::max(bytes, 0)));
     return text;

@@ -31,7 +31,10 @@ private:
     struct Free {
         void operator()(llama_model* model) const { llama_model_free(model); }
     };
+    void check_added_tokens(const GgufFile& file) const;
     void check(Token token) const;
+    template <typename Call>
+    auto guarded(Call&& call) const;
 
     std::string path_;
     std::unique_ptr<llama_model, Free> model_;

@@ -8,15 +8,6 @@
 namespace innerkv::runner {
 namespace {
 
-/// Weight types whose products and rows every ggml CPU variant computes.
-constexpr ggml_type kWeightTypes[] = {
-    GGML_TYPE_F32,     GGML_TYPE_F16,    GGML_TYPE_BF16,  GGML_TYPE_Q4_0,    GGML_TYPE_Q4_1,
-    GGML_TYPE_Q5_0,    GGML_TYPE_Q5_1,   GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,    GGML_TYPE_Q3_K,
-    GGML_TYPE_Q4_K,    GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K,  GGML_TYPE_IQ1_S,   GGML_TYPE_IQ1_M,
-    GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S,
-    GGML_TYPE_IQ4_NL,  GGML_TYPE_IQ4_XS, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0,   GGML_TYPE_MXFP4,
-};
-
 constexpr std::size_t kTensorsPerLayer = 24;
 
 /// Whether the device multiplies this weight in buffers of that type.
@@ -32,6 +23,15 @@ bool multiplies_in(ggml_backend_buffer_type_t type, const TensorEntry& entry) {
     }
     weight->buffer = probe.get();
     return ggml_backend_dev_supports_op(cpu_device(), product);
+}
+
+ggml_backend_buffer_type_t plain_layout() { return ggml_backend_dev_buffer_type(cpu_device()); }
+
+/// A type that ggml can turn into floats: it has products and rows of all of these, and none of others.
+bool is_weight_type(const TensorEntry& entry) {
+    const bool readable =
+        entry.type == GGML_TYPE_F32 || ggml_get_type_traits(entry.type)->to_float != nullptr;
+    return readable && multiplies_in(plain_layout(), entry);
 }
 
 /// The leading heads of a matrix' output rows whose order rope decides.
@@ -154,8 +154,7 @@ private:
     }
 
     void check_weight_type(const TensorEntry& entry) const {
-        if (std::find(std::begin(kWeightTypes), std::end(kWeightTypes), entry.type) ==
-            std::end(kWeightTypes)) {
+        if (!is_weight_type(entry)) {
             file_.fail("tensor " + entry.name + " has type " + type_name(entry.type) +
                        ", which is no weight type that is supported");
         }
@@ -194,10 +193,6 @@ private:
             return copy(entry, ordered.data(), layout ? layout : plain_layout());
         }
         return layout ? copy(entry, file_.data(entry), layout) : in_place(entry);
-    }
-
-    static ggml_backend_buffer_type_t plain_layout() {
-        return ggml_backend_dev_buffer_type(cpu_device());
     }
 
     ggml_tensor* copy(const TensorEntry& entry, const std::byte* data,

@@ -86,13 +86,14 @@ def scratch_dir(name):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def python_environment():
-    """A virtual environment with tools/requirements.txt installed; returns its interpreter.
+def python_environment(requirements=TOOLS / "requirements.txt"):
+    """A virtual environment with a requirements file installed; returns its interpreter.
 
-    Its own environment, because a distribution's Python may refuse installs (PEP 668).
+    Its own environment, because a distribution's Python may refuse installs (PEP 668). None: pip alone,
+    which a distribution's Python may lack.
     """
-    requirements = TOOLS / "requirements.txt"
-    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    wanted = requirements.read_bytes() if requirements else b""
+    key = hashlib.sha256(wanted + sys.version.encode()).hexdigest()[:12]
     place = cache_dir() / f"python-{key}"
     python = place / "bin" / "python"
     if (place / "complete").exists() and python.exists():
@@ -104,7 +105,8 @@ def python_environment():
         shutil.rmtree(place, ignore_errors=True)
         # Scripts in a virtual environment hold its path, so it is made in place and then marked.
         subprocess.run([sys.executable, "-m", "venv", place], check=True, stdout=sys.stderr)
-        pip(python, "install", "--quiet", "--requirement", requirements)
+        if requirements:
+            pip(python, "install", "--quiet", "--requirement", requirements)
         (place / "complete").touch()
     return python
 
@@ -127,6 +129,6 @@ def pip_download(requirements, into, kind):
     # A source distribution's build tools may be binary.
     names = ",".join(requirement.split("==")[0] for requirement in requirements)
     only = ["--only-binary", ":all:"] if kind == "binary" else ["--no-binary", names]
-    pip(python_environment(), "download", "--require-hashes", "--no-deps", "--no-cache-dir", *only,
+    pip(python_environment(None), "download", "--require-hashes", "--no-deps", "--no-cache-dir", *only,
         "--dest", into, "--requirement", listing)
     listing.unlink()

@@ -39,6 +39,8 @@ class Model:
     window_list: bool = False  # the pattern as one boolean a layer
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
+    sentence_piece: bool = False  # instead of BPE; with a chat template that nobody knows
+    context: int = 1024
 
     @property
     def width(self):
@@ -60,6 +62,8 @@ MODELS = {
     "llama-fused": Model("llama", 64, 4, 2, fused_qkv=True, biases=True),
     "llama-linear": Model("llama", 64, 4, 2, rope_scaling="linear"),
     "llama-yarn": Model("llama", 64, 4, 2, rope_scaling="yarn"),
+    "llama-long": Model("llama", 64, 4, 2, Type.Q8_0, context=8192),
+    "llama-spm": Model("llama", 64, 4, 2, Type.Q8_0, sentence_piece=True),
     "mistral": Model("llama", 128, 8, 2, embedding_dim=512, tied=False),
     "qwen2": Model("qwen2", 64, 4, 2, biases=True),
     "qwen2-q8_0": Model("qwen2", 128, 2, 1, Type.Q8_0, biases=True, tied=False),
@@ -76,7 +80,6 @@ MODELS = {
 }
 
 VOCABULARY = 288
-CONTEXT = 1024
 
 
 def byte_characters():
@@ -88,7 +91,23 @@ def byte_characters():
     return [table[b] for b in range(256)]
 
 
-def add_vocabulary(writer):
+def add_sentence_piece(writer):
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    types = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.BYTE] * 256
+    words = ["\u2581", "t", "h", "e", "i", "n", "r", "th", "he", "in", "er", "the", "\u2581the"]
+    words += [chr(letter) for letter in range(ord("A"), ord("Z") + 1)]
+    tokens += words[:VOCABULARY - len(tokens)]
+    types += [gguf.TokenType.NORMAL] * (VOCABULARY - len(types))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(index) for index in range(VOCABULARY)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ 'an unknown template' }}")
+
+
+def add_byte_pairs(writer):
     tokens = byte_characters() + ["th", "he", "in", "er"]
     types = [gguf.TokenType.NORMAL] * len(tokens)
     tokens += ["<|start|>", "<|end|>"]
@@ -108,7 +127,7 @@ def add_vocabulary(writer):
 
 
 def add_metadata(writer, model):
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(model.context)
     writer.add_embedding_length(model.width)
     writer.add_block_count(model.layers)
     writer.add_feed_forward_length(model.ffn_dim)
@@ -122,7 +141,7 @@ def add_metadata(writer, model):
         kind = gguf.RopeScalingType(model.rope_scaling)
         writer.add_rope_scaling_type(kind)
         writer.add_rope_scaling_factor(4.0)
-        writer.add_rope_scaling_orig_ctx_len(CONTEXT // 4)
+        writer.add_rope_scaling_orig_ctx_len(model.context // 4)
     if model.window:
         writer.add_sliding_window(model.window)
     if model.window_list:
@@ -200,7 +219,7 @@ def write_model(path, name, model):
     writer = gguf.GGUFWriter(path, model.architecture)
     writer.add_name(f"random {name}")
     add_metadata(writer, model)
-    add_vocabulary(writer)
+    (add_sentence_piece if model.sentence_piece else add_byte_pairs)(writer)
     tensors = Tensors(writer, model, zlib.crc32(name.encode()))
     # Embeddings are small beside what layers add, and logits spread by about 2, tied or not: then a
     # fault anywhere shows in the logits.

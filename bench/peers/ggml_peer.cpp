@@ -4,17 +4,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <new>
 #include <thread>
 
-#include <ggml-alloc.h>
 #include <ggml-backend.h>
-#include <ggml-cpu.h>
 #include <ggml.h>
-#include <ggml_backends.h>
 
 #include "innerkv/error.h"
-#include "peers/ggml_cpu_backend.h"
+#include "runner/backend.h"
 
 namespace innerkv::bench {
 namespace {
@@ -26,6 +25,15 @@ constexpr ggml_type kCacheTypes[] = {
 };
 constexpr std::int64_t kContextPadding = 256; // llama_kv_cache::get_n_kv
 constexpr std::int64_t kRowsAtOnce = 256;
+/// A few milliseconds: enough between waking and the timed graph.
+constexpr std::uint32_t kPolling = 1;
+constexpr auto kLongerThanPolling = std::chrono::milliseconds(25);
+
+/// Where the rows of one head lie.
+enum class Layout {
+    heads, ///< one after another: what ggml reads fastest
+    tokens ///< one in each token, the other heads' between them: as llama.cpp lays its cache out
+};
 
 ggml_type find_type(std::string_view name, const AttentionCase& attention) {
     const auto* found = std::ranges::find_if(
@@ -42,84 +50,93 @@ ggml_type find_type(std::string_view name, const AttentionCase& attention) {
 
 class GgmlPeer final : public Contender {
 public:
-    GgmlPeer(const AttentionCase& attention, ggml_type type, int threads)
-        : attention_(attention), type_(type), cpu_(threads) {
-        context_tokens_ =
-            (attention.context + kContextPadding - 1) / kContextPadding * kContextPadding;
-        build_graph();
-        for (int sequence = 0; sequence < attention.batch; ++sequence) fill(sequence);
+    GgmlPeer(const AttentionCase& attention, Layout layout, ggml_type type, int threads,
+             const Checkpoint& checkpoint)
+        : attention_(attention), layout_(layout), type_(type), threads_(threads),
+          cpu_(threads, kPolling), context_tokens_((attention.context + kContextPadding - 1) /
+                                                   kContextPadding * kContextPadding) {
+        build_graphs();
+        for (int sequence = 0; sequence < attention.batch; ++sequence) fill(sequence, checkpoint);
         out_.resize(attention.query_elements() * static_cast<std::size_t>(attention.batch));
     }
 
-    std::string name() const override { return std::string("ggml:") + ggml_type_name(type_); }
+    std::string name() const override {
+        return std::string(layout_ == Layout::heads ? "ggml:" : "ggml-rows:") +
+               ggml_type_name(type_);
+    }
 
     std::size_t bytes_read() const override {
-        return 2 * row_bytes() * static_cast<std::size_t>(attention_.context) *
+        return 2 * row_bytes() * static_cast<std::size_t>(attention_.kv_heads) *
+               static_cast<std::size_t>(attention_.context) *
                static_cast<std::size_t>(attention_.batch);
     }
 
-    void wake() override { cpu_.wake(); }
+    /// Threads poll for a while after a graph and then sleep: a small graph wakes them, waiting puts
+    /// them to sleep.
+    void wake() override { cpu_.compute(wake_graph_); }
     void run() override { cpu_.compute(graph_); }
 
     void rest() override {
         ggml_backend_tensor_get(result_, out_.data(), 0, out_.size() * sizeof(float));
-        cpu_.rest();
+        if (threads_ > 1) std::this_thread::sleep_for(kLongerThanPolling);
     }
 
     std::span<const float> output() const override { return out_; }
 
 private:
-    std::size_t row_bytes() const {
-        return ggml_row_size(type_, static_cast<std::int64_t>(attention_.row_elements()));
-    }
+    /// Of one token and head.
+    std::size_t row_bytes() const { return ggml_row_size(type_, attention_.head_dim); }
 
-    /// As llama_kv_cache::get_k: [head_dim, kv_heads, tokens, sequences], then permuted as
-    /// build_attn_mha does it.
-    ggml_tensor* cache_view(ggml_tensor* cache) const {
-        ggml_tensor* view = ggml_view_4d(
-            context_.get(), cache, attention_.head_dim, attention_.kv_heads, context_tokens_,
-            attention_.batch, ggml_row_size(type_, attention_.head_dim), row_bytes(),
-            row_bytes() * static_cast<std::size_t>(context_tokens_), 0);
-        return ggml_permute(context_.get(), view, 0, 2, 1, 3);
+    /// [head_dim, tokens, kv_heads, sequences], whatever the layout.
+    ggml_tensor* new_cache() const {
+        const std::int64_t dim = attention_.head_dim;
+        const std::int64_t heads = attention_.kv_heads;
+        const std::int64_t batch = attention_.batch;
+        if (layout_ == Layout::heads)
+            return ggml_new_tensor_4d(context_.get(), type_, dim, context_tokens_, heads, batch);
+        // As llama_kv_cache::get_k, then permuted as build_attn_mha does it.
+        ggml_tensor* rows =
+            ggml_new_tensor_4d(context_.get(), type_, dim, heads, context_tokens_, batch);
+        return ggml_permute(context_.get(), rows, 0, 2, 1, 3);
     }
 
     /// One llama.cpp stream per sequence, one query token each.
-    void build_graph() {
-        context_.reset(ggml_init({.mem_size = 64 * ggml_tensor_overhead() + ggml_graph_overhead(),
-                                  .mem_buffer = nullptr,
-                                  .no_alloc = true}));
+    void build_graphs() {
+        context_ = runner::make_context(64, 2 * GGML_DEFAULT_GRAPH_SIZE);
         ggml_context* context = context_.get();
         const int dim = attention_.head_dim;
-        const auto row = static_cast<std::int64_t>(attention_.row_elements());
-        k_ = ggml_new_tensor_3d(context, type_, row, context_tokens_, attention_.batch);
-        v_ = ggml_new_tensor_3d(context, type_, row, context_tokens_, attention_.batch);
+        k_ = new_cache();
+        v_ = new_cache();
         q_ = ggml_new_tensor_4d(context, GGML_TYPE_F32, dim, attention_.q_heads, 1,
                                 attention_.batch);
         mask_ = ggml_new_tensor_4d(context, GGML_TYPE_F16, context_tokens_, 1, 1, attention_.batch);
-        result_ = ggml_flash_attn_ext(context, ggml_permute(context, q_, 0, 2, 1, 3),
-                                      cache_view(k_), cache_view(v_), mask_,
+        result_ = ggml_flash_attn_ext(context, ggml_permute(context, q_, 0, 2, 1, 3), k_, v_, mask_,
                                       1.0f / std::sqrt(static_cast<float>(dim)), 0.0f, 0.0f);
         ggml_prec_set_acc(result_, GGML_PREC_F32);
-        graph_ = ggml_new_graph(context);
-        ggml_build_forward_expand(graph_, result_);
-        buffer_.reset(ggml_backend_alloc_ctx_tensors(context, cpu_.backend()));
+        graph_ = graph_of(result_);
+        wake_graph_ = graph_of(ggml_dup(context, ggml_new_tensor_1d(context, GGML_TYPE_F32, 1)));
+        buffer_.reset(ggml_backend_alloc_ctx_tensors(context, cpu_.get()));
         if (!buffer_) throw std::bad_alloc();
         ggml_backend_buffer_clear(buffer_.get(), 0);
     }
 
-    void fill(int sequence) {
-        const std::size_t elements = attention_.row_elements();
-        std::vector<float> k(elements * static_cast<std::size_t>(kRowsAtOnce));
+    ggml_cgraph* graph_of(ggml_tensor* result) const {
+        ggml_cgraph* graph = ggml_new_graph(context_.get());
+        ggml_build_forward_expand(graph, result);
+        return graph;
+    }
+
+    void fill(int sequence, const Checkpoint& checkpoint) {
+        std::vector<float> k(attention_.row_elements() * static_cast<std::size_t>(kRowsAtOnce));
         std::vector<float> v(k.size());
-        const auto index = static_cast<std::size_t>(sequence);
         for (std::int64_t first = 0; first < attention_.context; first += kRowsAtOnce) {
+            checkpoint();
             const std::int64_t tokens = std::min(kRowsAtOnce, attention_.context - first);
             make_rows(attention_, sequence, first, tokens, k.data(), v.data());
-            const std::size_t token =
-                index * static_cast<std::size_t>(context_tokens_) + static_cast<std::size_t>(first);
-            store(k_, token, tokens, k);
-            store(v_, token, tokens, v);
+            store(k_, sequence, first, tokens, k);
+            store(v_, sequence, first, tokens, v);
         }
+        const auto index = static_cast<std::size_t>(sequence);
         const std::vector<float> queries = make_queries(attention_, sequence);
         const std::size_t query_bytes = queries.size() * sizeof(float);
         ggml_backend_tensor_set(q_, queries.data(), index * query_bytes, query_bytes);
@@ -130,27 +147,38 @@ private:
         ggml_backend_tensor_set(mask_, mask.data(), index * mask_bytes, mask_bytes);
     }
 
-    void store(ggml_tensor* cache, std::size_t token, std::int64_t tokens,
+    /// `rows`: [tokens, kv_heads, head_dim].
+    void store(ggml_tensor* cache, int sequence, std::int64_t first, std::int64_t tokens,
                const std::vector<float>& rows) const {
-        const auto elements = static_cast<std::int64_t>(attention_.row_elements());
-        const std::size_t bytes = row_bytes() * static_cast<std::size_t>(tokens);
-        if (type_ == GGML_TYPE_F32) {
-            ggml_backend_tensor_set(cache, rows.data(), token * row_bytes(), bytes);
-            return;
+        const std::int64_t heads = attention_.kv_heads;
+        std::vector<std::byte> quantized(row_bytes() * static_cast<std::size_t>(tokens * heads));
+        if (type_ == GGML_TYPE_F32)
+            std::memcpy(quantized.data(), rows.data(), quantized.size());
+        else
+            ggml_quantize_chunk(type_, rows.data(), quantized.data(), 0, tokens * heads,
+                                attention_.head_dim, nullptr);
+        for (std::int64_t row = 0; row < tokens * heads; ++row) {
+            const auto token = static_cast<std::size_t>(first + row / heads);
+            const auto head = static_cast<std::size_t>(row % heads);
+            ggml_backend_tensor_set(cache,
+                                    quantized.data() + static_cast<std::size_t>(row) * row_bytes(),
+                                    token * cache->nb[1] + head * cache->nb[2] +
+                                        static_cast<std::size_t>(sequence) * cache->nb[3],
+                                    row_bytes());
         }
-        std::vector<std::byte> quantized(bytes);
-        ggml_quantize_chunk(type_, rows.data(), quantized.data(), 0, tokens, elements, nullptr);
-        ggml_backend_tensor_set(cache, quantized.data(), token * row_bytes(), bytes);
     }
 
     AttentionCase attention_;
+    Layout layout_;
     ggml_type type_;
-    GgmlCpu cpu_;
-    std::int64_t context_tokens_ = 0;
-    GgmlContext context_;
-    GgmlBuffer buffer_;
+    int threads_;
+    runner::CpuBackend cpu_;
+    std::int64_t context_tokens_;
+    runner::ContextPtr context_;
+    runner::BufferPtr buffer_;
     ggml_cgraph* graph_ = nullptr;
-    ggml_tensor* k_ = nullptr; ///< [kv_heads * head_dim, tokens, sequences]
+    ggml_cgraph* wake_graph_ = nullptr;
+    ggml_tensor* k_ = nullptr; ///< [head_dim, tokens, kv_heads, sequences]
     ggml_tensor* v_ = nullptr;
     ggml_tensor* q_ = nullptr;
     ggml_tensor* mask_ = nullptr;
@@ -167,8 +195,16 @@ std::vector<std::string> ggml_cache_types() {
 }
 
 std::unique_ptr<Contender> make_ggml_peer(const AttentionCase& attention, std::string_view type,
-                                          int threads) {
-    return std::make_unique<GgmlPeer>(attention, find_type(type, attention), threads);
+                                          int threads, const Checkpoint& checkpoint) {
+    return std::make_unique<GgmlPeer>(attention, Layout::heads, find_type(type, attention), threads,
+                                      checkpoint);
+}
+
+std::unique_ptr<Contender> make_ggml_rows_peer(const AttentionCase& attention,
+                                               std::string_view type, int threads,
+                                               const Checkpoint& checkpoint) {
+    return std::make_unique<GgmlPeer>(attention, Layout::tokens, find_type(type, attention),
+                                      threads, checkpoint);
 }
 
 } // namespace innerkv::bench

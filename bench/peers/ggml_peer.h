@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Peer: ggml's flash attention on the CPU, set up as llama.cpp sets it up for a decode step.
+// Peers: ggml's flash attention on the CPU, with the mask and the precision of llama.cpp's decode step.
+// Keys and values lie as ggml reads them fastest, or in rows as llama.cpp lays them out today.
 #pragma once
 
 #include <memory>
@@ -13,8 +14,14 @@ namespace innerkv::bench {
 
 std::vector<std::string> ggml_cache_types();
 
-/// Throws InvalidArgument where the type is not one of those, or does not fit the head dimension.
+/// The rows of a head lie one after another. Throws InvalidArgument where the type is not one of those,
+/// or does not fit the head dimension.
 std::unique_ptr<Contender> make_ggml_peer(const AttentionCase& attention, std::string_view type,
-                                          int threads);
+                                          int threads, const Checkpoint& checkpoint);
+
+/// The heads of a token lie one after another.
+std::unique_ptr<Contender> make_ggml_rows_peer(const AttentionCase& attention,
+                                               std::string_view type, int threads,
+                                               const Checkpoint& checkpoint);
 
 } // namespace innerkv::bench

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <functional>
-#include <iterator>
+#include <algorithm>
 #include <string>
 
 #include "contender.h"
@@ -12,12 +11,14 @@ namespace {
 
 struct Family {
     std::string_view name; ///< what stands before the colon
-    std::unique_ptr<Contender> (*make)(const AttentionCase&, std::string_view type, int threads);
+    std::unique_ptr<Contender> (*make)(const AttentionCase&, std::string_view type, int threads,
+                                       const Checkpoint&);
     std::vector<std::string> (*types)();
 };
 
 constexpr Family kFamilies[] = {
     {"ggml", make_ggml_peer, ggml_cache_types},
+    {"ggml-rows", make_ggml_rows_peer, ggml_cache_types},
 };
 
 } // namespace
@@ -40,13 +41,11 @@ void require_peer(std::string_view name) {
 }
 
 std::unique_ptr<Contender> make_peer(const AttentionCase& attention, std::string_view name,
-                                     int threads) {
+                                     int threads, const Checkpoint& checkpoint) {
     require_peer(name);
     const std::size_t colon = name.find(':');
-    for (const Family& family : kFamilies)
-        if (family.name == name.substr(0, colon))
-            return family.make(attention, name.substr(colon + 1), threads);
-    throw InvalidArgument("no peer is called '" + std::string(name) + "'");
+    const auto* family = std::ranges::find(kFamilies, name.substr(0, colon), &Family::name);
+    return family->make(attention, name.substr(colon + 1), threads, checkpoint);
 }
 
 } // namespace innerkv::bench

@@ -56,6 +56,8 @@ struct AttentionOptions {
 
 /// Instruction sets this build has and this processor runs, best first.
 std::vector<std::string_view> available_isas();
+/// The one that `isa` asks for, as in AttentionOptions. Throws InvalidArgument naming those there are.
+std::string_view select_isa(std::string_view isa = {});
 
 /// Attention of one layer for a batch of query blocks, split into independent work items.
 ///

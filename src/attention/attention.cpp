@@ -38,6 +38,8 @@ std::vector<std::string_view> available_isas() {
     return names;
 }
 
+std::string_view select_isa(std::string_view isa) { return cpu::select_kernel(isa).name; }
+
 struct Attention::Impl {
     AttentionShape shape;
     std::vector<QueryBlock> blocks;

@@ -6,20 +6,13 @@
 #include <gtest/gtest.h>
 
 #include "attention_case.h"
+#include "cases.h"
 #include "innerkv/codec.h"
 
 namespace innerkv::bench {
 namespace {
 
-AttentionCase small_case() {
-    AttentionCase attention;
-    attention.head_dim = 64;
-    attention.q_heads = 6;
-    attention.kv_heads = 2;
-    attention.context = 50;
-    attention.batch = 2;
-    return attention;
-}
+constexpr std::int64_t kContext = 50;
 
 struct AllRows {
     std::vector<float> k;
@@ -35,7 +28,7 @@ AllRows all_rows(const AttentionCase& attention, int sequence) {
 }
 
 TEST(AttentionCase, RowsDoNotDependOnHowTheyAreCut) {
-    const AttentionCase attention = small_case();
+    const AttentionCase attention = small_case(kContext);
     const AllRows whole = all_rows(attention, 1);
     std::vector<float> k(attention.row_elements() * 7);
     std::vector<float> v(k.size());
@@ -48,8 +41,7 @@ TEST(AttentionCase, RowsDoNotDependOnHowTheyAreCut) {
 }
 
 TEST(AttentionCase, ValuesAreHalfPrecisionOfVarianceOne) {
-    AttentionCase attention = small_case();
-    attention.context = 500;
+    const AttentionCase attention = small_case(500);
     const AllRows rows = all_rows(attention, 0);
     double sum = 0;
     double squares = 0;
@@ -65,7 +57,7 @@ TEST(AttentionCase, ValuesAreHalfPrecisionOfVarianceOne) {
 
 /// Softmax in two passes, heads and tokens spelled out.
 TEST(AttentionCase, ExactAttentionIsSoftmaxOfLogitsTimesValues) {
-    const AttentionCase attention = small_case();
+    const AttentionCase attention = small_case(kContext);
     const std::vector<float> out = exact_attention(attention, 1);
     const std::vector<float> queries = make_queries(attention, 1);
     const AllRows rows = all_rows(attention, 1);
@@ -92,7 +84,7 @@ TEST(AttentionCase, ExactAttentionIsSoftmaxOfLogitsTimesValues) {
 }
 
 TEST(AttentionCase, CountsOfWork) {
-    const AttentionCase attention = small_case();
+    const AttentionCase attention = small_case(kContext);
     EXPECT_EQ(attention.query_elements(), 384u);
     EXPECT_EQ(attention.row_elements(), 128u);
     EXPECT_EQ(attention.multiply_accumulates(), 2.0 * 384 * 50 * 2);

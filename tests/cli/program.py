@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the program as a user would. `INNERKV_PROGRAM` names it; the model is `INNERKV_MODEL_SMOLLM2`
-or what tools/model.py has in its cache."""
+or what tools/model.py has in its cache; `INNERKV_TEST_MODELS` holds those with random weights."""
 
 import functools
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("INNERKV_PROGRAM", str(ROOT / "build" / "innerkv"))
 DATA = ROOT / "tests" / "data"
+RANDOM_MODELS = Path(os.environ.get("INNERKV_TEST_MODELS", ROOT / "build/tests/runner/models"))
+RANDOM_MODEL = RANDOM_MODELS / "llama-long.gguf"  # talks nonsense, a token a byte, but quickly
 COMMANDS = ("run", "eval ppl", "bench attention", "plan", "inspect", "completions")
 
 
@@ -42,9 +44,9 @@ def innerkv(*arguments, stdin=b"", **options):
                           cwd=ROOT, env=environment(), timeout=600, check=False, **options)
 
 
-def run(*arguments, **options):
-    """`innerkv run` on the small model with one thread: tests run side by side."""
-    return innerkv("run", "-m", model(), "--threads", 1, *arguments, **options)
+def run(*arguments, model=RANDOM_MODEL, **options):
+    """`innerkv run` with one thread: tests run side by side."""
+    return innerkv("run", "-m", model, "--threads", 1, *arguments, **options)
 
 
 class ProgramTest(unittest.TestCase):

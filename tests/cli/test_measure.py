@@ -3,28 +3,30 @@
 
 import json
 import math
+import os
 import unittest
 
-from program import DATA, NUMBER, ProgramTest, innerkv, model, story
+from program import DATA, NUMBER, RANDOM_MODEL, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
     FIELDS = {"cache": str, "ppl": NUMBER, "kld_mean": NUMBER, "kld_p99": NUMBER, "top1": NUMBER,
               "bits_per_value": NUMBER, "tokens": int}
 
-    def evaluate(self, *arguments):
-        return innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text",
+    def evaluate(self, *arguments, model=RANDOM_MODEL):
+        return innerkv("eval", "ppl", "-m", model, "--threads", 1, "--text",
                        DATA / "wikitext-small.txt", *arguments)
 
     def test_json(self):
-        result = self.json(self.evaluate("--ctx", 448, "--chunks", 1, "--cache", "k8v8,base",
-                                         "--against", "f16", "--codec", "paper", "--json"))
-        self.assertEqual((result["ctx"], result["chunks"]), (448, 1))
+        result = self.json(self.evaluate("--ctx", 320, "--chunks", 1, "--cache", "k8v8,base",
+                                         "--against", "f16", "--codec", "paper", "--json",
+                                         model=model()))
+        self.assertEqual((result["ctx"], result["chunks"]), (320, 1))
         names = [entry["cache"] for entry in result["results"]]
         self.assertEqual(names, ["k8v8", "base"])
         for entry in result["results"]:
             self.has_fields(entry, self.FIELDS)
-            self.assertEqual(entry["tokens"], 224)
+            self.assertEqual(entry["tokens"], 160)
             self.assertTrue(0 < entry["kld_mean"] < entry["kld_p99"])
             self.assertTrue(0.5 < entry["top1"] <= 1)
             self.assertLess(entry["bits_per_value"], entry["bits_per_value_total"])
@@ -35,26 +37,31 @@ class EvalPplTest(ProgramTest):
         self.assertEqual((finer["bits_per_value"], coarser["bits_per_value"]), (8.5, 3.5))
 
     def test_a_cache_against_itself(self):
-        result = self.json(self.evaluate("--ctx", 128, "--chunks", 2, "--cache", "f16", "--json"))
+        result = self.json(self.evaluate("--ctx", 64, "--chunks", 2, "--cache", "f16", "--json"))
         entry, = result["results"]
         self.assertEqual((entry["kld_mean"], entry["kld_p99"], entry["top1"]), (0, 0, 1))
         self.assertEqual(entry["ppl"], result["against"]["ppl"])
-        self.assertEqual(entry["tokens"], 128)
-        self.assertTrue(2 < entry["ppl"] < 100)
+        self.assertEqual(entry["tokens"], 64)
+        self.assertGreater(entry["ppl"], 2)
 
     def test_nothing_is_quantized_inside_the_windows(self):
         result = self.json(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base", "--json"))
         entry, = result["results"]
         self.assertTrue(math.isclose(entry["ppl"], result["against"]["ppl"], rel_tol=1e-6))
 
+    def test_all_cores_by_default(self):
+        result = self.json(innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "README.md",
+                                   "--ctx", 64, "--chunks", 1, "--json"))
+        self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
+
     def test_table(self):
-        text = self.succeed(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base"))
-        self.assertRegex(text, r"^1 window of 128 tokens, second half scored: 64 tokens; f16 has "
+        text = self.succeed(self.evaluate("--ctx", 64, "--chunks", 1, "--cache", "base"))
+        self.assertRegex(text, r"^1 window of 64 tokens, second half scored: 32 tokens; f16 has "
                                r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
 
     def test_fewer_windows_than_asked(self):
-        result = innerkv("eval", "ppl", "-m", model(), "--threads", 1, "--text", "-", "--ctx", 64,
-                         "--chunks", 99, "--json", stdin=story(700))
+        result = innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text", "-", "--ctx",
+                         64, "--chunks", 99, "--json", stdin=story(150))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr.decode(), r"^innerkv: warning: .* 99\n$")
         self.assertEqual(json.loads(result.stdout)["chunks"], 2)
@@ -79,11 +86,11 @@ class BenchAttentionTest(ProgramTest):
 
     def test_json(self):
         result = self.json(innerkv(*self.SMALL, "--cache", "base,k8v8", "--peer",
-                                   "ggml:f16,ggml:q8_0,ggml:q4_0", "--json"))
+                                   "ggml:f16,ggml-rows:f16,ggml:q4_0", "--json"))
         self.has_fields(result, {"read_bandwidth_gb_per_s": NUMBER, "dot_gmac_per_s": NUMBER,
                                  "floor_us": NUMBER, "isa": str})
         names = [entry["name"] for entry in result["results"]]
-        self.assertEqual(names, ["innerkv:base", "innerkv:k8v8", "ggml:f16", "ggml:q8_0",
+        self.assertEqual(names, ["innerkv:base", "innerkv:k8v8", "ggml:f16", "ggml-rows:f16",
                                  "ggml:q4_0"])
         ours = result["results"][0]
         for entry in result["results"]:
@@ -102,12 +109,13 @@ class BenchAttentionTest(ProgramTest):
 
     def test_wrong_usage(self):
         self.fail_with(innerkv("bench", "attention", "--peer", "ggml:q3_9"), 2, "q3_9", "ggml:q8_0")
+        for peers in ("--peer=", "--peer=ggml:f16,", "--peer=ggml:f16,ggml:f16"):
+            self.fail_with(innerkv("bench", "attention", peers), 2, "--peer")
         self.fail_with(innerkv("bench", "attention", "--q-heads", 9, "--kv-heads", 2), 2, "9", "2")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 65), 2, "128")
 
     def test_failures(self):
         self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
-        self.fail_with(innerkv("bench", "attention", "--isa", "vax"), 1, "vax", "scalar")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
                                "ggml:q8_0"), 1, "ggml:q8_0", "32")
 

@@ -5,7 +5,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from program import DATA, NUMBER, ProgramTest, innerkv, model, run
+from program import DATA, NUMBER, RANDOM_MODEL, RANDOM_MODELS, ProgramTest, innerkv, model, run
 
 
 class InspectTest(ProgramTest):
@@ -26,6 +26,30 @@ class InspectTest(ProgramTest):
     def test_other_files(self):
         self.fail_with(innerkv("inspect", "cache.ikv"), 1, "cache.ikv", "GGUF")
         self.fail_with(innerkv("inspect", DATA / "alice.txt"), 1, "alice.txt")
+
+
+class HostileTextTest(ProgramTest):
+    """A file's text must not act on the terminal."""
+
+    def expect_harmless(self, text):
+        self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+    def test_control_characters(self):
+        contents = (RANDOM_MODELS / "llama-q8_0.gguf").read_bytes()
+        named = contents.replace(b"random llama-q8_0", b"\x1b[2J\nlla\xc2\x9b\r-q8_0 ")
+        at = contents.index(b"llama", contents.index(b"general.architecture"))
+        foreign = contents[:at] + b"\x1b]0;x" + contents[at + 5:]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "hostile.gguf"
+            path.write_bytes(named)
+            text = self.succeed(innerkv("inspect", path))
+            self.expect_harmless(text)
+            self.assertEqual(text.count("\n"),
+                             self.succeed(innerkv("inspect", model())).count("\n"))
+            self.assertIn("[2J", text)
+            self.expect_harmless(self.succeed(innerkv("plan", "-m", path, "--context", 64)))
+            path.write_bytes(foreign)
+            self.expect_harmless(self.fail_with(innerkv("inspect", path), 1, "]0;x"))
 
 
 class PlanTest(ProgramTest):
@@ -55,7 +79,8 @@ class PlanTest(ProgramTest):
 
     def test_agrees_with_a_run(self):
         answer = self.json(run("-f", DATA / "README.md", "-n", 60, "--json", "--cache", "base"))
-        planned, = self.plan("--context", answer["cache_tokens"], "--cache", "base")["results"]
+        planned, = self.json(innerkv("plan", "-m", RANDOM_MODEL, "--json", "--cache", "base",
+                                     "--context", answer["cache_tokens"]))["results"]
         self.assertEqual(answer["cache_bytes"], planned["bytes"])
         self.assertEqual(answer["cache_bytes_f16"], planned["bytes_f16"])
 

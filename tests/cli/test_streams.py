@@ -4,6 +4,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import threading
@@ -11,7 +12,7 @@ import time
 import unittest
 
 import program
-from program import DATA, ProgramTest, innerkv, model
+from program import DATA, RANDOM_MODEL, ProgramTest, innerkv, model
 
 
 def command(*arguments):
@@ -23,35 +24,46 @@ def start(*arguments, **options):
                             stdin=subprocess.DEVNULL, **options)
 
 
-def run_with_terminal(arguments, term="xterm"):
-    """Runs with stderr on a terminal; returns exit code, stdout, what the terminal got."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(command(*arguments), cwd=program.ROOT, stdin=subprocess.DEVNULL,
-                               env=program.environment(TERM=term), stdout=subprocess.PIPE,
-                               stderr=follower)
-    os.close(follower)
-    shown = []
+class OnTerminal:
+    """A process with stderr on a terminal."""
 
-    def read():
+    def __init__(self, *arguments, term="xterm"):
+        self.leader, follower = pty.openpty()
+        self.process = subprocess.Popen(command(*arguments), cwd=program.ROOT,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=follower, env=program.environment(TERM=term))
+        os.close(follower)
+        self.shown = ""
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self):
         try:
-            while block := os.read(leader, 4096):
-                shown.append(block)
+            while block := os.read(self.leader, 4096):
+                self.shown += block.decode("utf-8", "replace")
         except OSError:
             pass  # the other side is closed
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    stdout = process.communicate(timeout=600)[0]
-    reader.join()
-    os.close(leader)
-    return process.returncode, stdout, b"".join(shown).decode()
+    def wait_for(self, pattern):
+        end = time.monotonic() + 60
+        while not re.search(pattern, self.shown, re.DOTALL):
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise AssertionError(f"no {pattern!r} in {self.shown!r}")
+            time.sleep(0.01)
+
+    def finish(self):
+        """Exit code, stdout, what the terminal got."""
+        stdout = self.process.communicate(timeout=600)[0].decode()
+        self.reader.join()
+        os.close(self.leader)
+        return self.process.returncode, stdout, self.shown
 
 
 class ProgressTest(ProgramTest):
-    RUN = ("run", "--threads", 1, "-f", DATA / "README.md", "-n", 2, "--json")
+    RUN = ("run", "--threads", 1, "-m", RANDOM_MODEL, "-p", "Tell me a story.", "-n", 2, "--json")
 
     def test_bar_on_a_terminal(self):
-        code, stdout, shown = run_with_terminal([*self.RUN, "-m", model()])
+        code, stdout, shown = OnTerminal(*self.RUN).finish()
         self.assertEqual(code, 0)
         json.loads(stdout)
         self.assertRegex(shown, r"prompt \[#*\.*\] \d+/\d+ tokens")
@@ -59,14 +71,14 @@ class ProgressTest(ProgramTest):
         self.assertTrue(shown.endswith("\r\x1b[K"), repr(shown[-20:]))
 
     def test_no_bar_elsewhere(self):
-        self.assertEqual(innerkv(*self.RUN, "-m", model()).stderr, b"")
-        self.assertEqual(run_with_terminal([*self.RUN, "-m", model()], term="dumb")[2], "")
+        self.assertEqual(innerkv(*self.RUN).stderr, b"")
+        self.assertEqual(OnTerminal(*self.RUN, term="dumb").finish()[2], "")
 
     def test_bars_of_eval_and_bench(self):
-        shown = run_with_terminal(["eval", "ppl", "-m", model(), "--text", DATA / "alice.txt",
-                                   "--ctx", 128, "--chunks", 1, "--threads", 1])[2]
-        self.assertRegex(shown, r"eval ppl \[.*\] \d+/254 tokens")
-        shown = run_with_terminal(["bench", "attention", "--context", 512, "--repeats", 3])[2]
+        shown = OnTerminal("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "alice.txt", "--ctx",
+                           64, "--chunks", 1, "--threads", 1).finish()[2]
+        self.assertRegex(shown, r"eval ppl \[.*\] \d+/126 tokens")
+        shown = OnTerminal("bench", "attention", "--context", 512, "--repeats", 3).finish()[2]
         self.assertRegex(shown, r"measuring \[.*\] 3/3 rounds")
 
 
@@ -101,45 +113,81 @@ class OutputTest(ProgramTest):
 
 
 class InterruptTest(ProgramTest):
-    def interrupted(self, process, seconds=60):
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=seconds)
-        self.assertEqual(process.returncode, 130, stderr)
-        return stdout.decode(), stderr.decode()
+    def interrupted(self, process):
+        """What was written after Ctrl-C: stdout, and the terminal without its bars."""
+        process.process.send_signal(signal.SIGINT)
+        code, stdout, shown = process.finish()
+        self.assertEqual(code, 130, shown)
+        return stdout, shown.rpartition("\x1b[K")[2]
 
     def test_in_the_text(self):
         process = start(*OutputTest.LONG, "-m", model(), stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE)
         begin = process.stdout.read(10).decode("utf-8", "replace")
-        text, errors = self.interrupted(process)
-        self.assertEqual(errors, "")
+        process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, errors), (130, b""))
         self.assertTrue(begin)
-        self.assertRegex(text, r"\ncache   base: ")
-        self.assertRegex(text, r"\ndecode  \d+ tokens, [\d.]+ tokens/s \(interrupted\)\n$")
+        self.assertRegex(text.decode(), r"\ncache   base: ")
+        self.assertRegex(text.decode(),
+                         r"\ndecode  \d+ tokens, [\d.]+ tokens/s \(interrupted\)\n$")
 
     def test_in_the_prompt(self):
-        process = start("run", "-m", model(), "--threads", 1, "-f", DATA / "alice.txt", "--json",
-                        "--chunk", 32, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(1.5)
+        process = OnTerminal("run", "-m", model(), "--threads", 1, "-f", DATA / "alice.txt",
+                             "--json", "--chunk", 32)
+        process.wait_for(r"prompt \[")
         text, errors = self.interrupted(process)
         answer = json.loads(text)
         self.assertEqual(errors, "")
         self.assertEqual((answer["finish"], answer["generated_tokens"]), ("interrupted", 0))
         self.assertLess(answer["prompt_tokens"], 7000)
 
+    COMPARE = ("run", "--threads", 1, "-f", DATA / "README.md", "--chunk", 32, "-n", 1,
+               "--compare", "f16")
+
+    def test_in_the_comparison(self):
+        process = OnTerminal(*self.COMPARE, "-m", model())
+        process.wait_for(r"\] 0/\d+ tokens.*prompt [^\r]*\] 0/\d+ tokens")
+        text, errors = self.interrupted(process)
+        self.assertEqual(errors, "")
+        self.assertRegex(text, r"\ndecode  1 tokens, .*\(length\)\ncomparison interrupted\n$")
+
+    def test_before_the_comparison(self):
+        process = OnTerminal(*self.COMPARE, "--json", "-m", model())
+        process.wait_for(r"prompt \[")
+        answer = json.loads(self.interrupted(process)[0])
+        self.assertIsNone(answer["compare"])
+
+    def test_before_the_input_is_read(self):
+        process = subprocess.Popen(command("run", "-m", model(), "-f", "-"), cwd=program.ROOT,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        process.stdin.write(b"The beginning")
+        process.stdin.flush()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=10), -signal.SIGINT)
+        process.communicate()
+
     def test_eval_before_the_first_window(self):
-        process = start("eval", "ppl", "-m", model(), "--threads", 1, "--text", DATA / "alice.txt",
-                        "--ctx", 4096, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(1.5)
+        process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text",
+                             DATA / "alice.txt", "--ctx", 512)
+        process.wait_for(r"eval ppl \[")
+        text, errors = self.interrupted(process)
+        self.assertEqual(text, "")
+        self.assertRegex(errors, r"^innerkv: .*interrupted.*\n$")
+
+    def test_bench_while_caches_are_filled(self):
+        process = OnTerminal("bench", "attention", "--context", 1 << 20)
+        process.wait_for(r"filling caches \[")
         text, errors = self.interrupted(process)
         self.assertEqual(text, "")
         self.assertRegex(errors, r"^innerkv: .*interrupted.*\n$")
 
     def test_bench_keeps_what_it_measured(self):
-        leader = start("bench", "attention", "--context", 512, "--repeats", 1000000, "--json",
-                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(2)
-        text, errors = self.interrupted(leader)
+        process = OnTerminal("bench", "attention", "--context", 512, "--repeats", 1000000, "--json")
+        process.wait_for(r"measuring \[.*\] [1-9]")
+        text, errors = self.interrupted(process)
         self.assertEqual(errors, "")
         self.assertGreater(json.loads(text)["rounds"], 0)
 

@@ -48,7 +48,7 @@ class HelpTest(ProgramTest):
             for line in lines:
                 self.assertIn("innerkv", line)
                 result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
-                                        env=program.environment(PATH=path, MODEL=model()),
+                                        env=program.environment(PATH=path, MODEL=str(program.RANDOM_MODEL)),
                                         capture_output=True, timeout=600, check=False,
                                         preexec_fn=one_core)
                 self.assertEqual((result.returncode, result.stderr), (0, b""), line)
@@ -130,6 +130,7 @@ class WrongUsageTest(ProgramTest):
                   (("plan", "-m", "x", "--context"), wholes),
                   (("run", "-m", "x", "-p", "x", "--temp"), ("-1", "nan", "inf", "abc", "")),
                   (("run", "-m", "x", "-p", "x", "--top-p"), ("-0.1", "1.1", "nan", "abc")),
+                  (("run", "-m", "x", "-p", "x", "--min-p"), ("-0.1", "1.1", "nan", "abc")),
                   (("run", "-m", "x", "-p", "x", "--top-k"), ("-1", "abc")),
                   (("run", "-m", "x", "-p", "x", "--seed"), ("-1", "abc", "99999999999"))]
         for arguments, values in cases:
@@ -138,6 +139,15 @@ class WrongUsageTest(ProgramTest):
                     self.fail_with(innerkv(*arguments[:-1], f"{arguments[-1]}={value}"
                                            if arguments[-1].startswith("--")
                                            else f"{arguments[-1]}{value}"), 2)
+
+    def test_unknown_isa(self):
+        for arguments in (("run", "-m", "x", "-p", "x"), ("eval", "ppl", "-m", "x", "--text", "x"),
+                          ("bench", "attention")):
+            self.fail_with(innerkv(*arguments, "--isa", "vax"), 2, "vax", "scalar")
+
+    def test_quiet_leaves_nothing_to_compare(self):
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "-q", "--compare", "f16"), 2, "--quiet",
+                       "--compare")
 
     def test_names_from_a_list(self):
         self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--key-norm", "some"), 2, "prefill")

@@ -72,6 +72,16 @@ TEST(Utf8, OffsetOfTheFirstFault) {
     EXPECT_EQ(find_invalid_utf8("ab\xE2\x82"), 2u);
 }
 
+TEST(Utf8, NothingThatActsIsPrintable) {
+    EXPECT_EQ(printable("Gr\xC3\xBC\xC3\x9F"
+                        "e, \xE4\xB8\xAD"),
+              "Gr\xC3\xBC\xC3\x9F"
+              "e, \xE4\xB8\xAD");
+    EXPECT_EQ(printable("a\x1B[2J\nb\x7F"),
+              "a" + kReplacement + "[2J" + kReplacement + "b" + kReplacement);
+    EXPECT_EQ(printable("\xC2\x9B\xC2\xA0\x9B"), kReplacement + "\xC2\xA0" + kReplacement);
+}
+
 TEST(Output, Bytes) {
     EXPECT_EQ(format_bytes(0), "0 bytes");
     EXPECT_EQ(format_bytes(1023), "1023 bytes");

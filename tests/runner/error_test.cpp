@@ -2,6 +2,7 @@
 // What is refused, and with which words.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -153,15 +154,28 @@ TEST(ModelErrors, Tensors) {
                               }
                               return true;
                           });
-    expect_refused(
-        "tensor token_embd.weight has type I32", [](GgufEditor&) {},
-        [&](ggml_tensor& tensor) {
-            if (named(tensor, "token_embd.weight")) {
-                tensor.type = GGML_TYPE_I32;
-            }
-            return true;
-        },
-        "llama");
+    // Q8_1 and Q8_K are what ggml turns activations into
+    for (const ggml_type type : {GGML_TYPE_I32, GGML_TYPE_Q8_1, GGML_TYPE_Q8_K}) {
+        expect_refused(
+            std::string("tensor token_embd.weight has type ") +
+                (type == GGML_TYPE_I32 ? "I32" : "Q8_"),
+            [](GgufEditor&) {},
+            [&](ggml_tensor& tensor) {
+                if (named(tensor, "token_embd.weight")) {
+                    GgufEditor::set_type(tensor, type);
+                }
+                return true;
+            },
+            "llama-biases");
+    }
+}
+
+void set_tokens(GgufEditor& file, const std::vector<std::string>& tokens) {
+    std::vector<const char*> texts(tokens.size());
+    std::transform(tokens.begin(), tokens.end(), texts.begin(),
+                   [](const std::string& token) { return token.c_str(); });
+    gguf_set_arr_str(file.metadata(), "tokenizer.ggml.tokens", texts.data(), texts.size());
+    gguf_remove_key(file.metadata(), "tokenizer.ggml.token_type");
 }
 
 TEST(ModelErrors, Vocabulary) {
@@ -181,10 +195,50 @@ TEST(ModelErrors, Vocabulary) {
     });
     expect_refused("tensor token_embd.weight has shape [256, 288]; [256, 2] follows",
                    [](GgufEditor& file) {
-                       const char* tokens[] = {"a", "b"};
-                       gguf_set_arr_str(file.metadata(), "tokenizer.ggml.tokens", tokens, 2);
-                       gguf_remove_key(file.metadata(), "tokenizer.ggml.token_type");
+                       set_tokens(file, {"a", "b"});
+                       gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_bos_token", false);
                    });
+}
+
+/// libllama would end the process at the first text.
+TEST(ModelErrors, VocabularyWithoutTheTokensItAdds) {
+    for (const char* source : {"llama-q8_0", "llama-spm"}) {
+        SCOPED_TRACE(source);
+        expect_refused(
+            "adds a first (bos) token to every text and has none",
+            [](GgufEditor& file) {
+                set_tokens(file, {"a"});
+                gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_bos_token", true);
+            },
+            {}, source);
+        expect_refused(
+            "adds a last (eos) token to every text and has none",
+            [](GgufEditor& file) {
+                set_tokens(file, {"a", "b"});
+                gguf_set_val_u32(file.metadata(), "tokenizer.ggml.bos_token_id", 0);
+                gguf_set_val_bool(file.metadata(), "tokenizer.ggml.add_eos_token", true);
+            },
+            {}, source);
+    }
+}
+
+TEST(ModelErrors, SentencePieceWithoutBytes) {
+    const std::string path = scratch_file("no-bytes.gguf");
+    GgufEditor editor(random_model("llama-spm"));
+    std::vector<std::string> tokens(288);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = "<token " + std::to_string(i) + ">";
+    }
+    tokens[5] = "t";
+    tokens[6] = "\xe2\x96\x81"; // the space before a text
+    set_tokens(editor, tokens);
+    editor.write(path);
+    const auto model = Model::load(path);
+    EXPECT_EQ(model->tokenize("tt", true, false).size(), 4u);
+    const std::string message = refusal<ModelError>([&] { model->tokenize("u", false, false); });
+    expect_in(path, message);
+    expect_in("without tokens for every byte", message);
+    std::remove(path.c_str());
 }
 
 class SessionErrors : public testing::Test {
@@ -244,6 +298,10 @@ TEST_F(SessionErrors, SamplerAndVocabulary) {
     const ChatMessage message{"user", "Hello"};
     expect_in("has no chat template", refusal<ModelError>([&] {
                   model_->chat_prompt({&message, 1});
+              }));
+    const auto other = Model::load(random_model("llama-spm"));
+    expect_in("chat template that is not known", refusal<ModelError>([&] {
+                  other->chat_prompt({&message, 1});
               }));
 }
 

@@ -30,4 +30,11 @@ void GgufEditor::write(const std::string& path, const Edit& edit) {
     }
 }
 
+void GgufEditor::set_type(ggml_tensor& matrix, ggml_type type) {
+    matrix.type = type;
+    matrix.nb[0] = ggml_type_size(type);
+    matrix.nb[1] = ggml_row_size(type, matrix.ne[0]);
+    matrix.nb[2] = matrix.nb[3] = matrix.nb[1] * static_cast<std::size_t>(matrix.ne[1]);
+}
+
 } // namespace innerkv::runner::test

@@ -24,6 +24,8 @@ public:
     /// Called for every tensor before it is written; may change its name and shape; false: left out.
     using Edit = std::function<bool(ggml_tensor&)>;
     void write(const std::string& path, const Edit& edit = {});
+    /// For an edit: a matrix' type, the data are to be written anew.
+    static void set_type(ggml_tensor& matrix, ggml_type type);
 
 private:
     struct FreeMetadata {

@@ -12,28 +12,17 @@ namespace {
 
 constexpr int kTokens = 512;
 
-Agreement compare_with_ours(const std::string& path, Reference& reference) {
-    const std::shared_ptr<Model> model = Model::load(path);
-    return compare(model, random_tokens(kTokens, model->info().vocabulary_size, 7), reference);
-}
-
-/// libllama against itself, with and without flash attention: what rounding alone does to a model.
-Agreement compare_with_itself(const std::string& path) {
-    const int vocabulary_size = inspect_model(path).vocabulary_size;
-    const std::vector<Token> tokens = random_tokens(kTokens, vocabulary_size, 7);
-    Reference flash(path, kTokens, true);
-    Reference plain(path, kTokens, false);
-    Agreement agreement(vocabulary_size);
-    agreement.add(flash.decode(tokens), plain.decode(tokens));
-    return agreement;
+std::vector<Token> tokens_for(const Model& model) {
+    return random_tokens(kTokens, model.info().vocabulary_size, 7);
 }
 
 class Parity : public testing::TestWithParam<const char*> {};
 
 TEST_P(Parity, LogitsAgreeWithLibllama) {
     const std::string path = random_model(GetParam());
+    const std::shared_ptr<Model> model = Model::load(path);
     Reference reference(path, kTokens, true);
-    const Agreement agreement = compare_with_ours(path, reference);
+    const Agreement agreement = compare(model, tokens_for(*model), reference);
     record("", agreement);
     EXPECT_EQ(agreement.rows(), kTokens);
     EXPECT_LT(agreement.mean_kld(), 1e-4);
@@ -60,14 +49,15 @@ class RoundedParity : public testing::TestWithParam<const char*> {};
 
 TEST_P(RoundedParity, LogitsAgreeAsWellAsLibllamaWithItself) {
     const std::string path = random_model(GetParam());
-    const Agreement itself = compare_with_itself(path);
-    Reference reference(path, kTokens, true);
-    const Agreement agreement = compare_with_ours(path, reference);
-    record("", agreement);
+    const std::shared_ptr<Model> model = Model::load(path);
+    Reference flash(path, kTokens, true);
+    Reference plain(path, kTokens, false);
+    const auto [ours, itself] = compare(model, tokens_for(*model), flash, plain);
+    record("", ours);
     record("libllama_with_itself_", itself);
-    EXPECT_EQ(agreement.rows(), kTokens);
-    EXPECT_LT(agreement.mean_kld(), std::max(1e-4, itself.mean_kld()));
-    EXPECT_GT(agreement.top1(), std::min(0.995, itself.top1() - 0.005));
+    EXPECT_EQ(ours.rows(), kTokens);
+    EXPECT_LT(ours.mean_kld(), std::max(1e-4, itself.mean_kld()));
+    EXPECT_GT(ours.top1(), std::min(0.995, itself.top1() - 0.005));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RoundedParity,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reference.h"
 
-#include <ggml_backends.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,6 +8,8 @@
 #include <sstream>
 #include <stdexcept>
 #include <vector>
+
+#include "runner/backend.h"
 
 namespace innerkv::runner::test {
 namespace {
@@ -34,11 +35,25 @@ auto top(std::span<const float> logits) {
     return std::max_element(logits.begin(), logits.end()) - logits.begin();
 }
 
+/// Our logits of `tokens` on the f16 preset, in the chunks they are computed in.
+template <typename Work>
+void each_chunk(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                const Work& work) {
+    const auto vocabulary_size = static_cast<std::size_t>(model->info().vocabulary_size);
+    SessionOptions options = make_options("f16", static_cast<int>(tokens.size()));
+    options.threads = 1;
+    Session session(model, options);
+    session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
+        work(tokens.subspan(static_cast<std::size_t>(first), logits.size() / vocabulary_size),
+             logits);
+    });
+}
+
 } // namespace
 
 Reference::Reference(const std::string& path, int context, bool flash) {
     set_log({});
-    load_ggml_backends();
+    cpu_device();
     model_.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
     if (!model_) {
         throw std::runtime_error("libllama cannot load " + path);
@@ -100,17 +115,23 @@ void Agreement::add(std::span<const float> expected, std::span<const float> actu
 
 Agreement compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
                   Reference& reference) {
-    const int vocabulary_size = model->info().vocabulary_size;
-    SessionOptions options = make_options("f16", static_cast<int>(tokens.size()));
-    options.threads = 1;
-    Session session(model, options);
-    Agreement agreement(vocabulary_size);
-    session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
-        const std::size_t rows = logits.size() / static_cast<std::size_t>(vocabulary_size);
-        agreement.add(reference.decode(tokens.subspan(static_cast<std::size_t>(first), rows)),
-                      logits);
+    Agreement agreement(model->info().vocabulary_size);
+    each_chunk(model, tokens, [&](std::span<const Token> chunk, std::span<const float> logits) {
+        agreement.add(reference.decode(chunk), logits);
     });
     return agreement;
+}
+
+Agreements compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                   Reference& flash, Reference& plain) {
+    const int vocabulary_size = model->info().vocabulary_size;
+    Agreements agreements{Agreement(vocabulary_size), Agreement(vocabulary_size)};
+    each_chunk(model, tokens, [&](std::span<const Token> chunk, std::span<const float> logits) {
+        const std::span<const float> expected = flash.decode(chunk);
+        agreements.ours.add(expected, logits);
+        agreements.itself.add(expected, plain.decode(chunk));
+    });
+    return agreements;
 }
 
 void record(const std::string& prefix, const Agreement& agreement) {

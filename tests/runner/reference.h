@@ -54,6 +54,15 @@ private:
 Agreement compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
                   Reference& reference);
 
+/// Against libllama with flash attention, and what rounding alone does to a model: libllama without flash
+/// attention against the same.
+struct Agreements {
+    Agreement ours;
+    Agreement itself;
+};
+Agreements compare(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                   Reference& flash, Reference& plain);
+
 /// Writes the agreement into the running test's XML report.
 void record(const std::string& prefix, const Agreement& agreement);
 

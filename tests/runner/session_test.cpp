@@ -10,6 +10,7 @@
 
 #include "gguf_editor.h"
 #include "models.h"
+#include "reference.h"
 
 namespace innerkv::runner::test {
 namespace {
@@ -67,6 +68,15 @@ protected:
         });
         return all;
     }
+    std::vector<float> logits_one_by_one(const SessionOptions& options) const {
+        std::vector<float> all;
+        Session session(model_, options);
+        for (const Token token : tokens_) {
+            session.decode(token);
+            all.insert(all.end(), session.logits().begin(), session.logits().end());
+        }
+        return all;
+    }
     static std::vector<float> copy(std::span<const float> logits) {
         return {logits.begin(), logits.end()};
     }
@@ -88,12 +98,7 @@ TEST_P(ChunkTest, ResultsDoNotDependOnChunks) {
         EXPECT_LT(mean_difference(expected, all_logits(options)), tolerance(GetParam()))
             << "chunk " << chunk;
     }
-    Session session(model_, options);
-    std::vector<float> one_by_one;
-    for (const Token token : tokens_) {
-        session.decode(token);
-        one_by_one.insert(one_by_one.end(), session.logits().begin(), session.logits().end());
-    }
+    const std::vector<float> one_by_one = logits_one_by_one(options);
     ASSERT_EQ(one_by_one.size(), expected.size());
     EXPECT_LT(mean_difference(expected, one_by_one), tolerance(GetParam()));
 }
@@ -119,11 +124,20 @@ TEST_P(ChunkTest, UnevenPromptsGiveTheSame) {
 INSTANTIATE_TEST_SUITE_P(Presets, ChunkTest, testing::Values("f16", "base", "hybrid", "k4v4"),
                          [](const auto& test) { return std::string(test.param); });
 
-TEST_F(SessionTest, IntegerArithmeticIsCloseWhateverTheChunks) {
-    SessionOptions options = test_options("k8v8", kTokens);
+/// Rounding of q and p to 8 bits amplifies the noise: what is left of it in the predictions.
+TEST_P(ChunkTest, PredictionsOfIntegerArithmeticHardlyDependOnChunks) {
+    SessionOptions options = test_options(GetParam(), kTokens);
     const std::vector<float> expected = all_logits(options);
-    options.chunk = 32;
-    EXPECT_LT(difference(expected, all_logits(options)), 0.05);
+    const auto mean_kld = [&](const std::vector<float>& logits) {
+        Agreement agreement(model_->info().vocabulary_size);
+        agreement.add(expected, logits);
+        return agreement.mean_kld();
+    };
+    for (const int chunk : {32, 192}) {
+        options.chunk = chunk;
+        EXPECT_LT(mean_kld(all_logits(options)), 5e-4) << "chunk " << chunk;
+    }
+    EXPECT_LT(mean_kld(logits_one_by_one(options)), 5e-4);
 }
 
 TEST_F(SessionTest, QuantizedLogitsAreNearF16) {
@@ -290,12 +304,15 @@ TEST_F(WindowTest, ChunksAndSingleTokensAgree) {
         options.chunk = 32;
         EXPECT_LT(mean_difference(expected, all_logits(options)), tolerance(preset)) << preset;
         Session session(model_, options);
-        for (const Token token : tokens_) {
+        constexpr std::size_t some = 300; // six windows
+        for (const Token token : first(some)) {
             session.decode(token);
         }
         const auto vocabulary_size = static_cast<std::size_t>(model_->info().vocabulary_size);
-        EXPECT_LT(mean_difference(std::span(expected).last(vocabulary_size), session.logits()),
-                  tolerance(preset))
+        EXPECT_LT(
+            mean_difference(std::span(expected).first(some * vocabulary_size).last(vocabulary_size),
+                            session.logits()),
+            tolerance(preset))
             << preset;
     }
 }
@@ -308,7 +325,8 @@ TEST_F(WindowTest, DroppedTokensCannotComeBack) {
     session.truncate(0);
     EXPECT_EQ(session.length(), 0);
     session.prompt(tokens_);
-    EXPECT_LT(session.cache_report().bytes, session.cache_report().f16_bytes * 2);
+    // what windows have dropped is not there
+    EXPECT_LT(session.cache_report().bytes, session.cache_report().f16_bytes);
 }
 
 } // namespace

@@ -16,6 +16,13 @@ std::string pieces(const Model& model, std::span<const Token> tokens) {
     return text;
 }
 
+TEST(Vocabulary, SentencePiece) {
+    const auto model = Model::load(random_model("llama-spm"));
+    EXPECT_EQ(model->tokenize("the", true, false).size(), 2u); // with the space before it
+    const std::string text = "then \xe4\xb8\xad q\n";
+    EXPECT_EQ(pieces(*model, model->tokenize(text, false, false)), " " + text);
+}
+
 TEST(Vocabulary, RoundTrip) {
     const auto model = Model::load(random_model("llama-q8_0"));
     std::string every_byte;
@@ -81,6 +88,27 @@ TEST(Sampler, GreedyAndSeeded) {
     }
     EXPECT_GT(seen.size(), 5u);
     EXPECT_LE(seen.size(), 40u); // top_k
+}
+
+TEST(Sampler, WithoutLimitsEveryTokenComes) {
+    const auto model = Model::load(random_model("llama-q8_0"));
+    std::vector<float> logits(288, 0.0f);
+    logits[17] = 5.0f; // 148 times as likely as another, which min_p forbids
+    SamplerOptions options;
+    options.temperature = 1.0f;
+    options.top_k = 0;
+    options.top_p = 1.0f;
+    const auto distinct = [&] {
+        Sampler sampler(*model, options);
+        std::set<Token> seen;
+        for (int i = 0; i < 300; ++i) {
+            seen.insert(sampler.sample(logits));
+        }
+        return seen.size();
+    };
+    EXPECT_EQ(distinct(), 1u);
+    options.min_p = 0.0f;
+    EXPECT_GT(distinct(), 100u);
 }
 
 TEST(RealVocabulary, SmolLM2ChatTemplate) {
