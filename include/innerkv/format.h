@@ -10,6 +10,7 @@
 // Block. 32 tokens x 64 channels of one side, four tiles:
 //
 //     [ codes: 256 * bits bytes | 64 scales, fp16 | 64 zero-points, fp16, unless symmetric ]
+//     [ codes: 256 * bits bytes | 64 scales, 1 byte | 64 zero-points, 1 byte ]         affine
 //
 // Tile. 16 outer rows x 32 inner elements: one group (scale, zero-point) per outer row.
 //
@@ -46,6 +47,12 @@
 //     asymmetric    s * c + z
 //     hybrid        asymmetric where the sign bit of the stored scale is set (s is its magnitude; it may
 //                   be 0, so test the bit, not scale < 0), symmetric otherwise (z is stored as 0)
+//     affine        s * (c - (2^bits - 1) / 2 + z / 8)
+//
+// An affine scale is the upper eight bits of an fp16 number without its sign: five of exponent, three of
+// mantissa; s = fp16(byte << 7). Its zero-point is a signed byte, in eighths of a step, and moves the
+// middle of the codes: so both cost what one fp16 scale costs, and symmetric and affine pages of a width
+// have the same size. There is none of 8 bits, whose steps are finer than such a scale. A byte of f8 or more would be infinity or NaN and is never written.
 //
 // The scale of a symmetric codec may be negative. Every scale and zero-point that this library writes
 // is finite. All integers are little-endian. The same bytes on every backend.
@@ -74,7 +81,7 @@ inline constexpr int kQuadsPerTile = kGroupSize / 4;
 inline constexpr int kGroupsPerBlock = kTilesPerBlock * kTileRows;
 inline constexpr std::size_t kPageAlignment = 64;
 
-enum class CodecKind : std::uint8_t { f16, symmetric, asymmetric, hybrid };
+enum class CodecKind : std::uint8_t { f16, symmetric, asymmetric, hybrid, affine };
 
 /// How one side (K or V) of a page is stored. `bits` is 2, 3, 4 or 8; 16 for f16.
 struct Codec {
@@ -85,12 +92,16 @@ struct Codec {
 
     constexpr bool quantized() const { return kind != CodecKind::f16; }
     constexpr bool has_zero_points() const {
-        return kind == CodecKind::asymmetric || kind == CodecKind::hybrid;
+        return kind == CodecKind::asymmetric || kind == CodecKind::hybrid ||
+               kind == CodecKind::affine;
     }
     /// The code of level 0 in a symmetric group.
     constexpr int bias() const { return 1 << (bits - 1); }
     constexpr std::size_t code_bytes() const { return std::size_t{256} * bits; }
-    constexpr std::size_t scale_bytes() const { return kGroupsPerBlock * sizeof(std::uint16_t); }
+    /// Of the 64 scales, and of the 64 zero-points where there are any.
+    constexpr std::size_t scale_bytes() const {
+        return kGroupsPerBlock * (kind == CodecKind::affine ? 1 : sizeof(std::uint16_t));
+    }
     /// Bytes of a block of 32 tokens x 64 channels; quantized codecs only.
     constexpr std::size_t block_bytes() const {
         return code_bytes() + scale_bytes() * (has_zero_points() ? 2 : 1);
@@ -105,9 +116,13 @@ constexpr Codec asymmetric(int bits) {
     return {CodecKind::asymmetric, static_cast<std::uint8_t>(bits)};
 }
 constexpr Codec hybrid(int bits) { return {CodecKind::hybrid, static_cast<std::uint8_t>(bits)}; }
+constexpr Codec affine(int bits) { return {CodecKind::affine, static_cast<std::uint8_t>(bits)}; }
 
 static_assert(symmetric(2).block_bytes() == 640 && symmetric(3).block_bytes() == 896);
 static_assert(symmetric(4).block_bytes() == 1152 && symmetric(8).block_bytes() == 2176);
+static_assert(affine(2).block_bytes() == symmetric(2).block_bytes());
+static_assert(affine(3).block_bytes() == symmetric(3).block_bytes());
+static_assert(affine(4).block_bytes() == symmetric(4).block_bytes());
 static_assert(asymmetric(2).block_bytes() == 768 && hybrid(2).block_bytes() == 768);
 static_assert(asymmetric(3).block_bytes() == 1024 && hybrid(3).block_bytes() == 1024);
 static_assert(asymmetric(4).block_bytes() == 1280 && hybrid(4).block_bytes() == 1280);

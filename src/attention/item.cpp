@@ -69,7 +69,8 @@ cpu::Walk make_walk(const ItemRows& rows, const PageRun& run, const PageInterval
 
 cpu::Side make_side(Codec codec, std::size_t offset) {
     return {codec.bits,
-            codec.kind == CodecKind::asymmetric,
+            codec.kind == CodecKind::asymmetric || codec.kind == CodecKind::affine,
+            codec.kind == CodecKind::affine,
             codec.kind == CodecKind::hybrid,
             offset,
             codec.code_bytes(),

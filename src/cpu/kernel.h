@@ -35,6 +35,7 @@ struct Walk {
 struct Side {
     int bits;
     bool asymmetric;        ///< every group has a zero-point
+    bool affine;            ///< asymmetric, with scales and zero-points of one byte
     bool hybrid;            ///< groups whose scale has its sign bit set have one
     std::size_t offset;     ///< bytes from the page's start to block 0
     std::size_t code_bytes; ///< of a block: 64 scales follow, then 64 zero-points if there are any

@@ -36,7 +36,8 @@ constexpr Preset kPresets[] = {
 void validate_side(Codec codec, const char* side) {
     if (codec.quantized() ? has_supported_bits(codec) : codec == kF16) return;
     throw InvalidArgument(std::string(side) + " codec has " + std::to_string(codec.bits) +
-                          " bits; supported are 2, 3, 4 and 8 (symmetric, asymmetric, hybrid) and "
+                          " bits; supported are 2, 3, 4 and 8 (symmetric, asymmetric, hybrid), 2, "
+                          "3 and 4 (affine) and "
                           "16 (f16)");
 }
 

@@ -23,8 +23,8 @@ using Rounding = float (*)(float);
 void check(Codec codec, const QuantizeOptions& options) {
     if (!codec.quantized() || !has_supported_bits(codec))
         throw InvalidArgument("a codec of " + std::to_string(codec.bits) +
-                              " bits cannot quantize a group; supported are symmetric, asymmetric "
-                              "and hybrid codecs of 2, 3, 4 and 8 bits");
+                              " bits cannot quantize a group; supported are symmetric, asymmetric, "
+                              "hybrid and affine codecs of 2, 3, 4 and (but affine) 8 bits");
     const int bits = options.hybrid_asymmetric_bits;
     if (bits < 0 || bits > codec.bits)
         throw InvalidArgument("hybrid_asymmetric_bits is " + std::to_string(bits) +
@@ -104,14 +104,111 @@ UnroundedGroup quantize(Codec codec, Values values, const QuantizeOptions& optio
     return asymmetric_is_better ? asymmetric : symmetric;
 }
 
+/// Middle of the codes under a scale, at which a group's middle is to lie.
+float affine_zero(int bits, float scale, float steps) {
+    return scale * (steps - 0.5f * static_cast<float>((1 << bits) - 1));
+}
+
+struct AffineGroup {
+    std::uint8_t codes[kGroupSize];
+    std::uint8_t scale;
+    std::int8_t zero_point;
+};
+
+/// The codes under a scale and a value of code 0, both rounded first.
+AffineGroup round_affine(int bits, Values values, float scale, float zero) {
+    const int levels = (1 << bits) - 1;
+    AffineGroup group{};
+    group.scale = scale_byte(scale);
+    const float rounded = scale_from_byte(group.scale);
+    if (rounded == 0.0f) return group;
+    const float steps = (zero / rounded + 0.5f * static_cast<float>(levels)) * kZeroPointSteps;
+    group.zero_point = static_cast<std::int8_t>(std::clamp(std::nearbyint(steps), -128.0f, 127.0f));
+    const float rounded_zero =
+        affine_zero(bits, rounded, static_cast<float>(group.zero_point) / kZeroPointSteps);
+    for (int i = 0; i < kGroupSize; ++i)
+        group.codes[i] =
+            static_cast<std::uint8_t>(level(values[i] - rounded_zero, rounded, 0, levels));
+    return group;
+}
+
+/// The scale and zero that fit best, by least squares, to codes as they are.
+AffineGroup refine_affine(int bits, Values values, const AffineGroup& group, float middle) {
+    float codes = 0.0f;
+    float squares = 0.0f;
+    float sum = 0.0f;
+    float products = 0.0f;
+    for (int i = 0; i < kGroupSize; ++i) {
+        const auto code = static_cast<float>(group.codes[i]);
+        const float value = values[i] - middle;
+        codes += code;
+        squares += code * code;
+        sum += value;
+        products += code * value;
+    }
+    const float mean_code = codes / kGroupSize;
+    const float mean = sum / kGroupSize;
+    const float covariance = products - codes * mean;
+    const float variance = squares - codes * mean_code;
+    // Codes that are all the same have a zero-point that fits, and no scale.
+    const float slope =
+        covariance > 0.0f && variance > 0.0f ? covariance / variance : scale_from_byte(group.scale);
+    return round_affine(bits, values, slope, middle + (mean - slope * mean_code));
+}
+
+float affine_value(int bits, const AffineGroup& group, int i) {
+    const float scale = scale_from_byte(group.scale);
+    return scale * static_cast<float>(group.codes[i]) +
+           affine_zero(bits, scale, static_cast<float>(group.zero_point) / kZeroPointSteps);
+}
+
+float squared_error(int bits, const AffineGroup& group, Values values) {
+    float sum = 0.0f;
+    for (int i = 0; i < kGroupSize; ++i) {
+        const float error = values[i] - affine_value(bits, group, i);
+        sum += error * error;
+    }
+    return sum;
+}
+
+QuantizedGroup quantize_affine(int bits, Values values) {
+    const auto [smallest, largest] = std::minmax_element(values.begin(), values.end());
+    const float middle = 0.5f * *smallest + 0.5f * *largest;
+    const float half = 0.5f * *largest - 0.5f * *smallest;
+    AffineGroup best{};
+    float least = 0.0f;
+    for (std::size_t n = 0; n < std::size(kAffineRanges); ++n) {
+        const AffineStart start = affine_start(bits, middle, half, kAffineRanges[n]);
+        const AffineGroup first = round_affine(bits, values, start.scale, start.zero);
+        const AffineGroup group = refine_affine(bits, values, first, middle);
+        const float error = squared_error(bits, group, values);
+        if (n > 0 && !(error < least)) continue;
+        best = group;
+        least = error;
+    }
+    QuantizedGroup result{};
+    std::copy(std::begin(best.codes), std::end(best.codes), result.codes);
+    result.scale = best.scale;
+    result.zero_point = static_cast<std::uint8_t>(best.zero_point);
+    return result;
+}
+
 } // namespace
 
 UnroundedGroup quantize_group_unrounded(Codec codec, Values values,
                                         const QuantizeOptions& options) {
+    if (codec.kind == CodecKind::affine)
+        throw InvalidArgument("an affine codec has no form with fp32 scales; supported are "
+                              "symmetric, asymmetric and hybrid codecs");
     return quantize(codec, values, options, identity);
 }
 
 QuantizedGroup quantize_group(Codec codec, Values values, const QuantizeOptions& options) {
+    if (codec.kind == CodecKind::affine) {
+        check(codec, options);
+        check(values);
+        return quantize_affine(codec.bits, values);
+    }
     const UnroundedGroup group = quantize(codec, values, options, round_to_f16);
     QuantizedGroup result{};
     std::copy(std::begin(group.codes), std::end(group.codes), result.codes);
@@ -124,6 +221,13 @@ QuantizedGroup quantize_group(Codec codec, Values values, const QuantizeOptions&
 void dequantize_group(Codec codec, const QuantizedGroup& group,
                       std::span<float, kGroupSize> values) {
     check(codec, {});
+    if (codec.kind == CodecKind::affine) {
+        AffineGroup affine{
+            {}, static_cast<std::uint8_t>(group.scale), static_cast<std::int8_t>(group.zero_point)};
+        std::copy(std::begin(group.codes), std::end(group.codes), affine.codes);
+        for (int i = 0; i < kGroupSize; ++i) values[i] = affine_value(codec.bits, affine, i);
+        return;
+    }
     UnroundedGroup unrounded{};
     std::copy(std::begin(group.codes), std::end(group.codes), unrounded.codes);
     const bool marked = codec.kind == CodecKind::hybrid && (group.scale & kSignBit);

@@ -44,8 +44,8 @@ void write_field(std::byte* block, BitField field, int row, int inner, unsigned 
     byte = (byte & ~mask) | (static_cast<std::byte>(value << field.shift) & mask);
 }
 
-std::size_t group_offset(int tile, int row) {
-    return sizeof(std::uint16_t) * static_cast<std::size_t>(kTileRows * tile + row);
+std::size_t group_offset(Codec codec, int tile, int row) {
+    return codec.scale_bytes() / kGroupsPerBlock * static_cast<std::size_t>(kTileRows * tile + row);
 }
 
 } // namespace
@@ -67,8 +67,9 @@ void write_code(Codec codec, std::byte* block, int tile, int row, int inner, std
 }
 
 std::uint16_t read_scale(Codec codec, const std::byte* block, int tile, int row) {
-    std::uint16_t scale;
-    std::memcpy(&scale, block + codec.code_bytes() + group_offset(tile, row), sizeof scale);
+    std::uint16_t scale = 0;
+    std::memcpy(&scale, block + codec.code_bytes() + group_offset(codec, tile, row),
+                codec.scale_bytes() / kGroupsPerBlock);
     return scale;
 }
 
@@ -77,7 +78,8 @@ std::uint16_t read_zero_point(Codec codec, const std::byte* block, int tile, int
 }
 
 void write_scale(Codec codec, std::byte* block, int tile, int row, std::uint16_t scale) {
-    std::memcpy(block + codec.code_bytes() + group_offset(tile, row), &scale, sizeof scale);
+    std::memcpy(block + codec.code_bytes() + group_offset(codec, tile, row), &scale,
+                codec.scale_bytes() / kGroupsPerBlock);
 }
 
 void write_zero_point(Codec codec, std::byte* block, int tile, int row, std::uint16_t zero_point) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "innerkv/codec.h"
 #include "innerkv/format.h"
 
 namespace innerkv {
@@ -17,16 +18,53 @@ static_assert(std::endian::native == std::endian::little, "pages are little-endi
 inline constexpr std::uint16_t kSignBit = 0x8000;
 
 constexpr bool has_supported_bits(Codec codec) {
-    return codec.bits == 2 || codec.bits == 3 || codec.bits == 4 || codec.bits == 8;
+    if (codec.bits == 8) return codec.kind != CodecKind::affine;
+    return codec.bits == 2 || codec.bits == 3 || codec.bits == 4;
 }
 
 std::uint8_t read_code(Codec codec, const std::byte* block, int tile, int row, int inner);
 void write_code(Codec codec, std::byte* block, int tile, int row, int inner, std::uint8_t code);
 
-/// fp16 bits of the scale and the zero-point of a group; zero-points only where the codec has them.
+/// Bits of the scale and the zero-point of a group, fp16 or, of an affine codec, a byte; zero-points only
+/// where the codec has them.
 std::uint16_t read_scale(Codec codec, const std::byte* block, int tile, int row);
 std::uint16_t read_zero_point(Codec codec, const std::byte* block, int tile, int row);
 void write_scale(Codec codec, std::byte* block, int tile, int row, std::uint16_t scale);
 void write_zero_point(Codec codec, std::byte* block, int tile, int row, std::uint16_t zero_point);
+
+/// Of an affine codec: five bits of exponent, three of mantissa. From a scale of 0 or more, by way of
+/// fp16, half to even; saturates.
+inline std::uint8_t scale_byte(float scale) {
+    constexpr unsigned kLargest = 0xf7;
+    const unsigned half = f16_from_float(scale) & 0x7fffu; // -0 is 0
+    const unsigned byte = (half + 63 + ((half >> 7) & 1)) >> 7;
+    return static_cast<std::uint8_t>(byte < kLargest ? byte : kLargest);
+}
+
+inline float scale_from_byte(unsigned byte) {
+    return float_from_f16(static_cast<std::uint16_t>(byte << 7));
+}
+
+/// Steps that a zero-point byte may hold, and its unit in them.
+inline constexpr float kZeroPointSteps = 8.0f;
+
+/// Shares of a group's range that the search for an affine scale begins with.
+inline constexpr float kAffineRanges[] = {1.0f, 0.93f, 0.86f, 0.79f, 0.72f};
+
+/// Scale and value of code 0 that spread the codes over `range` of a group's half-width about its middle.
+/// A zero-point reaches 16 steps: a group further from 0 than that takes longer ones.
+struct AffineStart {
+    float scale;
+    float zero;
+};
+constexpr AffineStart affine_start(int bits, float middle, float half, float range) {
+    // Of 127: the scale may be rounded down by a 16th, and half a step is needed besides.
+    constexpr float kReach = 115.0f / kZeroPointSteps;
+    const float distance = (middle < 0.0f ? -middle : middle) / kReach;
+    const auto levels = static_cast<float>((1 << bits) - 1);
+    const float spread = 2.0f * half * range / levels;
+    const float scale = spread < distance ? distance : spread;
+    return {scale, middle - 0.5f * levels * scale};
+}
 
 } // namespace innerkv

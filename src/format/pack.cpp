@@ -109,6 +109,26 @@ void expand_8_bits(const std::byte* block, Tiles& tiles) {
         for (int t = 0; t < kTilesPerBlock; ++t) read_words(block, 4 * k + t, tiles[t].quads[k]);
 }
 
+/// Sixteen parameters, two bytes or one each.
+void write_parameters(Codec codec, const std::uint16_t (&values)[kTileRows], int tile,
+                      std::byte* all) {
+    std::byte* to = all + static_cast<std::size_t>(tile) * codec.scale_bytes() / kTilesPerBlock;
+    if (codec.kind != CodecKind::affine)
+        std::memcpy(to, values, sizeof values);
+    else
+        for (int r = 0; r < kTileRows; ++r) to[r] = static_cast<std::byte>(values[r]);
+}
+
+void read_parameters(Codec codec, const std::byte* all, int tile,
+                     std::uint16_t (&values)[kTileRows]) {
+    const std::byte* from =
+        all + static_cast<std::size_t>(tile) * codec.scale_bytes() / kTilesPerBlock;
+    if (codec.kind != CodecKind::affine)
+        std::memcpy(values, from, sizeof values);
+    else
+        for (int r = 0; r < kTileRows; ++r) values[r] = std::to_integer<std::uint16_t>(from[r]);
+}
+
 } // namespace
 
 void pack_block(Codec codec, const Tiles& tiles, std::byte* block) {
@@ -128,11 +148,9 @@ void pack_block(Codec codec, const Tiles& tiles, std::byte* block) {
     }
     std::byte* scales = block + codec.code_bytes();
     for (int t = 0; t < kTilesPerBlock; ++t) {
-        std::byte* tile_scales = scales + static_cast<std::size_t>(t) * sizeof tiles[t].scales;
-        std::memcpy(tile_scales, tiles[t].scales, sizeof tiles[t].scales);
+        write_parameters(codec, tiles[t].scales, t, scales);
         if (codec.has_zero_points())
-            std::memcpy(tile_scales + codec.scale_bytes(), tiles[t].zero_points,
-                        sizeof tiles[t].zero_points);
+            write_parameters(codec, tiles[t].zero_points, t, scales + codec.scale_bytes());
     }
 }
 
@@ -153,12 +171,9 @@ void expand_block(Codec codec, const std::byte* block, Tiles& tiles) {
     }
     const std::byte* scales = block + codec.code_bytes();
     for (int t = 0; t < kTilesPerBlock; ++t) {
-        const std::byte* tile_scales =
-            scales + static_cast<std::size_t>(t) * sizeof tiles[t].scales;
-        std::memcpy(tiles[t].scales, tile_scales, sizeof tiles[t].scales);
+        read_parameters(codec, scales, t, tiles[t].scales);
         if (codec.has_zero_points())
-            std::memcpy(tiles[t].zero_points, tile_scales + codec.scale_bytes(),
-                        sizeof tiles[t].zero_points);
+            read_parameters(codec, scales + codec.scale_bytes(), t, tiles[t].zero_points);
     }
 }
 

@@ -80,10 +80,7 @@ void quantize_symmetric(Codec codec, const TileValues& values, const Row& larges
     compute_codes(values, -levels, levels, static_cast<float>(codec.bias()), groups);
 }
 
-void quantize_asymmetric(Codec codec, const TileValues& values, Groups& groups) {
-    const auto levels = static_cast<float>((1 << codec.bits) - 1);
-    alignas(64) Row smallest;
-    alignas(64) Row largest;
+void extremes(const TileValues& values, Row& smallest, Row& largest) {
     std::memcpy(smallest, values[0], sizeof smallest);
     std::memcpy(largest, values[0], sizeof largest);
     for (int i = 1; i < kGroupSize; ++i)
@@ -91,6 +88,13 @@ void quantize_asymmetric(Codec codec, const TileValues& values, Groups& groups) 
             smallest[r] = smaller(smallest[r], values[i][r]);
             largest[r] = larger(largest[r], values[i][r]);
         }
+}
+
+void quantize_asymmetric(Codec codec, const TileValues& values, Groups& groups) {
+    const auto levels = static_cast<float>((1 << codec.bits) - 1);
+    alignas(64) Row smallest;
+    alignas(64) Row largest;
+    extremes(values, smallest, largest);
     for (int r = 0; r < kTileRows; ++r) {
         groups.zero_points[r] = float_from_f16(f16_from_float(smallest[r])) + 0.0f;
         const float range = larger(largest[r] - groups.zero_points[r], 0.0f);
@@ -139,11 +143,137 @@ void choose(Codec codec, const TileValues& values, const Groups& asymmetric, Gro
                 (asymmetric.quads[k][r] & masks[r]) | (groups.quads[k][r] & ~masks[r]);
 }
 
+/// Scales and zero-points to bytes and back, as round_affine in group.cpp; then the codes.
+struct AffineGroups {
+    Groups groups;
+    std::uint16_t scales[kTileRows];
+    std::uint16_t zero_points[kTileRows];
+};
+
+float affine_zero(int bits, float scale, float steps) {
+    return scale * (steps - 0.5f * static_cast<float>((1 << bits) - 1));
+}
+
+void round_affine(int bits, const TileValues& values, const Row& scales, const Row& zeros,
+                  AffineGroups& out) {
+    const auto levels = static_cast<float>((1 << bits) - 1);
+    for (int r = 0; r < kTileRows; ++r) {
+        const unsigned byte = scale_byte(scales[r]);
+        const float scale = scale_from_byte(byte);
+        const float divisor = scale == 0.0f ? std::numeric_limits<float>::infinity() : scale;
+        const float steps =
+            scale == 0.0f ? 0.0f : (zeros[r] / divisor + 0.5f * levels) * kZeroPointSteps;
+        const float clamped = smaller(larger(steps, -128.0f), 127.0f);
+        const auto zero_point = std::bit_cast<std::uint32_t>(clamped + kRoundingShift) & 0xff;
+        out.scales[r] = static_cast<std::uint16_t>(byte);
+        out.zero_points[r] = static_cast<std::uint16_t>(zero_point);
+        out.groups.scales[r] = scale;
+        out.groups.zero_points[r] =
+            affine_zero(bits, scale,
+                        static_cast<float>(static_cast<std::int8_t>(zero_point)) / kZeroPointSteps);
+    }
+    compute_codes(values, 0.0f, levels, 0.0f, out.groups);
+}
+
+float code_at(const Quads& quads, int i, int r) {
+    return static_cast<float>(static_cast<std::int32_t>(quads[i / 4][r] >> (8 * (i % 4)) & 0xff));
+}
+
+/// Least squares as refine_affine in group.cpp; writes scales and zeros.
+void refine_affine(const TileValues& values, const Groups& groups, const Row& middles, Row& scales,
+                   Row& zeros) {
+    alignas(64) Row codes = {};
+    alignas(64) Row squares = {};
+    alignas(64) Row sums = {};
+    alignas(64) Row products = {};
+    for (int i = 0; i < kGroupSize; ++i)
+        for (int r = 0; r < kTileRows; ++r) {
+            const float code = code_at(groups.quads, i, r);
+            const float value = values[i][r] - middles[r];
+            codes[r] += code;
+            squares[r] += code * code;
+            sums[r] += value;
+            products[r] += code * value;
+        }
+    for (int r = 0; r < kTileRows; ++r) {
+        const float mean_code = codes[r] / kGroupSize;
+        const float mean = sums[r] / kGroupSize;
+        const float covariance = products[r] - codes[r] * mean;
+        const float variance = squares[r] - codes[r] * mean_code;
+        const bool fits = covariance > 0.0f && variance > 0.0f;
+        scales[r] = fits ? covariance / variance : groups.scales[r];
+        zeros[r] = middles[r] + (mean - scales[r] * mean_code);
+    }
+}
+
+void squared_errors(const TileValues& values, const Groups& groups, Row& errors) {
+    for (int r = 0; r < kTileRows; ++r) errors[r] = 0.0f;
+    for (int i = 0; i < kGroupSize; ++i)
+        for (int r = 0; r < kTileRows; ++r) {
+            const float error = values[i][r] - (groups.scales[r] * code_at(groups.quads, i, r) +
+                                                groups.zero_points[r]);
+            errors[r] += error * error;
+        }
+}
+
+/// Takes over the groups whose error is less than the least so far.
+void keep_better(const AffineGroups& candidate, const Row& errors, Row& least, Tile& tile) {
+    for (int r = 0; r < kTileRows; ++r) {
+        if (!(errors[r] < least[r])) continue;
+        least[r] = errors[r];
+        tile.scales[r] = candidate.scales[r];
+        tile.zero_points[r] = candidate.zero_points[r];
+        for (int k = 0; k < kQuadsPerTile; ++k) tile.quads[k][r] = candidate.groups.quads[k][r];
+    }
+}
+
+void quantize_affine(int bits, const TileValues& values, Tile& tile) {
+    alignas(64) Row smallest;
+    alignas(64) Row largest;
+    extremes(values, smallest, largest);
+    alignas(64) Row middles;
+    alignas(64) Row least;
+    for (int r = 0; r < kTileRows; ++r) {
+        middles[r] = 0.5f * smallest[r] + 0.5f * largest[r];
+        least[r] = std::numeric_limits<float>::infinity();
+    }
+    for (const float range : kAffineRanges) {
+        alignas(64) Row scales;
+        alignas(64) Row zeros;
+        for (int r = 0; r < kTileRows; ++r) {
+            const float half = 0.5f * largest[r] - 0.5f * smallest[r];
+            const AffineStart start = affine_start(bits, middles[r], half, range);
+            scales[r] = start.scale;
+            zeros[r] = start.zero;
+        }
+        AffineGroups candidate;
+        round_affine(bits, values, scales, zeros, candidate);
+        refine_affine(values, candidate.groups, middles, scales, zeros);
+        round_affine(bits, values, scales, zeros, candidate);
+        alignas(64) Row errors;
+        squared_errors(values, candidate.groups, errors);
+        keep_better(candidate, errors, least, tile);
+    }
+}
+
+/// Scales, and the values of code 0, of a tile as it is stored.
+void affine_parameters(int bits, const Tile& tile, Row& scales, Row& zeros) {
+    for (int r = 0; r < kTileRows; ++r) {
+        const auto zero_point = static_cast<std::int8_t>(tile.zero_points[r]);
+        scales[r] = scale_from_byte(tile.scales[r]);
+        zeros[r] = affine_zero(bits, scales[r], static_cast<float>(zero_point) / kZeroPointSteps);
+    }
+}
+
 } // namespace
 
 bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
     alignas(64) Row largest;
     if (!largest_magnitudes(values, largest)) return false;
+    if (codec.kind == CodecKind::affine) {
+        quantize_affine(codec.bits, values, tile);
+        return true;
+    }
     Groups groups;
     std::uint16_t marks[kTileRows] = {};
     if (codec.kind == CodecKind::asymmetric) {
@@ -167,7 +297,8 @@ bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
 void dequantize_tile(Codec codec, const Tile& tile, TileValues& values) {
     alignas(64) Row scales;
     alignas(64) Row offsets; // value = scale * code + offset; both terms are exact in fp32
-    for (int r = 0; r < kTileRows; ++r) {
+    if (codec.kind == CodecKind::affine) affine_parameters(codec.bits, tile, scales, offsets);
+    for (int r = 0; r < kTileRows && codec.kind != CodecKind::affine; ++r) {
         const bool marked = codec.kind == CodecKind::hybrid && (tile.scales[r] & kSignBit);
         const bool asymmetric = marked || codec.kind == CodecKind::asymmetric;
         scales[r] = float_from_f16(marked ? tile.scales[r] ^ kSignBit : tile.scales[r]);

@@ -43,8 +43,10 @@ void poison_key(const PageFormat& format, int token, std::byte* page) {
         std::byte* scales = page + index(block) * codec.block_bytes() + codec.code_bytes();
         for (int half = 0; half < 2; ++half) {
             const int group = kTileRows * (2 * half + token / kTileRows) + token % kTileRows;
-            std::memset(scales + 2 * group, 0xff, 2);
-            if (codec.has_zero_points()) std::memset(scales + 128 + 2 * group, 0xff, 2);
+            const std::size_t bytes = codec.scale_bytes() / kGroupsPerBlock;
+            std::memset(scales + bytes * index(group), 0xff, bytes);
+            if (codec.has_zero_points())
+                std::memset(scales + codec.scale_bytes() + bytes * index(group), 0xff, bytes);
         }
     }
 }
@@ -319,6 +321,8 @@ std::vector<NamedFormat> all_formats(int head_dim) {
         formats.push_back({"symmetric" + suffix, {symmetric(bits), symmetric(bits), head_dim}});
         formats.push_back({"asymmetric" + suffix, {asymmetric(bits), asymmetric(bits), head_dim}});
         formats.push_back({"hybrid" + suffix, {hybrid(bits), hybrid(bits), head_dim}});
+        if (bits < 8)
+            formats.push_back({"affine" + suffix, {affine(bits), affine(bits), head_dim}});
     }
     formats.push_back({"mixed", {hybrid(4), asymmetric(2), head_dim}});
     return formats;

@@ -27,12 +27,13 @@ inline std::vector<Codec> all_codecs() {
         codecs.push_back(symmetric(bits));
         codecs.push_back(asymmetric(bits));
         codecs.push_back(hybrid(bits));
+        if (bits < 8) codecs.push_back(affine(bits));
     }
     return codecs;
 }
 
 inline std::string name_of(Codec codec) {
-    const char* kinds[] = {"f16", "symmetric", "asymmetric", "hybrid"};
+    const char* kinds[] = {"f16", "symmetric", "asymmetric", "hybrid", "affine"};
     return kinds[static_cast<int>(codec.kind)] + std::to_string(codec.bits);
 }
 

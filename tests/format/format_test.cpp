@@ -56,7 +56,9 @@ TEST(PageFormat, SizesFromTheSpecification) {
                 format.validate();
                 const auto blocks = static_cast<std::size_t>((head_dim + 63) / 64);
                 const auto side = [&](Codec codec) { // 32 * 64 codes, 64 scales, 64 zero-points
-                    const std::size_t arrays = codec.kind == CodecKind::symmetric ? 1 : 2;
+                    const bool one =
+                        codec.kind == CodecKind::symmetric || codec.kind == CodecKind::affine;
+                    const std::size_t arrays = one ? 1 : 2; // of fp16, or twice as many of bytes
                     return blocks * (32 * 64 * codec.bits / 8 + arrays * 64 * 2);
                 };
                 EXPECT_EQ(format.v_offset(), side(k));

@@ -89,9 +89,11 @@ TEST(Layout, EveryCodeAtEveryPosition) {
             for (int row = 0; row < kTileRows; ++row)
                 for (unsigned n = 0; n < levels; ++n) {
                     QuantizedGroup group{};
-                    group.scale = static_cast<std::uint16_t>(random());
+                    const bool bytes = codec.kind == CodecKind::affine;
+                    const unsigned mask = bytes ? 0xff : 0xffff;
+                    group.scale = static_cast<std::uint16_t>(random() & mask);
                     group.zero_point =
-                        codec.has_zero_points() ? static_cast<std::uint16_t>(random()) : 0;
+                        codec.has_zero_points() ? static_cast<std::uint16_t>(random() & mask) : 0;
                     Block expected = block;
                     for (int i = 0; i < kGroupSize; ++i) {
                         const unsigned code = (n + 37u * static_cast<unsigned>(i)) % levels;
@@ -99,9 +101,15 @@ TEST(Layout, EveryCodeAtEveryPosition) {
                         set_code(expected, codec.bits, tile, row, i, code);
                     }
                     const std::size_t scales = std::size_t{256} * codec.bits;
-                    set_half(expected, scales, 16 * tile + row, group.scale);
-                    if (codec.kind != CodecKind::symmetric)
-                        set_half(expected, scales + 128, 16 * tile + row, group.zero_point);
+                    if (bytes) {
+                        const auto at = scales + static_cast<std::size_t>(16 * tile + row);
+                        expected[at] = static_cast<std::byte>(group.scale);
+                        expected[at + 64] = static_cast<std::byte>(group.zero_point);
+                    } else {
+                        set_half(expected, scales, 16 * tile + row, group.scale);
+                        if (codec.kind != CodecKind::symmetric)
+                            set_half(expected, scales + 128, 16 * tile + row, group.zero_point);
+                    }
 
                     store_group(codec, block.data(), tile, row, group);
                     ASSERT_EQ(block, expected) << tile << ' ' << row << ' ' << n;

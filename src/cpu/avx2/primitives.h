@@ -37,6 +37,19 @@ inline Floats load_f16(const std::byte* from) {
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
+inline __m128i load_sixteen_bytes(const std::byte* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+inline Floats load_scale_bytes(const std::byte* from) {
+    const __m256i halves = _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_sixteen_bytes(from)), 7);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+inline Floats load_signed_bytes(const std::byte* from) {
+    const __m128i bytes = load_sixteen_bytes(from);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 inline void store(Floats a, float* to) {
     _mm256_storeu_ps(to, a.low);
     _mm256_storeu_ps(to + 8, a.high);

@@ -24,6 +24,15 @@ inline Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline Floats load_f16(const std::byte* from) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }
+inline __m128i load_sixteen_bytes(const std::byte* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+inline Floats load_scale_bytes(const std::byte* from) {
+    return {_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_sixteen_bytes(from)), 7))};
+}
+inline Floats load_signed_bytes(const std::byte* from) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_sixteen_bytes(from)))};
+}
 inline void store(Floats a, float* to) { _mm512_storeu_ps(to, a.all); }
 inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.all, b.all)}; }
 inline Floats subtract(Floats a, Floats b) { return {_mm512_sub_ps(a.all, b.all)}; }

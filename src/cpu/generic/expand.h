@@ -166,7 +166,23 @@ inline int code_bias(const Side& side, bool is_signed) {
     return (side.asymmetric ? 0 : 1 << (side.bits - 1)) - (is_signed && side.bits == 8 ? 128 : 0);
 }
 
+/// One byte each; the zero-point is a step's share of the scale.
+inline BlockScales load_affine_scales(const Side& side, const std::byte* block) {
+    const std::byte* scales = block + side.code_bytes;
+    const Floats middle = broadcast(-0.5f * static_cast<float>((1 << side.bits) - 1));
+    BlockScales out;
+    for (int tile = 0; tile < 4; ++tile, scales += 16) {
+        const Floats scale = load_scale_bytes(scales);
+        const Floats steps =
+            fused_multiply_add(load_signed_bytes(scales + 64), broadcast(0.125f), middle);
+        out.zero[tile] = multiply(scale, steps);
+        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
+    }
+    return out;
+}
+
 inline BlockScales load_scales(const Side& side, const std::byte* block) {
+    if (side.affine) return load_affine_scales(side, block);
     const std::byte* scales = block + side.code_bytes;
     BlockScales out;
     for (int tile = 0; tile < 4; ++tile, scales += 32) {

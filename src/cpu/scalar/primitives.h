@@ -53,6 +53,17 @@ inline Floats load_f16(const std::byte* from) {
         return float_from_f16(bits);
     });
 }
+/// Sixteen bytes that are the upper half of fp16 numbers, less their sign.
+inline Floats load_scale_bytes(const std::byte* from) {
+    return each([=](int i) {
+        return float_from_f16(static_cast<std::uint16_t>(std::to_integer<unsigned>(from[i]) << 7));
+    });
+}
+inline Floats load_signed_bytes(const std::byte* from) {
+    return each([=](int i) {
+        return static_cast<float>(static_cast<std::int8_t>(std::to_integer<unsigned>(from[i])));
+    });
+}
 inline void store(Floats a, float* to) {
     for (int i = 0; i < kLanes; ++i) to[i] = a.lane[i];
 }
