@@ -37,7 +37,7 @@ struct PplOptions {
     int windows = 0; ///< 0: all that the text has
     std::string caches;
     std::string against = "f16";
-    std::string codec = "paper";
+    std::string codec = kOwnCodec;
     std::string isa;
     std::string key_norm;
     std::string arithmetic = "integer";
@@ -74,6 +74,7 @@ PerplexityResult measure(const PplOptions& options) {
     perplexity.threads = options.threads;
     perplexity.isa = options.isa;
     perplexity.key_norm = options.key_norm;
+    perplexity.codec = options.codec;
     perplexity.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
     perplexity.first_token = model->bos().value_or(-1);
     const auto sessions = static_cast<std::int64_t>(caches.size() + 1);
@@ -165,9 +166,7 @@ void add_ppl(CLI::App& parent, Action& action) {
         ->check(whole_range(1, kLongestWindow));
     add_presets_option(*command, options->caches, "Presets to measure");
     add_preset_option(*command, "--against", options->against, "The reference");
-    command->add_option("--codec", options->codec, "Rules by which values become codes")
-        ->check(CLI::IsMember({"paper"}))
-        ->capture_default_str();
+    add_codec_option(*command, options->codec);
     command
         ->add_option(
             "--arithmetic", options->arithmetic,

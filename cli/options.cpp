@@ -66,6 +66,14 @@ CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm) {
         ->check(CLI::IsMember({"none", "prefill"}));
 }
 
+CLI::Option* add_codec_option(CLI::App& command, std::string& codec) {
+    return command
+        .add_option("--codec", codec,
+                    "innerkv: the presets' own; paper: symmetric codes and a key norm alone")
+        ->check(CLI::IsMember({kOwnCodec, kPaperCodec}))
+        ->capture_default_str();
+}
+
 CLI::Option* add_isa_option(CLI::App& command, std::string& isa, const std::string& description) {
     return command.add_option("--isa", isa, description)
         ->type_name("NAME")
@@ -77,8 +85,12 @@ CLI::Option* add_json_option(CLI::App& command, bool& json) {
 }
 
 runner::SessionOptions session_options(const std::string& preset, int context,
-                                       const std::string& key_norm) {
+                                       const std::string& key_norm, const std::string& codec) {
     runner::SessionOptions session = runner::make_options(preset, context);
+    if (codec == kPaperCodec) {
+        session.preset = paper_preset(session.preset);
+        session.transform.centre = session.transform.rotate = false;
+    }
     if (key_norm.empty() || !session.preset.k.quantized()) return session;
     session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
     session.transform.norm = session.preset.key_norm;

@@ -33,9 +33,15 @@ CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
 CLI::Option* add_isa_option(CLI::App& command, std::string& isa, const std::string& description);
 CLI::Option* add_json_option(CLI::App& command, bool& json);
 
-/// The preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized.
+/// Values of --codec.
+inline constexpr const char* kOwnCodec = "innerkv";
+inline constexpr const char* kPaperCodec = "paper";
+CLI::Option* add_codec_option(CLI::App& command, std::string& codec);
+
+/// The preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized; with the
+/// paper's codecs where `codec` asks for them.
 runner::SessionOptions session_options(const std::string& preset, int context,
-                                       const std::string& key_norm);
+                                       const std::string& key_norm, const std::string& codec);
 
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);

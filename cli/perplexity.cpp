@@ -64,7 +64,8 @@ public:
 private:
     Contestant make_contestant(const std::shared_ptr<runner::Model>& model,
                                const std::string& cache) const {
-        runner::SessionOptions session = session_options(cache, options_.window, options_.key_norm);
+        runner::SessionOptions session =
+            session_options(cache, options_.window, options_.key_norm, options_.codec);
         session.threads = options_.threads;
         session.chunk = static_cast<int>(block_);
         session.isa = options_.isa;

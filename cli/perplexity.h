@@ -19,6 +19,7 @@ struct PerplexityOptions {
     int threads = 0; ///< 0: all cores
     std::string isa;
     std::string key_norm; ///< empty: the presets' own
+    std::string codec;    ///< as --codec has it
     Arithmetic arithmetic = Arithmetic::integer;
     runner::Token first_token =
         -1; ///< stands in for each window's first token; negative: nothing does

@@ -40,6 +40,7 @@ struct RunOptions {
     std::string cache{presets().front().name};
     std::string compare;
     std::string key_norm;
+    std::string codec = kOwnCodec;
     std::string isa;
     runner::SamplerOptions sampler;
     int tokens = 256;
@@ -85,7 +86,8 @@ int choose_context(const RunOptions& options, const runner::ModelInfo& info, std
 
 runner::SessionOptions make_session_options(const RunOptions& options, const std::string& cache,
                                             int context) {
-    runner::SessionOptions session = session_options(cache, context, options.key_norm);
+    runner::SessionOptions session =
+        session_options(cache, context, options.key_norm, options.codec);
     session.threads = options.threads;
     session.chunk = options.chunk;
     session.exact_prefill = options.exact_prefill;
@@ -164,6 +166,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens));
     add_key_norm_option(command, options.key_norm);
+    add_codec_option(command, options.codec);
     command.add_flag("--exact-prefill", options.exact_prefill,
                      "Keep the whole prompt in fp16 until it is complete");
     const auto whole_pages = [](const std::string& value) {

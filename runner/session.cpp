@@ -69,6 +69,8 @@ SessionOptions make_options(std::string_view preset, int context) {
     SessionOptions options;
     options.preset = find_preset(preset);
     options.transform.norm = options.preset.key_norm;
+    options.transform.centre = options.preset.rotate;
+    options.transform.rotate = options.preset.rotate;
     options.context = context;
     return options;
 }

@@ -41,14 +41,14 @@ struct Rows {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Which steps a key row takes on its way into a page (view.h, KeyTransform), and where norm and
+/// Which steps key and value rows take on its way into a page (view.h, KeyTransform), and where norm and
 /// centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
 /// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - centre[c]|), 1 for
 /// channels where that is 0. Transformed values beyond fp16 saturate.
 struct TransformPolicy {
     KeyNormPolicy norm = KeyNormPolicy::none;
     bool centre = false;       ///< subtract the mean key, per channel
-    bool rotate = false;       ///< Hadamard
+    bool rotate = false;       ///< Hadamard, of keys and of values
     bool value_centre = false; ///< subtract the mean value, per channel
     /// Norm and centres are taken from this many tokens behind the sink, per sequence, layer and KV
     /// head. Until they are there (and the recent window beside them) nothing is quantized and no

@@ -182,12 +182,16 @@ struct Preset {
     int sink_tokens;   ///< first tokens of a sequence that stay fp16
     int recent_tokens; ///< newest tokens that stay fp16; up to 32 more until a page is full
     KeyNormPolicy key_norm;
+    bool rotate; ///< keys are centred, keys and values rotated (TransformPolicy in cache.h)
     std::string_view summary;
 
     constexpr PageFormat format(int head_dim) const { return {k, v, head_dim}; }
 };
 
 std::span<const Preset> presets();
+
+/// The preset with the codecs and the key transform of the InnerQ paper: symmetric codes, key norm alone.
+Preset paper_preset(Preset preset);
 
 /// The preset of that name; throws InvalidArgument listing the names there are.
 const Preset& find_preset(std::string_view name);

@@ -10,14 +10,15 @@
 namespace innerkv {
 
 /// What happened to the K and V rows of one KV head before they were quantized, and is undone around
-/// the kernels: K' = H((K - centre) / norm), V' = V - value_centre. Null or false: that step is absent.
-/// For a query, q' = H(q * norm) meets K', q . centre is added to the logits of quantized tokens, and
-/// the output gets value_centre times the weight quantized tokens received. All arrays [head_dim].
+/// the kernels: K' = H((K - centre) / norm), V' = H(V - value_centre). Null or false: that step is absent.
+/// For a query, q' = H(q * norm) meets K', q . centre is added to the logits of quantized tokens; their
+/// part of the output is rotated back and gets value_centre times the weight they received. All arrays
+/// [head_dim].
 struct KeyTransform {
     const float* norm = nullptr;
     const float* centre = nullptr;
     const float* value_centre = nullptr;
-    /// Orthonormal Hadamard matrix on blocks of the largest power of two that divides padded_dim.
+    /// H, of keys and values: the orthonormal Hadamard matrix on blocks of the largest power of two that divides padded_dim.
     bool rotate = false;
 
     bool identity() const { return !norm && !centre && !value_centre && !rotate; }
@@ -35,7 +36,7 @@ struct PageRun {
 
 /// One sequence's cache in one layer: sink (fp16), quantized, recent (fp16), in token order without
 /// gaps, except that tokens that a sliding window has dropped are missing between the runs. Pages of
-/// the quantized run are PageFormat{k, v, padded_dim} where the keys are rotated: the same bytes.
+/// the quantized run are PageFormat{k, v, padded_dim} where they are rotated: the same bytes.
 struct SequenceView {
     PageRun sink;
     PageRun quantized;

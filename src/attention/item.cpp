@@ -148,8 +148,11 @@ void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, cons
         attend_integer(kernel, rows, walk, queries);
     else
         attend_exact(kernel, rows, walk, queries);
+    // All that is in the state so far is of quantized tokens.
+    if (transform.rotate)
+        for (int row = 0; row < rows.rows; ++row)
+            hadamard(state.out + row * walk.out_stride, walk.out_stride);
     if (!transform.value_centre) return;
-    // All weight so far is that of quantized tokens.
     for (int row = 0; row < rows.rows; ++row)
         for (int c = 0; c < rows.shape.format.head_dim; ++c)
             state.out[row * walk.out_stride + c] += state.weight[row] * transform.value_centre[c];

@@ -35,15 +35,20 @@ std::vector<double> rotated(const std::vector<double>& row) {
 }
 
 void append_untransformed(const KeyTransform& transform, int head_dim, std::span<const float> k,
-                          const float* v, HeadContents& contents) {
+                          std::span<const float> v, HeadContents& contents) {
     std::vector<double> key(k.begin(), k.end());
-    if (transform.rotate) key = rotated(key);
+    std::vector<double> value(v.begin(), v.end());
+    if (transform.rotate) {
+        key = rotated(key);
+        value = rotated(value);
+    }
     for (int c = 0; c < head_dim; ++c) {
         double element = key[static_cast<std::size_t>(c)];
         if (transform.norm) element *= transform.norm[c];
         if (transform.centre) element += transform.centre[c];
         contents.k.push_back(element);
-        contents.v.push_back(v[c] + (transform.value_centre ? transform.value_centre[c] : 0.0));
+        contents.v.push_back(value[static_cast<std::size_t>(c)] +
+                             (transform.value_centre ? transform.value_centre[c] : 0.0));
     }
 }
 
@@ -59,7 +64,8 @@ void append_run(const PageFormat& format, const PageRun& run, int kv_head,
                                     static_cast<std::size_t>(kv_head) * run.head_stride;
             dequantize_page(format, page, k.data(), format.head_dim, v.data(), format.head_dim);
         }
-        append_untransformed(transform, head_dim, {&k[row * dim], dim}, &v[row * dim], contents);
+        append_untransformed(transform, head_dim, {&k[row * dim], dim}, {&v[row * dim], dim},
+                             contents);
         contents.positions.push_back(run.first_token + token);
     }
 }

@@ -168,6 +168,8 @@ CacheConfig CacheConfig::from_preset(const Preset& preset, int layers, int kv_he
     config.sink_tokens = preset.sink_tokens;
     config.recent_tokens = preset.recent_tokens;
     config.transform.norm = preset.key_norm;
+    config.transform.centre = preset.rotate;
+    config.transform.rotate = preset.rotate;
     return config;
 }
 

@@ -17,19 +17,19 @@ constexpr int kRecentTokens = 96;
 
 constexpr Preset quantized_preset(std::string_view name, Codec k, Codec v,
                                   std::string_view summary) {
-    return {name, k, v, kSinkTokens, kRecentTokens, KeyNormPolicy::prefill, summary};
+    return {name, k, v, kSinkTokens, kRecentTokens, KeyNormPolicy::prefill, true, summary};
 }
 
 constexpr Preset kPresets[] = {
-    quantized_preset("base", symmetric(3), symmetric(3), "3-bit keys and values (InnerQ)"),
-    quantized_preset("small", symmetric(3), symmetric(2), "3-bit keys, 2-bit values (InnerQ)"),
-    quantized_preset("hybrid", symmetric(3), hybrid(2),
-                     "3-bit keys, 2-bit values, symmetric or asymmetric per group (InnerQ)"),
-    quantized_preset("k4v4", symmetric(4), symmetric(4), "4-bit keys and values"),
-    quantized_preset("k4v3", symmetric(4), symmetric(3), "4-bit keys, 3-bit values"),
-    quantized_preset("k4v2", symmetric(4), symmetric(2), "4-bit keys, 2-bit values"),
+    quantized_preset("base", affine(3), affine(3), "3-bit keys and values"),
+    quantized_preset("small", affine(3), affine(2), "3-bit keys, 2-bit values"),
+    quantized_preset("hybrid", affine(3), hybrid(2),
+                     "3-bit keys, 2-bit values, symmetric or asymmetric per group"),
+    quantized_preset("k4v4", affine(4), affine(4), "4-bit keys and values"),
+    quantized_preset("k4v3", affine(4), affine(3), "4-bit keys, 3-bit values"),
+    quantized_preset("k4v2", affine(4), affine(2), "4-bit keys, 2-bit values"),
     quantized_preset("k8v8", symmetric(8), symmetric(8), "8-bit keys and values"),
-    {"f16", kF16, kF16, kSinkTokens, kRecentTokens, KeyNormPolicy::none,
+    {"f16", kF16, kF16, kSinkTokens, kRecentTokens, KeyNormPolicy::none, false,
      "fp16 keys and values, nothing quantized"},
 };
 
@@ -59,6 +59,13 @@ void PageFormat::validate() const {
 }
 
 std::span<const Preset> presets() { return kPresets; }
+
+Preset paper_preset(Preset preset) {
+    for (Codec* codec : {&preset.k, &preset.v})
+        if (codec->kind == CodecKind::affine) *codec = symmetric(codec->bits);
+    preset.rotate = false;
+    return preset;
+}
 
 const Preset& find_preset(std::string_view name) {
     for (const Preset& preset : kPresets)

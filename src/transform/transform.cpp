@@ -31,6 +31,19 @@ void walsh_hadamard(float* block, int size) {
     }
 }
 
+/// `in` [padded_dim], without its rotation, to `out` [head_dim].
+void copy_rotated_back(const KeyTransform& transform, int head_dim, const float* in, float* out) {
+    if (!transform.rotate) {
+        std::copy(in, in + head_dim, out);
+        return;
+    }
+    const int padded_dim = transformed_dim(head_dim);
+    float rotated[kMaxTransformedDim];
+    std::copy(in, in + padded_dim, rotated);
+    hadamard(rotated, padded_dim);
+    std::copy(rotated, rotated + head_dim, out);
+}
+
 } // namespace
 
 void hadamard(float* row, int padded_dim) {
@@ -53,15 +66,7 @@ void transform_key_row(const KeyTransform& transform, int head_dim, const float*
 
 void inverse_transform_key_row(const KeyTransform& transform, int head_dim, const float* in,
                                float* out) {
-    const int padded_dim = transformed_dim(head_dim);
-    if (transform.rotate) {
-        float rotated[kMaxTransformedDim];
-        std::copy(in, in + padded_dim, rotated);
-        hadamard(rotated, padded_dim);
-        std::copy(rotated, rotated + head_dim, out);
-    } else {
-        std::copy(in, in + head_dim, out);
-    }
+    copy_rotated_back(transform, head_dim, in, out);
     if (transform.norm)
         for (int c = 0; c < head_dim; ++c) out[c] *= transform.norm[c];
     if (transform.centre)
@@ -73,12 +78,13 @@ void transform_value_row(const KeyTransform& transform, int head_dim, const floa
     if (transform.value_centre)
         for (int c = 0; c < head_dim; ++c) out[c] -= transform.value_centre[c];
     zero_padding(head_dim, out);
-    saturate(out, head_dim);
+    if (transform.rotate) hadamard(out, transformed_dim(head_dim));
+    saturate(out, transformed_dim(head_dim));
 }
 
 void inverse_transform_value_row(const KeyTransform& transform, int head_dim, const float* in,
                                  float* out) {
-    std::copy(in, in + head_dim, out);
+    copy_rotated_back(transform, head_dim, in, out);
     if (transform.value_centre)
         for (int c = 0; c < head_dim; ++c) out[c] += transform.value_centre[c];
 }

@@ -4,10 +4,10 @@
 // Rows only: nothing here knows of pages, codecs or sequences.
 //
 // Key      K' = H((K - centre) / norm)        K = H(K') * norm + centre
-// Value    V' = V - value_centre              V = V' + value_centre
+// Value    V' = H(V - value_centre)           V = H(V') + value_centre
 // Query    q' = H(q * norm), and q . centre is added to the logit
 //
-// so that q' . K' + q . centre = q . K. H is orthonormal and its own inverse. A transformed row has
+// so that q' . K' + q . centre = q . K; an output over V' is rotated back. H is orthonormal and its own inverse. A transformed row has
 // padded_dim elements: with `rotate` all of them carry data even where head_dim is smaller, so pages of
 // a sequence are quantized as PageFormat{k, v, padded_dim}, which has the same bytes.
 #pragma once

@@ -176,7 +176,6 @@ void Model::compare_transforms(const SequenceView& view, ModelLayer& layer, int 
 void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first,
                            int kept) const {
     const int dim = config_.format.head_dim;
-    const auto padded = static_cast<std::size_t>(config_.format.padded_dim());
     // fp16 rounding, and a codec's largest level may stand above what fp16 holds.
     const auto rounding = [](double value) { return std::abs(value) * 0x1p-10 + 1e-6; };
     std::vector<ModelToken> adopted(layer.tokens.begin() + first,
@@ -185,7 +184,8 @@ void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t f
         const ModelTransform transform = transform_of(layer, head);
         const ExpectedPage page =
             expected_page(config_.format, transform, layer.tokens, first, head);
-        const std::vector<double> bounds = key_row_bounds(config_.format, transform, page);
+        const std::vector<double> k_bounds = row_bounds(config_.format, transform.rotate, page.k);
+        const std::vector<double> v_bounds = row_bounds(config_.format, transform.rotate, page.v);
         const std::byte* group = run.pages[0] + static_cast<std::size_t>(head) * run.head_stride;
         for (int t = 0; t < kept; ++t) {
             const ModelToken& before = layer.tokens[static_cast<std::size_t>(first + t)];
@@ -194,9 +194,11 @@ void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t f
                 const auto row = static_cast<std::size_t>(t);
                 const std::uint16_t k = f16_row(group, true, t, dim)[c];
                 const std::uint16_t v = f16_row(group, false, t, dim)[c];
-                const double k_bound =
-                    bounds[row * static_cast<std::size_t>(dim) + static_cast<std::size_t>(c)];
-                const double v_bound = page.v.bounds[row * padded + static_cast<std::size_t>(c)];
+                const auto channel = static_cast<std::size_t>(c);
+                const std::size_t element = row * static_cast<std::size_t>(dim) + channel;
+                const double norm = transform.norm.empty() ? 1.0 : transform.norm[channel];
+                const double k_bound = k_bounds[element] * norm;
+                const double v_bound = v_bounds[element];
                 ASSERT_LE(std::abs(from_f16(k) - from_f16(before.k[at])),
                           k_bound + rounding(from_f16(k)));
                 ASSERT_LE(std::abs(from_f16(v) - from_f16(before.v[at])),

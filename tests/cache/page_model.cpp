@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "innerkv/codec.h"
 
@@ -42,6 +43,8 @@ double half_step(Codec codec, const double* group, std::size_t stride) {
     const double asymmetric = (high - low) / ((1 << codec.bits) - 1);
     const double step = codec.kind == CodecKind::symmetric    ? symmetric
                         : codec.kind == CodecKind::asymmetric ? asymmetric
+                        // Its sum of squared errors is no more than the whole range's: sqrt(32) steps.
+                        : codec.kind == CodecKind::affine ? 6 * std::max(asymmetric, largest / 14)
                                                               : std::max(symmetric, asymmetric);
     return step / 2 + kSlack * largest + 1e-6;
 }
@@ -67,17 +70,23 @@ ExpectedPage expected_page(const PageFormat& format, const ModelTransform& trans
         const ModelToken& token = tokens[static_cast<std::size_t>(first) + t];
         const std::size_t at = static_cast<std::size_t>(head) * dim;
         std::vector<double> row(padded, 0.0);
+        std::vector<double> value_row(padded, 0.0);
         for (std::size_t c = 0; c < dim; ++c) {
             row[c] = from_f16(token.k[at + c]);
             if (!transform.centre.empty()) row[c] -= transform.centre[c];
             if (!transform.norm.empty()) row[c] /= transform.norm[c];
             double value = from_f16(token.v[at + c]);
             if (!transform.value_centre.empty()) value -= transform.value_centre[c];
-            v[t * padded + c] = std::clamp(value, -kLargest, kLargest);
+            value_row[c] = value;
         }
-        if (transform.rotate) rotate(row);
-        for (std::size_t c = 0; c < padded; ++c)
+        if (transform.rotate) {
+            rotate(row);
+            rotate(value_row);
+        }
+        for (std::size_t c = 0; c < padded; ++c) {
             k[t * padded + c] = std::clamp(row[c], -kLargest, kLargest);
+            v[t * padded + c] = std::clamp(value_row[c], -kLargest, kLargest);
+        }
     }
     ExpectedPage page{bounded(std::move(k)), bounded(std::move(v))};
     // K groups: 32 channels of a token. V groups: 32 tokens of a channel.
@@ -91,23 +100,19 @@ ExpectedPage expected_page(const PageFormat& format, const ModelTransform& trans
     return page;
 }
 
-std::vector<double> key_row_bounds(const PageFormat& format, const ModelTransform& transform,
-                                   const ExpectedPage& page) {
+std::vector<double> row_bounds(const PageFormat& format, bool rotated, const ExpectedSide& side) {
     const auto dim = static_cast<std::size_t>(format.head_dim);
     const auto padded = static_cast<std::size_t>(format.padded_dim());
     const std::size_t block = padded & (~padded + 1);
     std::vector<double> bounds;
     for (std::size_t t = 0; t < kPageTokens; ++t) {
-        const double* row = page.k.bounds.data() + t * padded;
+        const double* row = side.bounds.data() + t * padded;
         for (std::size_t c = 0; c < dim; ++c) {
-            double bound = row[c];
-            if (transform.rotate) {
-                bound = 0.0;
-                const std::size_t start = c / block * block;
-                for (std::size_t i = start; i < start + block; ++i) bound += row[i];
-                bound /= std::sqrt(static_cast<double>(block));
-            }
-            bounds.push_back(transform.norm.empty() ? bound : bound * transform.norm[c]);
+            bounds.push_back(row[c]);
+            if (!rotated) continue;
+            const double* first = row + c / block * block;
+            bounds.back() =
+                std::accumulate(first, first + block, 0.0) / std::sqrt(static_cast<double>(block));
         }
     }
     return bounds;

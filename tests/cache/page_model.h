@@ -26,9 +26,9 @@ struct ExpectedPage {
 ExpectedPage expected_page(const PageFormat& format, const ModelTransform& transform,
                            const std::vector<ModelToken>& tokens, std::int64_t first, int head);
 
-/// How far K rows may be from the originals once dequantized and transformed back: [32, head_dim].
-std::vector<double> key_row_bounds(const PageFormat& format, const ModelTransform& transform,
-                                   const ExpectedPage& page);
+/// How far rows of a side may be from what was quantized once dequantized and rotated back: [32, head_dim].
+/// A key's norm is still to be multiplied.
+std::vector<double> row_bounds(const PageFormat& format, bool rotated, const ExpectedSide& side);
 
 double from_f16(std::uint16_t bits);
 

@@ -7,7 +7,7 @@ namespace innerkv::test {
 
 CacheConfig small_config(std::string_view preset, int head_dim) {
     CacheConfig config = CacheConfig::from_preset(find_preset(preset), 1, 2, head_dim);
-    config.transform.norm = KeyNormPolicy::none;
+    config.transform = {};
     config.max_tokens = 2000;
     config.max_sequences = 4;
     return config;
