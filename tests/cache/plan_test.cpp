@@ -102,7 +102,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(PlanBytes, AreThePageFormatsSums) {
     CacheConfig config = CacheConfig::from_preset(find_preset("base"), 30, 3, 64);
-    config.transform.norm = KeyNormPolicy::none;
+    config.transform = {};
     // 7000 tokens: the last append found 6999; 6871 behind sink and recent window, 214 pages of them.
     const std::size_t quantized = 214 * std::size_t{1792};
     const std::size_t f16 = (1 + 4) * std::size_t{32 * 64 * 2 * 2};

@@ -23,6 +23,7 @@ struct RandomCase {
 
 CacheConfig shape(std::string_view preset, int head_dim, int sink, int recent) {
     CacheConfig config = CacheConfig::from_preset(find_preset(preset), 2, 2, head_dim);
+    config.transform = {};
     config.sink_tokens = sink;
     config.recent_tokens = recent;
     config.transform.norm = KeyNormPolicy::none;
