@@ -31,7 +31,7 @@ Examples:
   innerkv bench attention --context 2048
   innerkv bench attention --context 1024 --cache base,k8v8 --peer ggml:f16,ggml:q8_0
   innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \
-      --threads 2 --cold --repeats 5 --json)";
+      --batch 2 --cold --repeats 5 --json)";
 
 struct BenchOptions {
     bench::AttentionBenchOptions bench;
@@ -210,8 +210,12 @@ void add_attention(CLI::App& parent, Action& action) {
         ->capture_default_str();
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback(
-        [options, &action] { action = [options] { return bench_attention(*options); }; });
+    command->callback([options, &action] {
+        action = [options] {
+            limit_threads(options->bench.threads);
+            return bench_attention(*options);
+        };
+    });
 }
 
 } // namespace

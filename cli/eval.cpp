@@ -178,7 +178,12 @@ void add_ppl(CLI::App& parent, Action& action) {
     add_isa_option(*command, options->isa, "Instruction set of the kernels");
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback([options, &action] { action = [options] { return eval_ppl(*options); }; });
+    command->callback([options, &action] {
+        action = [options] {
+            limit_threads(options->threads);
+            return eval_ppl(*options);
+        };
+    });
 }
 
 } // namespace

@@ -8,6 +8,7 @@
 #include "innerkv/attention.h"
 #include "innerkv/error.h"
 #include "innerkv/format.h"
+#include "log.h"
 
 namespace innerkv::cli {
 std::vector<std::string> split_list(const std::string& list) {
@@ -58,6 +59,16 @@ CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::stri
     return command.add_option("--threads", threads, description)
         ->type_name("N")
         ->check(whole_range(1, runner::kMaxThreads));
+}
+
+void limit_threads(int& threads) {
+    const int cores = runner::available_cores();
+    if (threads <= cores) return;
+    log_warning(
+        fmt::format("--threads {}: this process may use {} core{}, and more threads would wait "
+                    "for each other; running {}",
+                    threads, cores, cores == 1 ? "" : "s", cores));
+    threads = cores;
 }
 
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm) {

@@ -27,6 +27,9 @@ CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
                                 const std::string& description);
 CLI::Option* add_model_option(CLI::App& command, std::string& path);
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description);
+/// As many threads as there are cores at most, with a warning: ggml's threads wait for each other at every
+/// node of a graph, and one that has no core holds up all.
+void limit_threads(int& threads);
 /// "none", "prefill", or empty for the preset's own.
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
 /// Unknown names are refused with the list of those there are.

@@ -122,6 +122,7 @@ int run(const RunOptions& options) {
     {
         runner::Session session(model,
                                 make_session_options(options, options.cache, report.context));
+        report.threads = session.options().threads;
         answer(options, *model, session, prompt, options.compare.empty() ? nullptr : &kept,
                report.generation);
     }
@@ -225,7 +226,12 @@ void add_run_command(CLI::App& app, Action& action) {
     command->add_flag("-v,--verbose", options->verbose, "Show messages of ggml and llama.cpp");
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback([options, &action] { action = [options] { return run(*options); }; });
+    command->callback([options, &action] {
+        action = [options] {
+            limit_threads(options->threads);
+            return run(*options);
+        };
+    });
 }
 
 } // namespace innerkv::cli

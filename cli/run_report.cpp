@@ -121,6 +121,7 @@ Json to_json(const RunReport& report) {
     Json json = {{"model", report.model},
                  {"cache", report.cache},
                  {"context", report.context},
+                 {"threads", report.threads},
                  {"text", generation.text},
                  {"finish", finish_name(generation.finish)},
                  {"prompt_tokens", generation.prompt_tokens},

@@ -15,6 +15,7 @@ struct RunReport {
     std::string model;
     std::string cache;
     int context = 0;
+    int threads = 0;
     Generation generation;
     std::string compared_cache; ///< empty: none was asked for
     std::optional<Comparison>

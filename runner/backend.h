@@ -34,7 +34,7 @@ ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes = 0);
 class CpuBackend {
 public:
     /// Between graphs the threads poll for `polling` times 131,072 pauses before they sleep.
-    explicit CpuBackend(int threads, std::uint32_t polling = 50);
+    explicit CpuBackend(int threads, std::uint32_t polling);
     ggml_backend_t get() const { return backend_.get(); }
     /// Throws Error where ggml reports a failure.
     void compute(ggml_cgraph* graph) const;

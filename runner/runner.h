@@ -22,6 +22,9 @@ using Token = std::int32_t;
 
 inline constexpr int kMaxThreads = 512; ///< of a session: as many as ggml takes
 
+/// Cores that this process may run on, kMaxThreads at most.
+int available_cores();
+
 /// A model file cannot be used: missing, broken, an architecture or a shape that is not supported.
 class ModelError : public Error {
 public:

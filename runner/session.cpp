@@ -18,16 +18,9 @@ namespace {
 
 /// Logits that one chunk of evaluate() may hold.
 constexpr int kMaxLogits = 1 << 26;
-
-int available_cores() {
-#if defined(__linux__)
-    cpu_set_t cores;
-    if (sched_getaffinity(0, sizeof(cores), &cores) == 0) {
-        return std::clamp(CPU_COUNT(&cores), 1, kMaxThreads);
-    }
-#endif
-    return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
-}
+/// Between graphs threads sleep at once: one that polls takes a core that others may need, on a shared machine
+/// that of a thread it waits for next.
+constexpr std::uint32_t kPolling = 0;
 
 /// The options with what they leave open filled in; throws InvalidArgument.
 SessionOptions checked(const ModelInfo& info, SessionOptions options) {
@@ -65,6 +58,16 @@ bool whole_chunks(const SessionOptions& options) {
 
 } // namespace
 
+int available_cores() {
+#if defined(__linux__)
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof(cores), &cores) == 0) {
+        return std::clamp(CPU_COUNT(&cores), 1, kMaxThreads);
+    }
+#endif
+    return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+}
+
 SessionOptions make_options(std::string_view preset, int context) {
     SessionOptions options;
     options.preset = find_preset(preset);
@@ -90,7 +93,7 @@ struct Session::Impl {
     Impl(std::shared_ptr<Model> used_model, const SessionOptions& used_options)
         : model(std::move(used_model)), options(used_options),
           cache(cache_config(model->info(), options)), sequence(cache.create()),
-          backend(options.threads),
+          backend(options.threads, kPolling),
           driver(cache, options.arithmetic, options.isa, whole_chunks(options)) {
         const Parameters& parameters = model->impl().parameters;
         for (int layer = 0; layer < parameters.layers; ++layer) {

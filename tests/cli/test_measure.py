@@ -54,6 +54,17 @@ class EvalPplTest(ProgramTest):
                                    "--ctx", 64, "--chunks", 1, "--json"))
         self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
 
+    def test_more_threads_than_cores(self):
+        cores = len(os.sched_getaffinity(0))
+        for arguments in (("run", "-m", RANDOM_MODEL, "-p", "x", "-n", 1),
+                          ("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "README.md", "--ctx", 64,
+                           "--chunks", 1),
+                          ("bench", "attention", "--context", 64, "--repeats", 1)):
+            result = innerkv(*arguments, "--threads", cores + 6, "--json")
+            self.assertEqual(result.returncode, 0)
+            self.assertRegex(result.stderr.decode(), rf"^innerkv: warning: --threads {cores + 6}: .* {cores}\n$")
+            self.assertEqual(json.loads(result.stdout)["threads"], cores)
+
     def test_table(self):
         text = self.succeed(self.evaluate("--ctx", 64, "--chunks", 1, "--cache", "base"))
         self.assertRegex(text, r"^1 window of 64 tokens, second half scored: 32 tokens; f16 has "
@@ -102,9 +113,9 @@ class BenchAttentionTest(ProgramTest):
             self.assertGreater(entry["cosine"], 0.9)
 
     def test_text_and_options(self):
-        text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 2, "--cold", "--isa",
+        text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 1, "--cold", "--isa",
                                     "scalar", "--device", "cpu", "--seed", 5))
-        self.assertRegex(text, r"batch 2, 2 threads, cold\n")
+        self.assertRegex(text, r"batch 2, 1 thread, cold\n")
         self.assertRegex(text, r"\ncontender +median us .*\ninnerkv:base ")
 
     def test_wrong_usage(self):
