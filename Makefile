@@ -8,7 +8,15 @@ export QUESTION ?= Which animal did Alice follow down the hole?
 CACHE ?= base
 PREFIX ?= /usr/local
 
-export INNERKV_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/innerkv
+# As in tools/fetch.py: without HOME the account's home directory counts.
+ifeq ($(INNERKV_CACHE_DIR),)
+home := $(or $(HOME),$(shell getent passwd "$$(id -u)" | cut -d: -f6))
+INNERKV_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(if $(home),$(home)/.cache))/innerkv
+ifeq ($(INNERKV_CACHE_DIR),/innerkv)
+$(error there is no home directory for the cache; set INNERKV_CACHE_DIR to a directory that can be written)
+endif
+endif
+export INNERKV_CACHE_DIR
 # Objects compiled once are found again wherever the tree was cloned to.
 export CCACHE_DIR ?= $(INNERKV_CACHE_DIR)/ccache
 export CCACHE_BASEDIR ?= $(CURDIR)

@@ -9,12 +9,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+CACHE_HINT = "set INNERKV_CACHE_DIR to a directory that can be written"
 TOOLS = Path(__file__).resolve().parent
 
 
@@ -28,6 +30,10 @@ def run_main(main):
         sys.exit(main())
     except Failure as failure:
         sys.exit(f"error: {failure}")
+    except OSError as failure:
+        place = failure.filename or cache_path()
+        hint = f"; {CACHE_HINT}" if str(place).startswith(str(cache_path())) else ""
+        sys.exit(f"error: {place}: {failure.strerror or failure}{hint}")
     except subprocess.CalledProcessError as failure:
         command = " ".join(str(word) for word in failure.cmd[:4])
         sys.exit(f"error: '{command} ...' ended with exit code {failure.returncode}")
@@ -40,15 +46,33 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def cache_dir():
-    """The cache directory, created if need be."""
+def cache_path():
+    """Where the cache directory is, or would be. Without HOME the account's home directory counts."""
     base = os.environ.get("INNERKV_CACHE_DIR")
     if base:
-        path = Path(base).expanduser().absolute()
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "innerkv"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+        return Path(base).expanduser().absolute()
+    cache_home = os.environ.get("XDG_CACHE_HOME")
+    if cache_home:
+        return Path(cache_home).absolute() / "innerkv"
+    home = os.environ.get("HOME")
+    try:
+        home = home or pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise Failure(f"there is no home directory for the cache; {CACHE_HINT}") from None
+    return Path(home).absolute() / ".cache" / "innerkv"
+
+
+def cache_dir():
+    """The cache directory for who writes into it, created if need be."""
+    path = cache_path()
+    problem = "no permission to write"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.W_OK | os.X_OK):
+            return path
+    except OSError as failure:
+        problem = failure.strerror
+    raise Failure(f"cannot write to the cache {path}: {problem}; {CACHE_HINT}")
 
 
 def sha256_of(path):
@@ -94,7 +118,7 @@ def python_environment(requirements=TOOLS / "requirements.txt"):
     """
     wanted = requirements.read_bytes() if requirements else b""
     key = hashlib.sha256(wanted + sys.version.encode()).hexdigest()[:12]
-    place = cache_dir() / f"python-{key}"
+    place = cache_path() / f"python-{key}"
     python = place / "bin" / "python"
     if (place / "complete").exists() and python.exists():
         return python

