@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv bench attention`: one decode step's attention, ours and the peers in turns.
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include <fmt/format.h>
@@ -107,6 +109,7 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
             {"isa", measured.isa},
             {"cold", options.bench.cold},
             {"rounds", measured.rounds},
+            {"interrupted", interrupted()},
             {"read_bandwidth_gb_per_s", measured.read_bandwidth_gb_per_s},
             {"dot_instruction", measured.dot_instruction},
             {"dot_gmac_per_s", measured.dot_gmac_per_s},
@@ -173,7 +176,9 @@ void add_shape_options(CLI::App& command, bench::AttentionCase& attention) {
         ->type_name("B")
         ->check(whole_range(1, kMostBatch))
         ->capture_default_str();
-    command.add_option("--seed", attention.seed, "Seed of the random data")->type_name("S");
+    command.add_option("--seed", attention.seed, "Seed of the random data")
+        ->type_name("S")
+        ->check(whole_range(0, std::numeric_limits<std::int64_t>::max()));
 }
 
 std::string known_peers() {

@@ -26,7 +26,7 @@ constexpr const char* kExamples =
 cache's; top-1 tells how often both find the same token most likely.
 
 Examples:
-  innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 256 --chunks 1
+  innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 384 --chunks 1
   innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
       --cache base,k4v4 --against f16 --json)";
 
@@ -108,6 +108,7 @@ Json to_json(const PplOptions& options, const PerplexityResult& result) {
             {"codec", options.codec},
             {"arithmetic", options.arithmetic},
             {"threads", result.threads},
+            {"interrupted", interrupted()},
             {"against",
              {{"cache", result.reference.cache},
               {"ppl", result.reference.score.perplexity},
@@ -135,12 +136,25 @@ std::string to_text(const PplOptions& options, const PerplexityResult& result) {
     return text + table.text();
 }
 
+/// Such a row tells nothing about its format.
+void warn_of_unquantized(const PplOptions& options, const PerplexityResult& result) {
+    std::string names;
+    for (const CacheScore& cache : result.caches)
+        if (cache.never_quantized) names.append(names.empty() ? "" : ", ").append(cache.cache);
+    if (!names.empty())
+        log_warning(
+            fmt::format("{} quantized nothing in windows of {} tokens, which its fp16 windows "
+                        "hold; choose a larger --ctx",
+                        names, options.window));
+}
+
 int eval_ppl(const PplOptions& options) {
     const PerplexityResult result = measure(options);
     if (result.windows == 0) {
         log_error("interrupted before the first window was done");
         return kInterrupted;
     }
+    warn_of_unquantized(options, result);
     if (options.json)
         write_json(to_json(options, result));
     else

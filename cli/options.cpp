@@ -122,9 +122,9 @@ CLI::Validator accepted_by(std::function<void(const std::string&)> check) {
     return CLI::Validator(message, "");
 }
 
-CLI::Validator whole_range(int low, int high) {
+CLI::Validator whole_range(std::int64_t low, std::int64_t high) {
     const auto check = [low, high](const std::string& text) {
-        int value = 0;
+        std::int64_t value = 0;
         const bool number = CLI::detail::lexical_cast(text, value);
         if (number && value >= low && value <= high) return std::string();
         return fmt::format("{} is not a whole number from {} to {}", text, low, high);

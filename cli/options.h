@@ -2,6 +2,7 @@
 // Options that several commands share.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -49,7 +50,7 @@ runner::SessionOptions session_options(const std::string& preset, int context,
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);
 /// Whole numbers from `low` to `high`.
-CLI::Validator whole_range(int low, int high);
+CLI::Validator whole_range(std::int64_t low, std::int64_t high);
 /// Refuses everything but finite numbers from `low` to `high`.
 CLI::Validator finite_range(double low, double high);
 

@@ -172,6 +172,8 @@ private:
         result.score = summarize(contestant.finished);
         // Of whole blocks: what a head dimension's padding costs is in the total.
         result.bits_per_value = session.preset.format(kBlockChannels).bits_per_value();
+        result.never_quantized = session.preset.k.quantized() && contestant.report.tokens > 0 &&
+                                 contestant.report.quantized_pages == 0;
         if (contestant.report.f16_bytes > 0)
             result.bits_per_value_total = 16.0 * static_cast<double>(contestant.report.bytes) /
                                           static_cast<double>(contestant.report.f16_bytes);

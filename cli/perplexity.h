@@ -31,6 +31,7 @@ struct CacheScore {
     std::string cache;
     double bits_per_value = 0;       ///< of the format
     double bits_per_value_total = 0; ///< windows and transforms counted, at the end of a window
+    bool never_quantized = false;    ///< its format quantizes, but its windows held everything
     Score score;
 };
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv run`: a model answers on a quantized cache.
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include <fmt/format.h>
@@ -195,11 +197,18 @@ void add_sampling_options(CLI::App& command, runner::SamplerOptions& sampler) {
         ->type_name("K")
         ->check(whole_range(0, kMostTokens))
         ->capture_default_str();
+    const auto probability = [](const std::string& value) {
+        float share = 0;
+        const bool number = CLI::detail::lexical_cast(value, share);
+        if (number && share > 0 && share <= 1) return std::string();
+        return fmt::format(
+            "{} is not a number above 0 and up to 1; --temp 0 takes the most likely token", value);
+    };
     command
         .add_option("--top-p", sampler.top_p,
                     "Sample from the most likely tokens that have this probability together")
         ->type_name("P")
-        ->check(finite_range(0, 1))
+        ->check(CLI::Validator(probability, ""))
         ->capture_default_str();
     command
         .add_option("--min-p", sampler.min_p,
@@ -209,6 +218,7 @@ void add_sampling_options(CLI::App& command, runner::SamplerOptions& sampler) {
         ->capture_default_str();
     command.add_option("--seed", sampler.seed, "Seed of the sampler")
         ->type_name("S")
+        ->check(whole_range(0, std::numeric_limits<std::uint32_t>::max()))
         ->capture_default_str();
 }
 

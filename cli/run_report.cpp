@@ -60,7 +60,8 @@ std::vector<std::string> table_row(const std::string& cache, const Generation& g
     return {cache, format_bytes(generation.cache.bytes),
             fmt::format("{:.2f}x", times_smaller(generation.cache)),
             fmt::format("{:.1f}", generation.prompt_tokens_per_s()),
-            fmt::format("{:.1f}", generation.decode_tokens_per_s())};
+            generation.decoded_tokens > 0 ? fmt::format("{:.1f}", generation.decode_tokens_per_s())
+                                          : "-"};
 }
 
 std::string comparison_text(const RunReport& report) {

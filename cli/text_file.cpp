@@ -30,6 +30,11 @@ void require_text(const std::string& text, const std::string& name) {
     std::size_t offset = text.find('\0');
     if (offset == std::string::npos) offset = find_invalid_utf8(text);
     if (offset == std::string::npos) return;
+    if (ends_inside_character(text, offset))
+        throw Failure(
+            fmt::format("{} ends inside a UTF-8 character, which begins at offset {}; it was "
+                        "cut off",
+                        name, offset));
     throw Failure(fmt::format("{} is not UTF-8 text: byte 0x{:02x} at offset {}; convert it first, "
                               "for example with iconv",
                               name, static_cast<std::uint8_t>(text[offset]), offset));

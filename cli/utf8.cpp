@@ -60,6 +60,11 @@ std::size_t find_invalid_utf8(std::string_view text) {
     return std::string_view::npos;
 }
 
+bool ends_inside_character(std::string_view text, std::size_t offset) {
+    return offset < text.size() &&
+           first_character(text.substr(offset)).status == Status::unfinished;
+}
+
 std::string Utf8Stream::add(std::string_view bytes) {
     pending_ += bytes;
     std::string text;

@@ -11,6 +11,9 @@ namespace innerkv::cli {
 /// Offset of the first byte that is not part of well-formed UTF-8; npos where there is none.
 std::size_t find_invalid_utf8(std::string_view text);
 
+/// Whether the text from `offset` on is the beginning of a character and nothing else.
+bool ends_inside_character(std::string_view text, std::size_t offset);
+
 /// Passes bytes on in whole characters. Bytes that cannot become one are replaced by U+FFFD.
 class Utf8Stream {
 public:

@@ -31,7 +31,8 @@ struct Descriptor {
 } // namespace
 
 MappedFile::MappedFile(const std::string& path) {
-    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    // Without waiting: a FIFO's other end may never be opened.
+    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.value < 0) {
         fail(path, std::string("cannot open the model: ") + std::strerror(errno));
     }

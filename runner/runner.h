@@ -103,8 +103,9 @@ CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options);
 
 struct CacheReport {
     std::int64_t tokens = 0;
-    std::size_t bytes = 0;     ///< in use: pages, windows, transforms
-    std::size_t f16_bytes = 0; ///< what an f16 cache of the same tokens takes
+    std::size_t bytes = 0;            ///< in use: pages, windows, transforms
+    std::int64_t quantized_pages = 0; ///< of all layers; 0: windows hold everything
+    std::size_t f16_bytes = 0;        ///< what an f16 cache of the same tokens takes
 };
 
 /// One sequence decoding on one model. Not for several threads at once.

@@ -297,7 +297,9 @@ void Session::clear() { impl_->start_over(); }
 CacheReport Session::cache_report() const {
     CacheReport report;
     report.tokens = impl_->length;
-    report.bytes = impl_->cache.usage().bytes_in_use;
+    const CacheUsage usage = impl_->cache.usage();
+    report.bytes = usage.bytes_in_use;
+    report.quantized_pages = usage.quantized_pages;
     report.f16_bytes = f16_sequence_bytes(impl_->cache.config(), impl_->length);
     return report;
 }

@@ -44,6 +44,17 @@ TEST(RunReport, TextsThatPart) {
     EXPECT_TRUE(contains(to_text(report), "  f16     (interrupted)\n"));
 }
 
+TEST(RunReport, NoSpeedOfNothing) {
+    RunReport report = report_of("");
+    report.comparison.emplace();
+    EXPECT_TRUE(
+        contains(to_text(report), "f16    0 bytes    0.00x              0.0                -\n"))
+        << to_text(report);
+    report.comparison->generation.decoded_tokens = 3;
+    report.comparison->generation.decode_seconds = 2;
+    EXPECT_TRUE(contains(to_text(report), " 1.5\n")) << to_text(report);
+}
+
 TEST(RunReport, TextsThatAreTheSame) {
     RunReport report = report_of("One");
     report.comparison.emplace();

@@ -45,20 +45,25 @@ class EvalPplTest(ProgramTest):
         self.assertGreater(entry["ppl"], 2)
 
     def test_nothing_is_quantized_inside_the_windows(self):
-        result = self.json(self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base", "--json"))
-        entry, = result["results"]
+        done = self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base,f16", "--json")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stderr.decode(),
+                         r"^innerkv: warning: base quantized nothing in windows of 128 .* --ctx\n$")
+        result = json.loads(done.stdout)
+        entry = result["results"][0]
+        self.assertIs(result["interrupted"], False)
         self.assertTrue(math.isclose(entry["ppl"], result["against"]["ppl"], rel_tol=1e-6))
 
     def test_all_cores_by_default(self):
         result = self.json(innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "README.md",
-                                   "--ctx", 64, "--chunks", 1, "--json"))
+                                   "--ctx", 64, "--chunks", 1, "--cache", "f16", "--json"))
         self.assertEqual(result["threads"], len(os.sched_getaffinity(0)))
 
     def test_more_threads_than_cores(self):
         cores = len(os.sched_getaffinity(0))
         for arguments in (("run", "-m", RANDOM_MODEL, "-p", "x", "-n", 1),
                           ("eval", "ppl", "-m", RANDOM_MODEL, "--text", DATA / "README.md", "--ctx", 64,
-                           "--chunks", 1),
+                           "--chunks", 1, "--cache", "f16"),
                           ("bench", "attention", "--context", 64, "--repeats", 1)):
             result = innerkv(*arguments, "--threads", cores + 6, "--json")
             self.assertEqual(result.returncode, 0)
@@ -66,13 +71,13 @@ class EvalPplTest(ProgramTest):
             self.assertEqual(json.loads(result.stdout)["threads"], cores)
 
     def test_table(self):
-        text = self.succeed(self.evaluate("--ctx", 64, "--chunks", 1, "--cache", "base"))
+        text = self.succeed(self.evaluate("--ctx", 64, "--chunks", 1, "--cache", "f16"))
         self.assertRegex(text, r"^1 window of 64 tokens, second half scored: 32 tokens; f16 has "
-                               r"perplexity [\d.]+\ncache +bits a value .*\nbase +3\.50 .*%\n$")
+                               r"perplexity [\d.]+\ncache +bits a value .*\nf16 +16\.00 .*%\n$")
 
     def test_fewer_windows_than_asked(self):
         result = innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text", "-", "--ctx",
-                         64, "--chunks", 99, "--json", stdin=story(150))
+                         64, "--chunks", 99, "--cache", "f16", "--json", stdin=story(150))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr.decode(), r"^innerkv: warning: .* 99\n$")
         self.assertEqual(json.loads(result.stdout)["chunks"], 2)

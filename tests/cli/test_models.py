@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`innerkv inspect` and `innerkv plan`; model files that cannot be used."""
 
+import os
 import tempfile
 import unittest
 from pathlib import Path
@@ -22,6 +23,12 @@ class InspectTest(ProgramTest):
         text = self.succeed(innerkv("inspect", model()))
         for part in ("llama", "Q4_1", "9 query, 3 key-value, dimension 64", "8192 tokens"):
             self.assertIn(part, text)
+
+    def test_fifo(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "fifo"
+            os.mkfifo(path)
+            self.fail_with(innerkv("inspect", path), 1, path, "not a regular file")
 
     def test_other_files(self):
         self.fail_with(innerkv("inspect", "cache.ikv"), 1, "cache.ikv", "GGUF")

@@ -189,7 +189,19 @@ class InterruptTest(ProgramTest):
         process.wait_for(r"measuring \[.*\] [1-9]")
         text, errors = self.interrupted(process)
         self.assertEqual(errors, "")
-        self.assertGreater(json.loads(text)["rounds"], 0)
+        measured = json.loads(text)
+        self.assertGreater(measured["rounds"], 0)
+        self.assertIs(measured["interrupted"], True)
+
+    def test_eval_keeps_the_windows_it_measured(self):
+        process = OnTerminal("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text",
+                             DATA / "alice.txt", "--ctx", 64, "--cache", "f16", "--json")
+        process.wait_for(r"eval ppl \[.*\] [1-9]\d{3}/")
+        text, errors = self.interrupted(process)
+        self.assertEqual(errors, "")
+        measured = json.loads(text)
+        self.assertGreater(measured["chunks"], 0)
+        self.assertIs(measured["interrupted"], True)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class WrongUsageTest(ProgramTest):
         cases += [(("plan", "-m", "x", "--context", "9", "--batch"), wholes),
                   (("plan", "-m", "x", "--context"), wholes),
                   (("run", "-m", "x", "-p", "x", "--temp"), ("-1", "nan", "inf", "abc", "")),
-                  (("run", "-m", "x", "-p", "x", "--top-p"), ("-0.1", "1.1", "nan", "abc")),
+                  (("run", "-m", "x", "-p", "x", "--top-p"), ("0", "-0.1", "1.1", "nan", "abc")),
                   (("run", "-m", "x", "-p", "x", "--min-p"), ("-0.1", "1.1", "nan", "abc")),
                   (("run", "-m", "x", "-p", "x", "--top-k"), ("-1", "abc")),
                   (("run", "-m", "x", "-p", "x", "--seed"), ("-1", "abc", "99999999999"))]
@@ -139,6 +139,10 @@ class WrongUsageTest(ProgramTest):
                     self.fail_with(innerkv(*arguments[:-1], f"{arguments[-1]}={value}"
                                            if arguments[-1].startswith("--")
                                            else f"{arguments[-1]}{value}"), 2)
+
+    def test_ranges_are_told(self):
+        for option, value, part in (("--top-p", 0, "above 0 and up to 1"), ("--seed", -1, "0 to 4294967295")):
+            self.fail_with(innerkv("run", "-m", "x", "-p", "x", f"{option}={value}"), 2, option, value, part)
 
     def test_unknown_isa(self):
         for arguments in (("run", "-m", "x", "-p", "x"), ("eval", "ppl", "-m", "x", "--text", "x"),

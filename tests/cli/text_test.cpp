@@ -72,6 +72,14 @@ TEST(Utf8, OffsetOfTheFirstFault) {
     EXPECT_EQ(find_invalid_utf8("ab\xE2\x82"), 2u);
 }
 
+TEST(Utf8, EndInsideACharacter) {
+    EXPECT_TRUE(ends_inside_character("ab\xE2\x82", 2));
+    EXPECT_TRUE(ends_inside_character("\xF0", 0));
+    EXPECT_FALSE(ends_inside_character("ab\xE9 c", 2));
+    EXPECT_FALSE(ends_inside_character("ab\xFF", 2));
+    EXPECT_FALSE(ends_inside_character("ab", 2));
+}
+
 TEST(Utf8, NothingThatActsIsPrintable) {
     EXPECT_EQ(printable("Gr\xC3\xBC\xC3\x9F"
                         "e, \xE4\xB8\xAD"),
