@@ -151,8 +151,9 @@ AffineGroup refine_affine(int bits, Values values, const AffineGroup& group, flo
     const float covariance = products - codes * mean;
     const float variance = squares - codes * mean_code;
     // Codes that are all the same have a zero-point that fits, and no scale.
-    const float slope =
-        covariance > 0.0f && variance > 0.0f ? covariance / variance : scale_from_byte(group.scale);
+    const float slope = covariance > 0.0f && variance > 0.0f
+                            ? std::max(covariance / variance, shortest_affine_step(middle))
+                            : scale_from_byte(group.scale);
     return round_affine(bits, values, slope, middle + (mean - slope * mean_code));
 }
 

@@ -51,19 +51,23 @@ inline constexpr float kZeroPointSteps = 8.0f;
 /// Shares of a group's range that the search for an affine scale begins with.
 inline constexpr float kAffineRanges[] = {1.0f, 0.93f, 0.86f, 0.79f, 0.72f};
 
+/// The shortest step with which a zero-point still reaches a group whose middle is `middle`: 127 eighths,
+/// less a 16th for a scale rounded down and half a step for codes that are not evenly used.
+constexpr float shortest_affine_step(float middle) {
+    constexpr float kReach = 115.0f / kZeroPointSteps;
+    return (middle < 0.0f ? -middle : middle) / kReach;
+}
+
 /// Scale and value of code 0 that spread the codes over `range` of a group's half-width about its middle.
-/// A zero-point reaches 16 steps: a group further from 0 than that takes longer ones.
 struct AffineStart {
     float scale;
     float zero;
 };
 constexpr AffineStart affine_start(int bits, float middle, float half, float range) {
-    // Of 127: the scale may be rounded down by a 16th, and half a step is needed besides.
-    constexpr float kReach = 115.0f / kZeroPointSteps;
-    const float distance = (middle < 0.0f ? -middle : middle) / kReach;
     const auto levels = static_cast<float>((1 << bits) - 1);
+    const float shortest = shortest_affine_step(middle);
     const float spread = 2.0f * half * range / levels;
-    const float scale = spread < distance ? distance : spread;
+    const float scale = spread < shortest ? shortest : spread;
     return {scale, middle - 0.5f * levels * scale};
 }
 

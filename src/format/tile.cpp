@@ -201,7 +201,8 @@ void refine_affine(const TileValues& values, const Groups& groups, const Row& mi
         const float covariance = products[r] - codes[r] * mean;
         const float variance = squares[r] - codes[r] * mean_code;
         const bool fits = covariance > 0.0f && variance > 0.0f;
-        scales[r] = fits ? covariance / variance : groups.scales[r];
+        scales[r] = fits ? larger(covariance / variance, shortest_affine_step(middles[r]))
+                         : groups.scales[r];
         zeros[r] = middles[r] + (mean - scales[r] * mean_code);
     }
 }

@@ -49,13 +49,15 @@ enum class Draw {
     vanishing,  ///< scale rounds to 0
     largest,    ///< up to the largest finite fp16, both signs
     constant,
+    rippled, ///< almost constant: a spread far below the mean
     zero,
     mixed_magnitude ///< exponents spread over all of fp16
 };
 
 inline constexpr Draw kDraws[] = {
     Draw::normal,    Draw::offset,  Draw::outlier,  Draw::f16_values, Draw::denormal,
-    Draw::vanishing, Draw::largest, Draw::constant, Draw::zero,       Draw::mixed_magnitude};
+    Draw::vanishing, Draw::largest, Draw::constant, Draw::rippled,    Draw::zero,
+    Draw::mixed_magnitude};
 
 inline Group draw_group(Draw draw, std::mt19937& random) {
     std::normal_distribution<float> normal;
@@ -85,6 +87,9 @@ inline Group draw_group(Draw draw, std::mt19937& random) {
             break;
         case Draw::constant:
             value = common;
+            break;
+        case Draw::rippled:
+            value = common + 1e-4f * uniform(random);
             break;
         case Draw::zero:
             value = uniform(random) > 0.0f ? 0.0f : -0.0f;

@@ -294,6 +294,21 @@ TEST(Group, AffineOfOffsetsAndConstants) {
         }
 }
 
+/// What clips does so because it errs less: on the whole a group is within a step of its plain range, or
+/// of the shortest step whose zero-point reaches it.
+TEST(Group, AffineErrorIsWithinAStep) {
+    for_each_drawn_group([](Codec codec, const Group& group) {
+        if (codec.kind != CodecKind::affine) return;
+        const auto [low, high] = std::minmax_element(group.begin(), group.end());
+        const double middle = std::abs(double{*low} + double{*high}) / 2.0;
+        const double step = std::max((double{*high} - double{*low}) / ((1 << codec.bits) - 1),
+                                     middle / 14.0) +
+                            0x1p-17; // the smallest scale
+        EXPECT_LE(squared_distance(group, dequantized(codec, quantize_group(codec, group))),
+                  kGroupSize * step * step / 2.0);
+    });
+}
+
 /// Two bytes of parameters leave less error on Gaussian groups than two bytes of fp16 scale, by the
 /// ratios that codec.h states; and no group is worse than under its plain range in 4.5 bits of scale.
 TEST(Group, AffineBeatsSymmetricAtTheSameBytes) {
