@@ -41,11 +41,12 @@ double half_step(Codec codec, const double* group, std::size_t stride) {
     const double largest = std::max(std::abs(low), std::abs(high));
     const double symmetric = largest / ((1 << (codec.bits - 1)) - 1);
     const double asymmetric = (high - low) / ((1 << codec.bits) - 1);
-    const double step = codec.kind == CodecKind::symmetric    ? symmetric
-                        : codec.kind == CodecKind::asymmetric ? asymmetric
-                        // Its sum of squared errors is no more than the whole range's: sqrt(32) steps.
-                        : codec.kind == CodecKind::affine ? 6 * std::max(asymmetric, largest / 14)
-                                                              : std::max(symmetric, asymmetric);
+    const double step =
+        codec.kind == CodecKind::symmetric    ? symmetric
+        : codec.kind == CodecKind::asymmetric ? asymmetric
+        // Its sum of squared errors is no more than the whole range's: sqrt(32) steps.
+        : codec.kind == CodecKind::affine ? 6 * std::max(asymmetric, largest / 14)
+                                          : std::max(symmetric, asymmetric);
     return step / 2 + kSlack * largest + 1e-6;
 }
 

@@ -54,10 +54,10 @@ enum class Draw {
     mixed_magnitude ///< exponents spread over all of fp16
 };
 
-inline constexpr Draw kDraws[] = {
-    Draw::normal,    Draw::offset,  Draw::outlier,  Draw::f16_values, Draw::denormal,
-    Draw::vanishing, Draw::largest, Draw::constant, Draw::rippled,    Draw::zero,
-    Draw::mixed_magnitude};
+inline constexpr Draw kDraws[] = {Draw::normal,     Draw::offset,         Draw::outlier,
+                                  Draw::f16_values, Draw::denormal,       Draw::vanishing,
+                                  Draw::largest,    Draw::constant,       Draw::rippled,
+                                  Draw::zero,       Draw::mixed_magnitude};
 
 inline Group draw_group(Draw draw, std::mt19937& random) {
     std::normal_distribution<float> normal;
