@@ -100,7 +100,7 @@ runner::SessionOptions session_options(const std::string& preset, int context,
     runner::SessionOptions session = runner::make_options(preset, context);
     if (codec == kPaperCodec) {
         session.preset = paper_preset(session.preset);
-        session.transform.centre = session.transform.rotate = false;
+        session.transform = TransformPolicy::from_preset(session.preset);
     }
     if (key_norm.empty() || !session.preset.k.quantized()) return session;
     session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;

@@ -71,9 +71,7 @@ int available_cores() {
 SessionOptions make_options(std::string_view preset, int context) {
     SessionOptions options;
     options.preset = find_preset(preset);
-    options.transform.norm = options.preset.key_norm;
-    options.transform.centre = options.preset.rotate;
-    options.transform.rotate = options.preset.rotate;
+    options.transform = TransformPolicy::from_preset(options.preset);
     options.context = context;
     return options;
 }

@@ -41,22 +41,30 @@ struct Rows {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Which steps key and value rows take on its way into a page (view.h, KeyTransform), and where norm and
-/// centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
-/// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - centre[c]|), 1 for
+/// Which steps key and value rows take on their way into a page (view.h, KeyTransform), and where norm
+/// and centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
+/// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - mean[c]|), 1 for
 /// channels where that is 0. Transformed values beyond fp16 saturate.
 struct TransformPolicy {
     KeyNormPolicy norm = KeyNormPolicy::none;
-    bool centre = false;       ///< subtract the mean key, per channel
+    /// Subtract a mean key, per channel: of the epoch that the page belongs to. The keys' mean drifts with
+    /// the topic and, after RoPE, with the position.
+    bool centre = false;
     bool rotate = false;       ///< Hadamard, of keys and of values
     bool value_centre = false; ///< subtract the mean value, per channel
-    /// Norm and centres are taken from this many tokens behind the sink, per sequence, layer and KV
-    /// head. Until they are there (and the recent window beside them) nothing is quantized and no
+    /// Norm and value centre are taken from this many tokens behind the sink, per sequence, layer and
+    /// KV head. Until they are there (and the recent window beside them) nothing is quantized and no
     /// sliding window drops a page; so they do not depend on how a prompt was cut. They stay for the
     /// life of the sequence and its forks, also where truncate() takes those tokens away.
     int calibration_tokens = 128;
+    /// Tokens of an epoch, a multiple of 32; epochs follow each other from the sink's end on. An epoch's
+    /// centre is the mean of the recent_tokens + 32 tokens from its first on, which are all fp16 when its
+    /// first page is quantized: so it does not depend on how tokens came. Rounded to fp16.
+    int centre_epoch = 256;
     /// A norm whose max / min over channels is below this is dropped.
     float norm_threshold = 1.2f;
+
+    static TransformPolicy from_preset(const Preset& preset);
 };
 
 /// Counts may be up to 2^24 each, tokens up to 2^40.
@@ -91,8 +99,9 @@ struct CacheConfig {
 struct CachePlan {
     std::size_t quantized_bytes = 0; ///< pool of quantized pages
     std::size_t f16_bytes = 0;       ///< pool of windows and prompt chunks
-    std::size_t other_bytes = 0;     ///< page tables, norms and centres, ends of chunks of pages
-    std::size_t total() const { return quantized_bytes + f16_bytes + other_bytes; }
+    std::size_t centre_bytes = 0;    ///< pool of key centres
+    std::size_t other_bytes = 0;     ///< page tables, norms, value centres, ends of chunks of pages
+    std::size_t total() const { return quantized_bytes + f16_bytes + centre_bytes + other_bytes; }
 };
 
 /// What the pools hold for a config; see also plan.h for the steady state of one sequence.

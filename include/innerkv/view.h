@@ -18,10 +18,18 @@ struct KeyTransform {
     const float* norm = nullptr;
     const float* centre = nullptr;
     const float* value_centre = nullptr;
-    /// H, of keys and values: the orthonormal Hadamard matrix on blocks of the largest power of two that divides padded_dim.
+    /// H, of keys and values: the orthonormal Hadamard matrix on blocks of the largest power of two that
+    /// divides padded_dim.
     bool rotate = false;
+};
 
-    bool identity() const { return !norm && !centre && !value_centre && !rotate; }
+/// Centres of keys that change along the quantized run, in place of KeyTransform::centre: its page i was
+/// centred by entry (first_page + i) / epoch_pages. KV head h's centre is fp16 [head_dim], from
+/// epochs[e] + 2 * h * head_dim on.
+struct CentreRun {
+    std::span<const std::byte* const> epochs; ///< empty: none
+    int epoch_pages = 0;
+    int first_page = 0; ///< of the run's page 0 in its epoch: 0 .. epoch_pages - 1
 };
 
 /// A run of consecutive pages. Page i of KV head h starts at pages[i] + h * head_stride; both are
@@ -43,6 +51,7 @@ struct SequenceView {
     PageRun recent;
     std::int64_t length = 0;                  ///< tokens appended so far; the next position
     std::span<const KeyTransform> transforms; ///< one per KV head; empty: identity
+    CentreRun centres;
 };
 
 } // namespace innerkv

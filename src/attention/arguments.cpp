@@ -55,6 +55,31 @@ void check_run(const AttentionShape& shape, const PageRun& run, std::size_t page
         refuse(name + " has pages or a head stride that are not multiples of 64 bytes");
 }
 
+void check_centres(const SequenceView& sequence, const std::string& where) {
+    const CentreRun& centres = sequence.centres;
+    if (centres.epochs.empty()) return;
+    constexpr int kMostEpochPages = 1 << 20;
+    if (centres.epoch_pages < 1 || centres.epoch_pages > kMostEpochPages ||
+        centres.first_page < 0 || centres.first_page >= centres.epoch_pages)
+        refuse(where + "centres have epochs of " + std::to_string(centres.epoch_pages) +
+               " pages and the run begins at page " + std::to_string(centres.first_page) +
+               " of one; an epoch has 1 to 2^20 pages, and the run begins inside it");
+    const auto room = static_cast<std::int64_t>(centres.epochs.size()) * centres.epoch_pages;
+    if (centres.first_page + static_cast<std::int64_t>(sequence.quantized.pages.size()) > room)
+        refuse(where + std::to_string(centres.epochs.size()) + " centres for epochs of " +
+               std::to_string(centres.epoch_pages) + " pages and a quantized run of " +
+               std::to_string(sequence.quantized.pages.size()) + " from page " +
+               std::to_string(centres.first_page) + " on; give one for every epoch");
+    for (const std::byte* centre : centres.epochs) {
+        if (centre == nullptr) refuse(where + "a centre is null");
+        if (reinterpret_cast<std::uintptr_t>(centre) % sizeof(std::uint16_t) != 0)
+            refuse(where + "a centre is not aligned to its fp16 elements");
+    }
+    for (const KeyTransform& transform : sequence.transforms)
+        if (transform.centre)
+            refuse(where + "a key transform has a centre besides those of the epochs");
+}
+
 void check_sequence(const AttentionShape& shape, const SequenceView& sequence,
                     const std::string& where) {
     if (sequence.length < 0 || sequence.length > kLargestPosition)
@@ -78,6 +103,7 @@ void check_sequence(const AttentionShape& shape, const SequenceView& sequence,
                    std::to_string(sequence.length));
         end = run.first_token + run.tokens;
     }
+    check_centres(sequence, where);
     const auto transforms = static_cast<int>(sequence.transforms.size());
     if (transforms != 0 && transforms != shape.kv_heads)
         refuse(where + std::to_string(transforms) + " key transforms for " +

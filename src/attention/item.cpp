@@ -77,37 +77,6 @@ cpu::Side make_side(Codec codec, std::size_t offset) {
             codec.block_bytes()};
 }
 
-/// q' of every row [rows][kMaxDim], and what q . centre adds to its logits, in units of log2.
-struct TransformedQueries {
-    alignas(64) float q[kMaxRows * kMaxDim];
-    float logit_offset[kMaxRows];
-
-    TransformedQueries(const ItemRows& rows, const KeyTransform& transform, bool* faulty) {
-        const int head_dim = rows.shape.format.head_dim;
-        const float scale = log2_scale(rows);
-        for (int row = 0; row < rows.rows; ++row)
-            transform_query_row(transform, head_dim, rows.q(row), q + row * kMaxDim);
-        clear_faulty_rows(rows, scale, rows.shape.format.padded_dim(), q, faulty);
-        std::fill_n(logit_offset, kMaxRows, 0.0f);
-        for (int row = 0; row < rows.rows; ++row)
-            if (!faulty[row])
-                logit_offset[row] = key_centre_logit(transform, head_dim, rows.q(row)) * scale;
-    }
-};
-
-void attend_integer(const cpu::Kernel& kernel, const ItemRows& rows, const cpu::Walk& walk,
-                    const TransformedQueries& queries) {
-    const PageFormat& format = rows.shape.format;
-    alignas(64) std::int8_t q_codes[kMaxRows * kMaxDim];
-    alignas(64) float q_scales[kMaxGroups * kMaxRows] = {};
-    alignas(64) std::int32_t q_sums[kMaxGroups * kMaxRows] = {};
-    kernel.quantize_query(
-        {rows.rows, format.blocks(), log2_scale(rows), queries.q, q_codes, q_scales, q_sums});
-    kernel.attend_quantized({walk, format.blocks(), make_side(format.k, 0),
-                             make_side(format.v, format.v_offset()), q_codes, q_scales, q_sums,
-                             queries.logit_offset});
-}
-
 /// q times the logits' scale, [rows][kMaxDim].
 void scale_queries(const ItemRows& rows, int dim, float* q) {
     const float scale = log2_scale(rows);
@@ -115,47 +84,150 @@ void scale_queries(const ItemRows& rows, int dim, float* q) {
         for (int c = 0; c < dim; ++c) q[row * kMaxDim + c] *= scale;
 }
 
-/// Page by page through fp32.
-void attend_exact(const cpu::Kernel& kernel, const ItemRows& rows, const cpu::Walk& walk,
-                  TransformedQueries& queries) {
-    const int dim = rows.shape.format.padded_dim();
-    const PageFormat format{rows.shape.format.k, rows.shape.format.v, dim};
-    scale_queries(rows, dim, queries.q);
+/// Rows of q as given, [rows][kMaxDim], those that kernels may not get zeroed.
+void load_queries(const ItemRows& rows, bool* faulty, float* q) {
+    const int head_dim = rows.shape.format.head_dim;
+    for (int row = 0; row < rows.rows; ++row) std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
+    clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
+}
+
+/// Pages whose logits are made in one call: as many epochs as LogitOffsets has room for.
+constexpr int kMaxEpochs = 64;
+
+/// What q . centre adds to the rows' logits, in units of log2, epoch by epoch.
+class LogitOffsets {
+public:
+    LogitOffsets(const cpu::Kernel& kernel, const ItemRows& rows, const KeyTransform& transform,
+                 bool* faulty)
+        : kernel_(kernel), rows_(rows), centres_(rows.block.sequence->centres) {
+        load_queries(rows, faulty, q_);
+        scale_queries(rows, rows.shape.format.head_dim, q_);
+        for (int row = 0; row < rows.rows; ++row)
+            at_[row] = key_centre_logit(transform, rows.shape.format.head_dim, q_ + row * kMaxDim);
+    }
+
+    /// The first of `pages` that one call can take together; fills their offsets.
+    PageInterval take(const PageInterval& pages) {
+        if (centres_.epochs.empty()) return pages;
+        const int position = centres_.first_page + pages.first;
+        const int epoch = position / centres_.epoch_pages;
+        const std::int64_t end =
+            std::int64_t{epoch + kMaxEpochs} * centres_.epoch_pages - centres_.first_page;
+        const PageInterval taken{pages.first,
+                                 static_cast<int>(std::min<std::int64_t>(end, pages.last))};
+        first_page_ = position % centres_.epoch_pages;
+        const int head_dim = rows_.shape.format.head_dim;
+        kernel_.centre_logits(
+            {rows_.rows, head_dim, q_, centres_.epochs.data() + epoch,
+             sizeof(std::uint16_t) * static_cast<std::size_t>(rows_.kv_head * head_dim),
+             (first_page_ + taken.count() - 1) / centres_.epoch_pages + 1, at_});
+        return taken;
+    }
+
+    const float* at() const { return at_; }
+    int epoch_pages() const {
+        return centres_.epochs.empty() ? std::numeric_limits<int>::max() : centres_.epoch_pages;
+    }
+    int first_page() const { return first_page_; } ///< of those taken last, in its epoch
+
+private:
+    const cpu::Kernel& kernel_;
+    const ItemRows& rows_;
+    const CentreRun& centres_;
+    int first_page_ = 0;
+    alignas(64) float q_[kMaxRows * kMaxDim];
+    alignas(64) float at_[kMaxEpochs * kMaxRows] = {};
+};
+
+/// q' of every row.
+struct TransformedQueries {
+    alignas(64) float q[kMaxRows * kMaxDim];
+
+    TransformedQueries(const ItemRows& rows, const KeyTransform& transform, bool* faulty) {
+        for (int row = 0; row < rows.rows; ++row)
+            transform_query_row(transform, rows.shape.format.head_dim, rows.q(row),
+                                q + row * kMaxDim);
+        clear_faulty_rows(rows, log2_scale(rows), rows.shape.format.padded_dim(), q, faulty);
+    }
+};
+
+/// Queries as the integer kernels take them.
+struct IntegerQueries {
+    alignas(64) std::int8_t codes[kMaxRows * kMaxDim];
+    alignas(64) float scales[kMaxGroups * kMaxRows] = {};
+    alignas(64) std::int32_t sums[kMaxGroups * kMaxRows] = {};
+
+    IntegerQueries(const cpu::Kernel& kernel, const ItemRows& rows,
+                   const TransformedQueries& queries) {
+        kernel.quantize_query({rows.rows, rows.shape.format.blocks(), log2_scale(rows), queries.q,
+                               codes, scales, sums});
+    }
+};
+
+void attend_integer(const cpu::Kernel& kernel, const PageFormat& format, const cpu::Walk& walk,
+                    const IntegerQueries& queries, const LogitOffsets& offsets) {
+    kernel.attend_quantized({walk, format.blocks(), make_side(format.k, 0),
+                             make_side(format.v, format.v_offset()), queries.codes, queries.scales,
+                             queries.sums, offsets.at(), offsets.epoch_pages(),
+                             offsets.first_page()});
+}
+
+/// Page by page through fp32; `q` is q' times the logits' scale.
+void attend_exact(const cpu::Kernel& kernel, const PageFormat& format, const cpu::Walk& walk,
+                  const float* q, const LogitOffsets& offsets) {
+    const int dim = format.padded_dim();
+    const PageFormat padded{format.k, format.v, dim};
     alignas(64) float page[2 * kPageTokens * kMaxDim];
     const std::byte* const pages[] = {reinterpret_cast<const std::byte*>(page)};
-    cpu::DenseParams params{walk, dim, queries.q, queries.logit_offset};
+    cpu::DenseParams params{walk, dim, q, nullptr};
     params.walk.pages = pages;
     params.walk.head_offset = 0;
     params.walk.page_count = 1;
     for (int i = 0; i < walk.page_count; ++i) {
-        dequantize_page(format, walk.pages[i] + walk.head_offset, page, dim,
+        dequantize_page(padded, walk.pages[i] + walk.head_offset, page, dim,
                         page + kPageTokens * dim, dim);
         params.walk.first_token = walk.first_token + std::int64_t{kPageTokens} * i;
+        params.logit_offset = offsets.at() + (offsets.first_page() + i) / offsets.epoch_pages() *
+                                                 std::ptrdiff_t{kMaxRows};
         kernel.attend_f32(params);
+    }
+}
+
+/// What has been added to the state so far is of quantized tokens: their values' transform undone.
+void transform_values_back(const ItemRows& rows, const KeyTransform& transform,
+                           const SoftmaxState& state) {
+    const int dim = rows.shape.format.padded_dim();
+    for (int row = 0; row < rows.rows; ++row) {
+        float* out = state.out + row * dim;
+        if (transform.rotate) hadamard(out, dim);
+        if (!transform.value_centre) continue;
+        for (int c = 0; c < rows.shape.format.head_dim; ++c)
+            out[c] += state.weight[row] * transform.value_centre[c];
     }
 }
 
 void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
                           const PageInterval& pages, const SoftmaxState& state, bool* faulty) {
     const SequenceView& sequence = *rows.block.sequence;
+    const PageFormat& format = rows.shape.format;
     const KeyTransform transform =
         sequence.transforms.empty() ? KeyTransform{}
                                     : sequence.transforms[static_cast<std::size_t>(rows.kv_head)];
-    RowVisibility visibility;
-    const cpu::Walk walk = make_walk(rows, sequence.quantized, pages, visibility, state);
     TransformedQueries queries(rows, transform, faulty);
-    if (arithmetic == Arithmetic::integer)
-        attend_integer(kernel, rows, walk, queries);
-    else
-        attend_exact(kernel, rows, walk, queries);
-    // All that is in the state so far is of quantized tokens.
-    if (transform.rotate)
-        for (int row = 0; row < rows.rows; ++row)
-            hadamard(state.out + row * walk.out_stride, walk.out_stride);
-    if (!transform.value_centre) return;
-    for (int row = 0; row < rows.rows; ++row)
-        for (int c = 0; c < rows.shape.format.head_dim; ++c)
-            state.out[row * walk.out_stride + c] += state.weight[row] * transform.value_centre[c];
+    LogitOffsets offsets(kernel, rows, transform, faulty);
+    const IntegerQueries integers(kernel, rows, queries);
+    scale_queries(rows, format.padded_dim(), queries.q);
+    for (PageInterval left = pages; left.count() > 0;) {
+        const PageInterval taken = offsets.take(left);
+        left.first = taken.last;
+        RowVisibility visibility;
+        const cpu::Walk walk = make_walk(rows, sequence.quantized, taken, visibility, state);
+        if (arithmetic == Arithmetic::integer)
+            attend_integer(kernel, format, walk, integers, offsets);
+        else
+            attend_exact(kernel, format, walk, queries.q, offsets);
+    }
+    transform_values_back(rows, transform, state);
 }
 
 void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageShare& pages,
@@ -164,8 +236,7 @@ void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageS
     const int head_dim = rows.shape.format.head_dim;
     alignas(64) float q[kMaxRows * kMaxDim];
     alignas(64) const float no_offset[kMaxRows] = {};
-    for (int row = 0; row < rows.rows; ++row) std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
-    clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
+    load_queries(rows, faulty, q);
     scale_queries(rows, head_dim, q);
     RowVisibility visibility;
     if (pages.sink.count() > 0)

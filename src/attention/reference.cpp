@@ -2,6 +2,7 @@
 // Attention in fp64 by its definition, token by token: dequantize, undo the transform, multiply.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <span>
 #include <vector>
@@ -52,20 +53,41 @@ void append_untransformed(const KeyTransform& transform, int head_dim, std::span
     }
 }
 
-void append_run(const PageFormat& format, const PageRun& run, int kv_head,
+/// The centre of one page of the quantized run, [head_dim]; empty: the transform's own.
+std::vector<double> epoch_centre(const CentreRun& centres, std::size_t page, int kv_head,
+                                 int head_dim) {
+    if (centres.epochs.empty()) return {};
+    const std::size_t epoch = (static_cast<std::size_t>(centres.first_page) + page) /
+                              static_cast<std::size_t>(centres.epoch_pages);
+    const std::byte* from = centres.epochs[epoch] + 2 * kv_head * std::ptrdiff_t{head_dim};
+    std::vector<double> centre;
+    for (int c = 0; c < head_dim; ++c) {
+        std::uint16_t bits = 0;
+        std::memcpy(&bits, from + 2 * c, sizeof bits);
+        centre.push_back(static_cast<double>(float_from_f16(bits)));
+    }
+    return centre;
+}
+
+void append_run(const PageFormat& format, const PageRun& run, const CentreRun& centres, int kv_head,
                 const KeyTransform& transform, int head_dim, HeadContents& contents) {
     const auto dim = static_cast<std::size_t>(format.head_dim);
     std::vector<float> k(kPageTokens * dim);
     std::vector<float> v(kPageTokens * dim);
+    std::vector<double> centre;
     for (std::int64_t token = 0; token < run.tokens; ++token) {
         const auto row = static_cast<std::size_t>(token % kPageTokens);
         if (row == 0) {
-            const std::byte* page = run.pages[static_cast<std::size_t>(token / kPageTokens)] +
-                                    static_cast<std::size_t>(kv_head) * run.head_stride;
+            const auto index = static_cast<std::size_t>(token / kPageTokens);
+            const std::byte* page =
+                run.pages[index] + static_cast<std::size_t>(kv_head) * run.head_stride;
             dequantize_page(format, page, k.data(), format.head_dim, v.data(), format.head_dim);
+            centre = epoch_centre(centres, index, kv_head, head_dim);
         }
         append_untransformed(transform, head_dim, {&k[row * dim], dim}, {&v[row * dim], dim},
                              contents);
+        for (std::size_t c = 0; c < centre.size(); ++c)
+            contents.k[contents.k.size() - centre.size() + c] += centre[c];
         contents.positions.push_back(run.first_token + token);
     }
 }
@@ -79,9 +101,10 @@ HeadContents head_contents(const AttentionShape& shape, const SequenceView& sequ
                                        ? KeyTransform{}
                                        : sequence.transforms[static_cast<std::size_t>(kv_head)];
     HeadContents contents;
-    append_run(windows, sequence.sink, kv_head, {}, head_dim, contents);
-    append_run(quantized, sequence.quantized, kv_head, transform, head_dim, contents);
-    append_run(windows, sequence.recent, kv_head, {}, head_dim, contents);
+    append_run(windows, sequence.sink, {}, kv_head, {}, head_dim, contents);
+    append_run(quantized, sequence.quantized, sequence.centres, kv_head, transform, head_dim,
+               contents);
+    append_run(windows, sequence.recent, {}, kv_head, {}, head_dim, contents);
     return contents;
 }
 

@@ -31,17 +31,22 @@ SettlePlan plan_settle(const LayerRule& rule, const LayerState& state) {
         if (!rule.calibration_ready(state.length)) return plan;
         plan.calibrate = true;
     }
-    const auto grid_page = [&rule](std::int64_t token) {
-        return (token - rule.sink_tokens) / kPageTokens;
-    };
+    const std::int64_t quantized_first = LayerState::grid_page(rule, state.quantized_first);
+    const std::int64_t recent_first = LayerState::grid_page(rule, state.recent_first);
     const std::int64_t outside = rule.grid_pages_outside(state.length);
     plan.drop_sink = std::max<std::int64_t>(0, rule.sink_pages_outside(state.length) -
                                                    state.dropped_sink_pages(rule));
-    plan.drop_quantized = std::clamp<std::int64_t>(outside - grid_page(state.quantized_first), 0,
-                                                   state.quantized.size());
-    plan.drop_recent = std::max<std::int64_t>(0, outside - grid_page(state.recent_first));
-    const std::int64_t first = grid_page(state.recent_first) + plan.drop_recent;
+    plan.drop_quantized =
+        std::clamp<std::int64_t>(outside - quantized_first, 0, state.quantized.size());
+    plan.drop_recent = std::max<std::int64_t>(0, outside - recent_first);
+    const std::int64_t first = recent_first + plan.drop_recent;
     plan.quantize = std::max<std::int64_t>(0, rule.settled_pages(state.length) - first);
+    const EpochRange before = state.epochs(rule);
+    const EpochRange after =
+        rule.epochs(plan.drop_recent > 0 ? first : quantized_first + plan.drop_quantized,
+                    first + plan.quantize);
+    plan.drop_centres = std::min(after.first - before.first, before.count());
+    plan.new_epochs = {std::max(before.last, after.first), after.last};
     return plan;
 }
 
@@ -104,19 +109,20 @@ void LayerAppend::plan(const AppendRows& rows, bool settles) {
 }
 
 void LayerAppend::take_pages(const std::string& what) {
-    std::int64_t quantized = 0;
-    std::int64_t f16 = 0;
+    PoolCapacity needed;
     const auto f16_pages = [](const SequenceAppend& append) {
         return append.new_sink_pages + append.new_recent_pages + (append.copied_rows > 0 ? 1 : 0);
     };
     for (const SequenceAppend& append : appends_) {
-        quantized += append.settle.quantize;
-        f16 += f16_pages(append);
+        needed.quantized_pages += append.settle.quantize;
+        needed.f16_pages += f16_pages(append);
+        needed.centres += append.settle.new_epochs.count();
     }
-    check_free(cache_, what, quantized, f16);
+    check_free(cache_, what, needed);
     for (SequenceAppend& append : appends_) {
         append.quantized_pages.take(append.settle.quantize);
         append.f16_pages.take(f16_pages(append));
+        append.centres.take(append.settle.new_epochs.count());
         prepare(append);
     }
     ++cache_.pending[static_cast<std::size_t>(layer_)];
@@ -126,6 +132,7 @@ void LayerAppend::take_pages(const std::string& what) {
 /// Everything that allocates or looks at the pools, so that run() and commit() need not.
 void LayerAppend::prepare(SequenceAppend& append) {
     append.state->quantized.reserve(append.settle.quantize);
+    append.state->centres.reserve(append.settle.new_epochs.count());
     append.state->sink.reserve(append.new_sink_pages);
     append.state->recent.reserve(append.new_recent_pages);
     if (append.settle.calibrate) append.calibration = make_layer_transform(cache_.config);
@@ -180,13 +187,39 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
                        append.calibration->heads[index]);
+    const std::size_t centre_offset = index * f16_row_bytes(cache_.config.format.head_dim);
+    const std::span<const std::byte* const> recent = state.recent.pointers();
+    const std::int64_t recent_first = LayerState::grid_page(rule_, state.recent_first);
+    std::int64_t epoch = append.settle.new_epochs.first;
+    for (const Page& centre : append.centres.pages())
+        key_centre(
+            cache_.config.format.head_dim, rule_.recent_tokens + kPageTokens,
+            recent.subspan(static_cast<std::size_t>(epoch++ * rule_.epoch_pages - recent_first)),
+            f16_offset, centre.data + centre_offset);
     const std::span<const KeyTransform> transforms =
         append.calibration ? append.calibration->heads : cache_.transforms(layer_, state);
-    const KeyTransform transform = transforms.empty() ? KeyTransform{} : transforms[index];
-    auto source = static_cast<std::size_t>(append.settle.drop_recent);
-    for (const Page& page : append.quantized_pages.pages())
+    PageTransform transform;
+    if (!transforms.empty()) transform.transform = transforms[index];
+    std::int64_t source = append.settle.drop_recent;
+    for (const Page& page : append.quantized_pages.pages()) {
+        const std::byte* centre = centre_of(append, recent_first + source);
+        if (centre) transform.centre = centre + centre_offset;
         quantize_f16_page(cache_.config.format, transform,
-                          state.recent.pointers()[source++] + f16_offset, page.data + offset);
+                          recent[static_cast<std::size_t>(source++)] + f16_offset,
+                          page.data + offset);
+    }
+}
+
+/// The centres of a page's epoch: new ones, or those that are there.
+const std::byte* LayerAppend::centre_of(const SequenceAppend& append,
+                                        std::int64_t grid_page) const {
+    if (rule_.epoch_pages == 0) return nullptr;
+    const std::int64_t epoch = grid_page / rule_.epoch_pages;
+    const EpochRange& fresh = append.settle.new_epochs;
+    if (epoch >= fresh.first)
+        return append.centres.pages()[static_cast<std::size_t>(epoch - fresh.first)].data;
+    const LayerState& state = *append.state;
+    return state.centres.pointers()[static_cast<std::size_t>(epoch - state.epochs(rule_).first)];
 }
 
 void LayerAppend::store_head(const SequenceAppend& append, int head) const {
@@ -258,6 +291,9 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
     }
     if (settle.drop_quantized + settle.drop_recent > 0) state.dropped = state.quantized_first;
 
+    state.centres.release_front(cache_.centre_pool, settle.drop_centres);
+    for (const Page& centre : append.centres.pages()) state.centres.push_back(centre);
+    append.centres.keep();
     for (const Page& page : append.quantized_pages.pages()) state.quantized.push_back(page);
     append.quantized_pages.keep();
     state.recent.release_front(cache_.f16_pool, settle.drop_recent + settle.quantize);

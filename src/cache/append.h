@@ -21,8 +21,10 @@ struct SettlePlan {
     std::int64_t drop_sink = 0; ///< pages that a sliding window has left behind
     std::int64_t drop_quantized = 0;
     std::int64_t drop_recent = 0;
-    std::int64_t quantize = 0; ///< oldest recent pages behind the dropped ones
-    bool calibrate = false;    ///< norm and centres are computed first
+    std::int64_t quantize = 0;     ///< oldest recent pages behind the dropped ones
+    bool calibrate = false;        ///< norm and value centres are computed first
+    EpochRange new_epochs;         ///< their centres too
+    std::int64_t drop_centres = 0; ///< at last
 };
 
 SettlePlan plan_settle(const LayerRule& rule, const LayerState& state);
@@ -39,7 +41,7 @@ struct PageWrite {
 struct SequenceAppend {
     SequenceAppend(CacheState& cache, const AppendRows& new_rows, LayerState& layer_state)
         : rows(new_rows), state(&layer_state), quantized_pages(cache.quantized_pool),
-          f16_pages(cache.f16_pool) {}
+          f16_pages(cache.f16_pool), centres(cache.centre_pool) {}
 
     AppendRows rows;
     LayerState* state;
@@ -49,6 +51,7 @@ struct SequenceAppend {
     int copied_rows = 0; ///< of a shared partial page, which is replaced by a copy; 0: none
     PageHold quantized_pages;
     PageHold f16_pages; ///< the copy if there is one, sink pages, recent pages
+    PageHold centres;   ///< of settle.new_epochs
     std::vector<PageWrite> writes;
     std::shared_ptr<LayerTransform> calibration; ///< null unless settle.calibrate
 };
@@ -76,6 +79,7 @@ private:
     void place_rows(SequenceAppend& append) const;
     void store_side(const SequenceAppend& append, Side side, int head) const;
     void settle_head(const SequenceAppend& append, int head) const;
+    const std::byte* centre_of(const SequenceAppend& append, std::int64_t grid_page) const;
     void store_head(const SequenceAppend& append, int head) const;
     void commit_settle(SequenceAppend& append) noexcept;
     void commit_rows(SequenceAppend& append) noexcept;

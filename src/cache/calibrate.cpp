@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "cache/rows.h"
+#include "innerkv/codec.h"
 #include "transform/transform.h"
 
 namespace innerkv::paging {
@@ -74,7 +76,6 @@ std::shared_ptr<LayerTransform> make_layer_transform(const CacheConfig& config) 
     };
     for (KeyTransform& head : transform->heads) {
         head.norm = place(config.transform.norm == KeyNormPolicy::prefill);
-        head.centre = place(config.transform.centre);
         head.value_centre = place(config.transform.value_centre);
         head.rotate = config.transform.rotate;
     }
@@ -86,11 +87,23 @@ void calibrate_head(const CacheConfig& config, std::span<const std::byte* const>
     const Sample sample{pages, head_offset, config.format.head_dim,
                         config.transform.calibration_tokens};
     // The arrays are this calibration's own; KeyTransform shows them to readers as const.
-    if (head.centre) mean(sample, Side::k, const_cast<float*>(head.centre));
     if (head.value_centre) mean(sample, Side::v, const_cast<float*>(head.value_centre));
-    if (head.norm && !key_norm(sample, head.centre, config.transform.norm_threshold,
-                               const_cast<float*>(head.norm)))
+    if (!head.norm) return;
+    Channels centre;
+    if (config.transform.centre) mean(sample, Side::k, centre.data());
+    if (!key_norm(sample, config.transform.centre ? centre.data() : nullptr,
+                  config.transform.norm_threshold, const_cast<float*>(head.norm)))
         head.norm = nullptr;
+}
+
+void key_centre(int head_dim, int tokens, std::span<const std::byte* const> pages,
+                std::size_t head_offset, std::byte* out) {
+    Channels centre;
+    mean({pages, head_offset, head_dim, tokens}, Side::k, centre.data());
+    for (int c = 0; c < head_dim; ++c) {
+        const std::uint16_t bits = f16_from_float(centre[static_cast<std::size_t>(c)]);
+        std::memcpy(out + sizeof bits * static_cast<std::size_t>(c), &bits, sizeof bits);
+    }
 }
 
 } // namespace innerkv::paging

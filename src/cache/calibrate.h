@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Norm and centres of one KV head from its first tokens behind the sink.
+// What transforms are taken from: fp16 rows of one KV head.
 #pragma once
 
 #include <cstddef>
@@ -16,14 +16,17 @@ std::shared_ptr<LayerTransform> make_layer_transform(const CacheConfig& config);
 /// Fills the arrays of `head` from the first calibration_tokens rows of these fp16 pages; page i is
 /// at pages[i] + head_offset. Sets head.norm to null where the norm is dropped.
 ///
-///     centre          mean over tokens of K
 ///     value_centre    mean over tokens of V
-///     norm            sqrt(max over tokens |K - centre|), centre 0 where the policy has none;
-///                     1 for a channel where that is 0
+///     norm            sqrt(max over tokens |K - mean over tokens of K|), without the mean where the
+///                     policy has no centre; 1 for a channel where that is 0
 ///
 /// The norm is dropped where its largest element is less than norm_threshold times the smallest,
 /// channels of zeros left out.
 void calibrate_head(const CacheConfig& config, std::span<const std::byte* const> pages,
                     std::size_t head_offset, KeyTransform& head);
+
+/// The mean key of the first `tokens` rows of these pages, fp16 [head_dim].
+void key_centre(int head_dim, int tokens, std::span<const std::byte* const> pages,
+                std::size_t head_offset, std::byte* out);
 
 } // namespace innerkv::paging

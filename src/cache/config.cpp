@@ -54,6 +54,13 @@ void check_windows(const CacheConfig& config) {
 
 void check_policy(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
+    if (policy.centre) {
+        check_range("transform.centre_epoch", policy.centre_epoch, kPageTokens);
+        if (policy.centre_epoch % kPageTokens != 0)
+            throw InvalidArgument("cache config: transform.centre_epoch is " +
+                                  std::to_string(policy.centre_epoch) +
+                                  "; it must be a multiple of 32, the tokens of a page");
+    }
     if (calibrates(config))
         check_range("transform.calibration_tokens", policy.calibration_tokens, 1);
     if (!std::isfinite(policy.norm_threshold))
@@ -101,15 +108,15 @@ void check_calibrated(const CacheConfig& config) {
 void check_capacity(const CacheConfig& config) {
     const PoolCapacity capacity = pool_capacity(config);
     const std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    if (std::max(capacity.quantized_pages, capacity.f16_pages) > most)
+    if (std::max({capacity.quantized_pages, capacity.f16_pages, capacity.centres}) > most)
         throw InvalidArgument("cache config: max_tokens = " + std::to_string(config.max_tokens) +
                               " and max_sequences = " + std::to_string(config.max_sequences) +
                               " need more than 2^31 page groups; choose smaller ones");
     const double layer_states = static_cast<double>(config.layers) * config.max_sequences;
-    check_bytes(static_cast<double>(capacity.quantized_pages + capacity.f16_pages) *
-                    static_cast<double>(f16_group_bytes(config)) +
-                layer_states *
-                    static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config)));
+    check_bytes(
+        static_cast<double>(capacity.quantized_pages + capacity.f16_pages + capacity.centres) *
+            static_cast<double>(f16_group_bytes(config)) +
+        layer_states * static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config)));
 }
 
 } // namespace
@@ -167,10 +174,15 @@ CacheConfig CacheConfig::from_preset(const Preset& preset, int layers, int kv_he
     config.format = preset.format(head_dim);
     config.sink_tokens = preset.sink_tokens;
     config.recent_tokens = preset.recent_tokens;
-    config.transform.norm = preset.key_norm;
-    config.transform.centre = preset.rotate;
-    config.transform.rotate = preset.rotate;
+    config.transform = TransformPolicy::from_preset(preset);
     return config;
+}
+
+TransformPolicy TransformPolicy::from_preset(const Preset& preset) {
+    TransformPolicy policy;
+    policy.norm = preset.key_norm;
+    policy.centre = policy.rotate = preset.rotate;
+    return policy;
 }
 
 } // namespace innerkv

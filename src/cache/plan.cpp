@@ -40,18 +40,37 @@ std::int64_t quantized_pages_in_flight(const CacheConfig& config, const LayerRul
     return std::min(rule.peak_windowed_pages(), appended) * config.max_sequences;
 }
 
+/// A sequence's last epoch may have just begun.
+std::int64_t centres_of_layer(const CacheConfig& config, const LayerRule& rule) {
+    if (rule.epoch_pages == 0) return 0;
+    const std::int64_t all =
+        quantized_pages_of_layer(config, rule) / rule.epoch_pages + config.max_sequences;
+    if (rule.sliding_window == 0) return all;
+    return std::min(all, rule.peak_epochs(rule.peak_windowed_pages()) * config.max_sequences);
+}
+
+/// Likewise for new epochs, also of pages that are dropped at once.
+std::int64_t centres_in_flight(const CacheConfig& config, const LayerRule& rule) {
+    if (rule.epoch_pages == 0 || rule.sliding_window == 0) return 0;
+    return rule.peak_epochs(divide_up(config.max_append, kPageTokens)) * config.max_sequences;
+}
+
 } // namespace
 
 PoolCapacity pool_capacity(const CacheConfig& config) {
     PoolCapacity capacity;
     std::int64_t in_flight = 0;
+    std::int64_t new_centres = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerRule rule = layer_rule(config, layer);
         capacity.quantized_pages += quantized_pages_of_layer(config, rule);
         capacity.f16_pages += f16_pages_of_layer(config, rule);
+        capacity.centres += centres_of_layer(config, rule);
         in_flight = std::max(in_flight, quantized_pages_in_flight(config, rule));
+        new_centres = std::max(new_centres, centres_in_flight(config, rule));
     }
     capacity.quantized_pages += in_flight;
+    capacity.centres += new_centres;
     // Likewise for fp16 pages: those of the new rows, and a copy of a shared page that is half full.
     capacity.f16_pages +=
         (divide_up(config.max_append, kPageTokens) + 1) * std::int64_t{config.max_sequences};
@@ -65,6 +84,7 @@ CachePlan plan_cache(const CacheConfig& config) {
     const paging::PoolCapacity capacity = paging::pool_capacity(config);
     const auto quantized = static_cast<std::size_t>(capacity.quantized_pages);
     const auto f16 = static_cast<std::size_t>(capacity.f16_pages);
+    const auto centres = static_cast<std::size_t>(capacity.centres);
     // Per group: an entry in a page table, a reference count and a place in the list of free ones.
     const std::size_t table_entry =
         sizeof(void*) + sizeof(paging::PageId) + 2 * sizeof(std::uint32_t);
@@ -73,14 +93,16 @@ CachePlan plan_cache(const CacheConfig& config) {
     CachePlan plan;
     plan.quantized_bytes = quantized * paging::quantized_group_bytes(config);
     plan.f16_bytes = f16 * paging::f16_group_bytes(config);
+    plan.centre_bytes = centres * paging::centre_group_bytes(config);
     const auto chunk_ends = [](std::size_t group_bytes, std::int64_t groups) {
         const paging::ChunkShape shape(group_bytes, groups);
         return shape.count * shape.bytes - static_cast<std::size_t>(groups) * group_bytes;
     };
     plan.other_bytes =
-        (quantized + f16) * table_entry +
+        (quantized + f16 + centres) * table_entry +
         chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
         chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
+        chunk_ends(paging::centre_group_bytes(config), capacity.centres) +
         layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config));
     return plan;
 }
@@ -104,6 +126,8 @@ std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
             static_cast<std::size_t>(recent_from - outside) *
                 paging::quantized_group_bytes(config) +
             static_cast<std::size_t>(f16) * paging::f16_group_bytes(config) +
+            static_cast<std::size_t>(rule.epochs(outside, recent_from).count()) *
+                paging::centre_group_bytes(config) +
             (settles && rule.calibration_tokens > 0 ? paging::layer_transform_bytes(config) : 0);
     }
     return bytes;

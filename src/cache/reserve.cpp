@@ -49,6 +49,23 @@ Need quantized_need(const CacheState& cache, const LayerRule& rule, const Sequen
     return {bounded, std::min(peak, divide_up(cache.config.max_append, kPageTokens))};
 }
 
+Need centre_need(const CacheState& cache, const LayerRule& rule, const SequenceState& sequence,
+                 const LayerState& state, int tokens) {
+    const std::int64_t end = state.length + tokens;
+    const bool calibrated = rule.calibration_tokens == 0 || state.transform;
+    if (rule.epoch_pages == 0 || !sequence.settles || !(calibrated || rule.calibration_ready(end)))
+        return {};
+    const std::int64_t left = std::max(rule.settled_pages(end), rule.grid_pages_outside(end));
+    const std::int64_t all =
+        std::max<std::int64_t>(0, rule.epochs(0, left).last - state.epochs(rule).last);
+    if (rule.sliding_window == 0) return {all, 0};
+    const std::int64_t bounded =
+        std::max(rule.peak_epochs(rule.peak_windowed_pages()), state.centres.size()) -
+        state.centres.exclusive(cache.centre_pool);
+    if (all <= bounded) return {all, 0};
+    return {bounded, rule.peak_epochs(divide_up(cache.config.max_append, kPageTokens))};
+}
+
 void add(Need& total, const Need& layer) {
     total.between_appends += layer.between_appends;
     total.in_flight = std::max(total.in_flight, layer.in_flight);
@@ -64,14 +81,16 @@ void CacheState::reserve(SequenceId id, int tokens) const {
                               " tokens; the count must not be negative");
     Need quantized;
     Need f16;
+    Need centres;
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerState& state = target.layers[static_cast<std::size_t>(layer)];
         add(quantized, quantized_need(*this, rule(layer), target, state, tokens));
         add(f16, f16_need(*this, rule(layer), target, state, tokens));
+        add(centres, centre_need(*this, rule(layer), target, state, tokens));
     }
     check_free(*this, "room for " + std::to_string(tokens) + " more tokens",
-               quantized.between_appends + quantized.in_flight,
-               f16.between_appends + f16.in_flight);
+               {quantized.between_appends + quantized.in_flight,
+                f16.between_appends + f16.in_flight, centres.between_appends + centres.in_flight});
 }
 
 } // namespace innerkv::paging

@@ -43,10 +43,6 @@ std::uint16_t* row_of(std::byte* page, Side side, int head_dim, int row) {
     return reinterpret_cast<std::uint16_t*>(page + row_offset(side, head_dim, row));
 }
 
-const std::uint16_t* row_of(const std::byte* page, Side side, int head_dim, int row) {
-    return reinterpret_cast<const std::uint16_t*>(page + row_offset(side, head_dim, row));
-}
-
 /// Returns the first channel that fp16 cannot hold, or head_dim.
 template <typename Element>
 int store_row(const Element* in, int head_dim, std::uint16_t* out) {
@@ -111,9 +107,13 @@ void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to) {
     std::memcpy(to + v, from + v, bytes);
 }
 
+void load_f16(const std::byte* from, int count, float* out) {
+    const auto* in = reinterpret_cast<const std::uint16_t*>(from);
+    for (int i = 0; i < count; ++i) out[i] = float_from_f16(in[i]);
+}
+
 void load_row(const std::byte* page, Side side, int head_dim, int row, float* out) {
-    const std::uint16_t* in = row_of(page, side, head_dim, row);
-    for (int c = 0; c < head_dim; ++c) out[c] = float_from_f16(in[c]);
+    load_f16(page + row_offset(side, head_dim, row), head_dim, out);
 }
 
 void store_row_saturated(const float* in, Side side, int head_dim, int row, std::byte* page) {

@@ -32,6 +32,9 @@ std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int
 /// Copies the first `rows` rows of K and V.
 void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to);
 
+/// `count` elements as fp32.
+void load_f16(const std::byte* from, int count, float* out);
+
 /// One row as fp32.
 void load_row(const std::byte* page, Side side, int head_dim, int row, float* out);
 

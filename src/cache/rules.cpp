@@ -48,6 +48,16 @@ std::int64_t LayerRule::peak_windowed_pages() const {
     return quantizes ? divide_up(std::int64_t{sliding_window} - 1 - recent_tokens, kPageTokens) : 0;
 }
 
+EpochRange LayerRule::epochs(std::int64_t first, std::int64_t last) const {
+    if (epoch_pages == 0) return {};
+    return {first / epoch_pages, divide_up(last, epoch_pages)};
+}
+
+std::int64_t LayerRule::peak_epochs(std::int64_t pages) const {
+    if (epoch_pages == 0) return 0;
+    return divide_up(pages - 1, epoch_pages) + 1;
+}
+
 LayerRule layer_rule(const CacheConfig& config, int layer) {
     LayerRule rule;
     rule.sink_tokens = config.sink_tokens;
@@ -60,19 +70,21 @@ LayerRule layer_rule(const CacheConfig& config, int layer) {
     rule.quantizes = config.format.quantized() && outlives;
     if (rule.quantizes && calibrates(config))
         rule.calibration_tokens = config.transform.calibration_tokens;
+    if (rule.quantizes && config.transform.centre)
+        rule.epoch_pages = config.transform.centre_epoch / kPageTokens;
     return rule;
 }
 
 bool calibrates(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
     return config.format.quantized() &&
-           (policy.norm == KeyNormPolicy::prefill || policy.centre || policy.value_centre);
+           (policy.norm == KeyNormPolicy::prefill || policy.value_centre);
 }
 
 std::size_t layer_transform_bytes(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
-    const int arrays = (policy.norm == KeyNormPolicy::prefill ? 1 : 0) + (policy.centre ? 1 : 0) +
-                       (policy.value_centre ? 1 : 0);
+    const int arrays =
+        (policy.norm == KeyNormPolicy::prefill ? 1 : 0) + (policy.value_centre ? 1 : 0);
     return sizeof(float) * static_cast<std::size_t>(arrays) *
            static_cast<std::size_t>(config.kv_heads) *
            static_cast<std::size_t>(config.format.head_dim);
@@ -80,6 +92,12 @@ std::size_t layer_transform_bytes(const CacheConfig& config) {
 
 std::size_t quantized_group_bytes(const CacheConfig& config) {
     return static_cast<std::size_t>(config.kv_heads) * config.format.page_bytes();
+}
+
+std::size_t centre_group_bytes(const CacheConfig& config) {
+    const std::size_t bytes = sizeof(std::uint16_t) * static_cast<std::size_t>(config.kv_heads) *
+                              static_cast<std::size_t>(config.format.head_dim);
+    return (bytes + kPageAlignment - 1) / kPageAlignment * kPageAlignment;
 }
 
 std::size_t f16_group_bytes(const CacheConfig& config) {

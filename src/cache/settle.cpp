@@ -20,10 +20,26 @@ struct TransformedPage {
     alignas(kPageAlignment) float v[kPageTokens * kMaxTransformedDim];
 };
 
+/// The transform with its centre in fp32.
+struct WithCentre {
+    KeyTransform transform;
+    float centre[kMaxTransformedDim];
+
+    WithCentre(const PageTransform& given, int head_dim) : transform(given.transform) {
+        if (!given.centre) return;
+        load_f16(given.centre, head_dim, centre);
+        transform.centre = centre;
+    }
+    WithCentre(const WithCentre&) = delete;
+    WithCentre& operator=(const WithCentre&) = delete;
+};
+
 } // namespace
 
-void quantize_f16_page(const PageFormat& format, const KeyTransform& transform,
+void quantize_f16_page(const PageFormat& format, const PageTransform& given,
                        const std::byte* f16_page, std::byte* page) {
+    const WithCentre with_centre(given, format.head_dim);
+    const KeyTransform& transform = with_centre.transform;
     TransformedPage rows;
     const PageFormat padded = transformed_format(format);
     const int stride = padded.head_dim;
@@ -37,8 +53,10 @@ void quantize_f16_page(const PageFormat& format, const KeyTransform& transform,
     quantize_page(padded, rows.k, stride, rows.v, stride, page);
 }
 
-void dequantize_to_f16_page(const PageFormat& format, const KeyTransform& transform,
+void dequantize_to_f16_page(const PageFormat& format, const PageTransform& given,
                             const std::byte* page, int rows, std::byte* f16_page) {
+    const WithCentre with_centre(given, format.head_dim);
+    const KeyTransform& transform = with_centre.transform;
     TransformedPage transformed;
     const PageFormat padded = transformed_format(format);
     const int stride = padded.head_dim;

@@ -10,13 +10,20 @@
 
 namespace innerkv::paging {
 
+/// What a page of one KV head goes through: `centre`, fp16 [head_dim], stands for the transform's own
+/// unless it is null.
+struct PageTransform {
+    KeyTransform transform;
+    const std::byte* centre = nullptr;
+};
+
 /// Quantizes the 32 tokens of an fp16 page.
-void quantize_f16_page(const PageFormat& format, const KeyTransform& transform,
+void quantize_f16_page(const PageFormat& format, const PageTransform& given,
                        const std::byte* f16_page, std::byte* page);
 
 /// Writes the first `rows` tokens of a quantized page to an fp16 page: dequantized, transformed back
 /// and rounded to fp16. Rows behind them stay as they are.
-void dequantize_to_f16_page(const PageFormat& format, const KeyTransform& transform,
+void dequantize_to_f16_page(const PageFormat& format, const PageTransform& given,
                             const std::byte* page, int rows, std::byte* f16_page);
 
 } // namespace innerkv::paging

@@ -49,6 +49,7 @@ CacheState::CacheState(CacheConfig checked_config)
     : config(std::move(checked_config)), calibrated_values(adopt_calibrated(config)),
       quantized_pool(quantized_group_bytes(config), pool_capacity(config).quantized_pages),
       f16_pool(f16_group_bytes(config), pool_capacity(config).f16_pages),
+      centre_pool(centre_group_bytes(config), pool_capacity(config).centres),
       pending(static_cast<std::size_t>(config.layers), 0) {
     for (int layer = 0; layer < config.layers; ++layer) rules.push_back(layer_rule(config, layer));
     KeyTransform rotated;
@@ -126,6 +127,7 @@ SequenceId CacheState::fork(SequenceId parent) {
         layer.sink.retain_all(f16_pool);
         layer.quantized.retain_all(quantized_pool);
         layer.recent.retain_all(f16_pool);
+        layer.centres.retain_all(centre_pool);
     }
     return id;
 }
@@ -136,6 +138,7 @@ void CacheState::remove(SequenceId id) {
         layer.sink.keep_front(f16_pool, 0);
         layer.quantized.keep_front(quantized_pool, 0);
         layer.recent.keep_front(f16_pool, 0);
+        layer.centres.keep_front(centre_pool, 0);
     }
     sequences.erase(id);
 }
@@ -152,6 +155,13 @@ std::span<const KeyTransform> CacheState::transforms(int layer, const LayerState
     return {};
 }
 
+CentreRun CacheState::centres(int layer, const LayerState& state) const {
+    const LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+    if (state.quantized.empty() || rule.epoch_pages == 0) return {};
+    const auto first = LayerState::grid_page(rule, state.quantized_first) % rule.epoch_pages;
+    return {state.centres.pointers(), rule.epoch_pages, static_cast<int>(first)};
+}
+
 SequenceView CacheState::view(int layer, SequenceId id) const {
     check_layer(layer);
     const LayerState& state = sequence(id).layers[static_cast<std::size_t>(layer)];
@@ -164,6 +174,7 @@ SequenceView CacheState::view(int layer, SequenceId id) const {
     view.recent = run_of(state.recent, f16_stride, state.recent_first, state.length);
     view.length = state.length;
     view.transforms = transforms(layer, state);
+    view.centres = centres(layer, state);
     return view;
 }
 
@@ -178,22 +189,24 @@ CacheUsage CacheState::usage() const {
     usage.bytes_in_use =
         static_cast<std::size_t>(usage.quantized_pages) * quantized_pool.page_bytes() +
         static_cast<std::size_t>(usage.f16_pages) * f16_pool.page_bytes() +
+        static_cast<std::size_t>(centre_pool.in_use()) * centre_pool.page_bytes() +
         transforms_in_use.size() * layer_transform_bytes(config);
-    usage.bytes_reserved = quantized_pool.bytes_reserved() + f16_pool.bytes_reserved();
+    usage.bytes_reserved =
+        quantized_pool.bytes_reserved() + f16_pool.bytes_reserved() + centre_pool.bytes_reserved();
     return usage;
 }
 
-void check_free(const CacheState& state, const std::string& what, std::int64_t quantized_pages,
-                std::int64_t f16_pages) {
-    const auto check = [&what](const char* kind, const Pool& pool, std::int64_t needed) {
-        if (needed <= pool.free()) return;
-        throw OutOfPages(what + " needs " + std::to_string(needed) + " " + kind + " pages; " +
+void check_free(const CacheState& state, const std::string& what, const PoolCapacity& needed) {
+    const auto check = [&what](const char* kind, const Pool& pool, std::int64_t groups) {
+        if (groups <= pool.free()) return;
+        throw OutOfPages(what + " needs " + std::to_string(groups) + " " + kind + "; " +
                          std::to_string(pool.free()) + " of " + std::to_string(pool.capacity()) +
                          " are free; remove or truncate a sequence, or make the cache with larger "
                          "max_tokens, max_sequences or max_append");
     };
-    check("quantized", state.quantized_pool, quantized_pages);
-    check("fp16", state.f16_pool, f16_pages);
+    check("quantized pages", state.quantized_pool, needed.quantized_pages);
+    check("fp16 pages", state.f16_pool, needed.f16_pages);
+    check("centres", state.centre_pool, needed.centres);
 }
 
 } // namespace innerkv::paging

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a cache holds: pools, sequences and, per sequence and layer, three lists of pages. Operations
+// What a cache holds: pools, sequences and, per sequence and layer, four lists of pages. Operations
 // on it are in append, truncate and reserve.
 #pragma once
 
@@ -17,7 +17,7 @@
 
 namespace innerkv::paging {
 
-/// Norm and centres of one sequence in one layer: written once, by calibration, then shared by forks.
+/// Norm and value centres of one sequence in one layer: written once, by calibration, then shared by forks.
 struct LayerTransform {
     std::vector<float> values;       ///< what the pointers in `heads` point to
     std::vector<KeyTransform> heads; ///< [kv_heads]
@@ -28,12 +28,20 @@ struct LayerState {
     PageList sink;
     PageList quantized;
     PageList recent;
+    PageList centres; ///< of the epochs that LayerRule::epochs tells
     std::int64_t length = 0;
     std::int64_t dropped = 0;         ///< tokens 0 .. dropped - 1 have left a sliding window
     std::int64_t quantized_first = 0; ///< first token of the quantized run; on the grid
     std::int64_t recent_first = 0;    ///< quantized_first + 32 * quantized.size()
     std::shared_ptr<const LayerTransform> transform;
 
+    /// Index on the grid of a token there.
+    static std::int64_t grid_page(const LayerRule& rule, std::int64_t token) {
+        return (token - rule.sink_tokens) / kPageTokens;
+    }
+    EpochRange epochs(const LayerRule& rule) const {
+        return rule.epochs(grid_page(rule, quantized_first), grid_page(rule, recent_first));
+    }
     /// Filled rows of the last page, 0 where it is full or there is none.
     int partial_rows(const LayerRule& rule) const;
     /// Pages of the sink that have left a sliding window.
@@ -70,6 +78,8 @@ struct CacheState {
 
     /// Transforms that the pages of this layer went through; empty: identity, or nothing quantized yet.
     std::span<const KeyTransform> transforms(int layer, const LayerState& state) const;
+    /// Centres of the quantized run.
+    CentreRun centres(int layer, const LayerState& state) const;
 
     CacheConfig config;
     std::vector<float> calibrated_values; ///< what the pointers in config.calibrated point to
@@ -77,6 +87,7 @@ struct CacheState {
     std::vector<LayerRule> rules;         ///< [layers]
     Pool quantized_pool;
     Pool f16_pool;
+    Pool centre_pool;
     std::map<SequenceId, SequenceState> sequences;
     std::vector<int> pending; ///< [layers], appends begun and not yet committed or dropped
     std::int32_t next_id = 0;
@@ -99,11 +110,11 @@ std::vector<float> adopt_calibrated(CacheConfig& config);
 struct PoolCapacity {
     std::int64_t quantized_pages = 0;
     std::int64_t f16_pages = 0;
+    std::int64_t centres = 0;
 };
 PoolCapacity pool_capacity(const CacheConfig& config);
 
-/// Throws OutOfPages unless both pools have so many free pages. `what` begins the message.
-void check_free(const CacheState& state, const std::string& what, std::int64_t quantized_pages,
-                std::int64_t f16_pages);
+/// Throws OutOfPages unless the pools have so many free groups. `what` begins the message.
+void check_free(const CacheState& state, const std::string& what, const PoolCapacity& needed);
 
 } // namespace innerkv::paging

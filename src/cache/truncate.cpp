@@ -36,6 +36,13 @@ void check_window(const CacheState& cache, int layer, const LayerState& state,
                           "; truncate to 0 and append the tokens again");
 }
 
+/// Centres of the KV heads of one page of the run; null: there are none.
+const std::byte* centre_of_page(const CentreRun& centres, std::int64_t page) {
+    if (centres.epochs.empty()) return nullptr;
+    return centres
+        .epochs[static_cast<std::size_t>((centres.first_page + page) / centres.epoch_pages)];
+}
+
 /// Keeps the first tokens of the quantized run; `page` gets what is kept of the page cut through.
 void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t length,
                    const Page* page) {
@@ -46,14 +53,19 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
         const std::size_t f16_stride = f16_format(format.head_dim).page_bytes();
         const std::byte* source = state.quantized.pointers()[static_cast<std::size_t>(whole)];
         const std::span<const KeyTransform> transforms = cache.transforms(layer, state);
-        for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head)
-            dequantize_to_f16_page(format, transforms.empty() ? KeyTransform{} : transforms[head],
-                                   source + head * format.page_bytes(), kept,
+        const std::byte* centre = centre_of_page(cache.centres(layer, state), whole);
+        for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head) {
+            PageTransform transform;
+            if (!transforms.empty()) transform.transform = transforms[head];
+            if (centre) transform.centre = centre + head * f16_row_bytes(format.head_dim);
+            dequantize_to_f16_page(format, transform, source + head * format.page_bytes(), kept,
                                    page->data + head * f16_stride);
+        }
     }
     state.quantized.keep_front(cache.quantized_pool, whole);
     state.recent.keep_front(cache.f16_pool, 0);
     state.recent_first = state.quantized_first + kPageTokens * whole;
+    state.centres.keep_front(cache.centre_pool, state.epochs(cache.rule(layer)).count());
     if (kept > 0) state.recent.push_back(*page);
 }
 
@@ -62,6 +74,7 @@ void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::
     state.sink.keep_front(cache.f16_pool, rule.sink_pages(length) - state.dropped_sink_pages(rule));
     state.quantized.keep_front(cache.quantized_pool, 0);
     state.recent.keep_front(cache.f16_pool, 0);
+    state.centres.keep_front(cache.centre_pool, 0);
     state.quantized_first = state.recent_first = rule.sink_tokens;
 }
 
@@ -96,7 +109,7 @@ void CacheState::truncate(SequenceId id, std::int64_t length) {
         if (own_recent_page(*this, state) < 0) ++fresh_pages;
         state.recent.reserve(1);
     }
-    check_free(*this, "truncate", 0, fresh_pages);
+    check_free(*this, "truncate", {.f16_pages = fresh_pages});
     PageHold fresh(f16_pool);
     fresh.take(fresh_pages);
 

@@ -51,7 +51,11 @@ struct QuantizedParams {
     const std::int8_t* q_codes; ///< [rows][64 * blocks], 64-byte aligned
     const float* q_scales;      ///< [2 * blocks][kMaxRows], per 32 channels
     const std::int32_t* q_sums; ///< [2 * blocks][kMaxRows], of q_codes
-    const float* logit_offset;  ///< [kMaxRows], added to every logit
+    /// [epochs][kMaxRows], added to every logit of a row; page i is of epoch
+    /// (first_page + i) / epoch_pages.
+    const float* logit_offsets;
+    int epoch_pages;
+    int first_page;
 };
 
 /// fp32 arithmetic over pages of dense rows: K [32][dim], then V [32][dim].
@@ -60,6 +64,17 @@ struct DenseParams {
     int dim;                   ///< a multiple of 16
     const float* q;            ///< [rows][kMaxDim], 64-byte aligned
     const float* logit_offset; ///< [kMaxRows]
+};
+
+/// Products of queries with the centres of one KV head.
+struct CentreParams {
+    int rows;
+    int dim;                         ///< a multiple of 16
+    const float* q;                  ///< [rows][kMaxDim], finite, 64-byte aligned
+    const std::byte* const* centres; ///< [count], fp16 [dim] at `offset`
+    std::size_t offset;
+    int count;
+    float* logits; ///< [count][kMaxRows]
 };
 
 /// Queries to int8 with a scale per 32 channels.
@@ -77,6 +92,7 @@ struct QuantizeQueryParams {
 struct Kernel {
     const char* name;
     void (*quantize_query)(const QuantizeQueryParams&);
+    void (*centre_logits)(const CentreParams&);
     void (*attend_quantized)(const QuantizedParams&);
     void (*attend_f16)(const DenseParams&);
     void (*attend_f32)(const DenseParams&);

@@ -77,6 +77,39 @@ const Fault kFaults[] = {
          static const KeyTransform transform;
          c.sequence.transforms = {&transform, 1};
      }},
+    {"CentresTooFew", "1 centres for epochs of 1 pages and a quantized run of 2 from page 0 on",
+     [](Call& c) {
+         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
+         c.sequence.centres = {centres, 1, 0};
+     }},
+    {"CentresBeginBeyondAnEpoch", "epochs of 4 pages and the run begins at page 4",
+     [](Call& c) {
+         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
+         c.sequence.centres = {centres, 4, 4};
+     }},
+    {"EpochsOfNoPages", "epochs of 0 pages",
+     [](Call& c) {
+         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
+         c.sequence.centres = {centres, 0, 0};
+     }},
+    {"NullCentre", "a centre is null",
+     [](Call& c) {
+         static const std::byte* const centres[] = {nullptr};
+         c.sequence.centres = {centres, 8, 0};
+     }},
+    {"OddCentre", "not aligned to its fp16 elements",
+     [](Call& c) {
+         static const std::byte* const centres[] = {c.sequence.quantized.pages[0] + 1};
+         c.sequence.centres = {centres, 8, 0};
+     }},
+    {"TwoCentres", "besides those of the epochs",
+     [](Call& c) {
+         static const float centre[64] = {};
+         static const KeyTransform transforms[2] = {{nullptr, centre}, {}};
+         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
+         c.sequence.centres = {centres, 8, 0};
+         c.sequence.transforms = transforms;
+     }},
     {"NullPage", "quantized run has a null page",
      [](Call& c) {
          static const std::byte* const pages[2] = {};

@@ -99,7 +99,8 @@ void gaussian(std::mt19937& random, std::vector<float>& row) {
 
 Sequence::Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed)
     : format_(format), kv_heads_(kv_heads), random_(seed) {
-    make_transforms(spec.transform);
+    make_transforms(spec);
+    if (spec.transform.centre && spec.epoch_pages > 0) make_centres(spec);
     make_run(spec.sink, false, spec, sink_, view_.sink);
     make_run(spec.quantized, true, spec, quantized_, view_.quantized);
     make_run(spec.recent, false, spec, recent_, view_.recent);
@@ -108,7 +109,21 @@ Sequence::Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& s
     view_.length = view_.recent.first_token + spec.recent;
 }
 
-void Sequence::make_transforms(const TransformFlags& flags) {
+void Sequence::make_centres(const SequenceSpec& spec) {
+    const std::size_t count = index(format_.head_dim * kv_heads_);
+    const int pages = (spec.quantized + kPageTokens - 1) / kPageTokens;
+    std::vector<float> row(count);
+    for (int page = 0; page < spec.first_page + pages; page += spec.epoch_pages) {
+        Memory& memory = centres_.emplace_back(sizeof(std::uint16_t) * count);
+        gaussian(random_, row);
+        write_f16_row(row, memory.data(), 0);
+        epochs_.push_back(memory.data());
+    }
+    view_.centres = {epochs_, spec.epoch_pages, spec.first_page};
+}
+
+void Sequence::make_transforms(const SequenceSpec& spec) {
+    const TransformFlags& flags = spec.transform;
     if (!flags.norm && !flags.centre && !flags.rotate && !flags.value_centre) return;
     std::normal_distribution<float> normal;
     const auto channels = [&](bool present, bool positive) -> const float* {
@@ -121,7 +136,7 @@ void Sequence::make_transforms(const TransformFlags& flags) {
     for (int head = 0; head < kv_heads_; ++head) {
         KeyTransform transform;
         transform.norm = channels(flags.norm, true);
-        transform.centre = channels(flags.centre, false);
+        transform.centre = channels(flags.centre && spec.epoch_pages == 0, false);
         transform.value_centre = channels(flags.value_centre, false);
         transform.rotate = flags.rotate;
         transforms_.push_back(transform);
@@ -141,13 +156,25 @@ void Sequence::make_run(int tokens, bool quantized, const SequenceSpec& spec, Ru
     std::vector<float> row(index(head_dim));
     std::vector<float> k(index(kPageTokens * dim));
     std::vector<float> v(index(kPageTokens * dim));
+    std::vector<float> centre(index(head_dim));
     for (int first = 0; first < tokens; first += kPageTokens) {
         auto& memory = run.memory.emplace_back(view.head_stride * index(kv_heads_));
         run.pages.push_back(memory.data());
         for (int head = 0; head < kv_heads_; ++head) {
             std::byte* page = memory.data() + index(head) * view.head_stride;
-            const KeyTransform transform =
+            KeyTransform transform =
                 transforms_.empty() ? KeyTransform{} : transforms_[index(head)];
+            if (quantized && !epochs_.empty()) {
+                const int epoch = (spec.first_page + first / kPageTokens) / spec.epoch_pages;
+                const std::byte* from =
+                    epochs_[index(epoch)] + sizeof(std::uint16_t) * index(head * head_dim);
+                for (std::size_t c = 0; c < centre.size(); ++c) {
+                    std::uint16_t bits = 0;
+                    std::memcpy(&bits, from + sizeof bits * c, sizeof bits);
+                    centre[c] = float_from_f16(bits);
+                }
+                transform.centre = centre.data();
+            }
             for (int token = 0; token < std::min(kPageTokens, tokens - first); ++token) {
                 spec.k(random_, row);
                 add_offset(transform.norm, transform.centre, row);

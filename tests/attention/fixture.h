@@ -48,6 +48,10 @@ struct SequenceSpec {
     int quantized = 0; ///< tokens; the last page may be partly filled
     int recent = 96;
     int dropped = 0; ///< tokens missing between sink and quantized run; a multiple of 32
+    /// Pages of an epoch: then transform.centre gives each epoch a centre of its own, and the quantized
+    /// run begins at page `first_page` of one.
+    int epoch_pages = 0;
+    int first_page = 0;
     TransformFlags transform;
     FillRow k = gaussian;
     FillRow v = gaussian;
@@ -65,7 +69,8 @@ private:
         std::deque<Memory> memory;
         std::vector<const std::byte*> pages;
     };
-    void make_transforms(const TransformFlags& flags);
+    void make_transforms(const SequenceSpec& spec);
+    void make_centres(const SequenceSpec& spec);
     void make_run(int tokens, bool quantized, const SequenceSpec& spec, Run& run, PageRun& view);
     void poison_run(const PageFormat& stored, const std::vector<bool>& seen, Run& run,
                     const PageRun& view);
@@ -75,6 +80,8 @@ private:
     std::mt19937 random_;
     std::deque<std::vector<float>> channels_;
     std::vector<KeyTransform> transforms_;
+    std::deque<Memory> centres_; ///< [epochs], each [kv_heads][head_dim] fp16
+    std::vector<const std::byte*> epochs_;
     Run sink_;
     Run quantized_;
     Run recent_;

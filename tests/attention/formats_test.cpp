@@ -63,6 +63,28 @@ TEST(Transforms, CentreUnderSoftCap) {
     expect_close_to_reference(batch);
 }
 
+/// Runs that begin and end inside an epoch, of one page and of more epochs than one call takes.
+TEST(Transforms, CentresByEpoch) {
+    struct Case {
+        int epoch_pages, first_page, quantized;
+    };
+    for (const Case& tested : {Case{1, 0, 96}, Case{2, 1, 224}, Case{8, 3, 64}, Case{8, 7, 600},
+                               Case{1, 0, 32 * 131}, Case{4, 2, 32 * 300}}) {
+        for (const int head_dim : {64, 80}) {
+            SCOPED_TRACE(testing::Message() << tested.epoch_pages << " pages from "
+                                            << tested.first_page << ", dimension " << head_dim);
+            Batch batch(shape_of(find_preset("base").format(head_dim), 4, 2));
+            SequenceSpec spec;
+            spec.quantized = tested.quantized;
+            spec.epoch_pages = tested.epoch_pages;
+            spec.first_page = tested.first_page;
+            spec.transform = {true, true, true, true};
+            batch.add(spec, 3);
+            expect_close_to_reference(batch);
+        }
+    }
+}
+
 /// docs/kernels.md has this table: int8 queries move a logit by half a percent of its spread, so the
 /// error of weights, and of outputs, grows with the spread until single tokens carry all the weight.
 TEST(IntegerArithmetic, ErrorBySpreadOfLogits) {

@@ -19,7 +19,8 @@ Batch mixed_batch() {
         SequenceSpec spec;
         spec.quantized = quantized;
         spec.transform.value_centre = quantized == 1024;
-        spec.transform.centre = quantized == 1024;
+        spec.transform.centre = quantized >= 1024;
+        spec.epoch_pages = quantized == 2048 ? 8 : 0;
         batch.add(spec, quantized == 64 ? 20 : 1);
     }
     return batch;

@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
+#include "innerkv/codec.h"
 #include "test_cache.h"
 
 namespace innerkv::test {
@@ -49,6 +51,12 @@ TEST(Calibrate, NormIsTheRootOfTheLargestMagnitude) {
     }
 }
 
+float centre_at(const CentreRun& centres, std::size_t epoch, int channel) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, centres.epochs[epoch] + 2 * channel, sizeof bits);
+    return float_from_f16(bits);
+}
+
 TEST(Calibrate, NormIsTakenFromCentredKeys) {
     const CacheConfig config = calibrating({KeyNormPolicy::prefill, true, true, true, 2});
     Cache cache(config);
@@ -56,12 +64,46 @@ TEST(Calibrate, NormIsTakenFromCentredKeys) {
         cache, config, [](int c) { return 100.0f - static_cast<float>(c % 4 == 0 ? 9 : 1); },
         [](int c) { return 100.0f + static_cast<float>(c % 4 == 0 ? 9 : 1); });
     const KeyTransform& head = view.transforms[1];
-    ASSERT_TRUE(head.norm && head.centre && head.value_centre && head.rotate);
+    ASSERT_TRUE(head.norm && head.value_centre && head.rotate);
+    EXPECT_EQ(head.centre, nullptr);
+    ASSERT_EQ(view.centres.epochs.size(), 1u);
     for (int c = 0; c < 64; ++c) {
-        EXPECT_EQ(head.centre[c], 100.0f);
+        EXPECT_EQ(centre_at(view.centres, 0, 64 + c), 100.0f); // the second head's
         EXPECT_EQ(head.value_centre[c], 100.0f);
         EXPECT_EQ(head.norm[c], c % 4 == 0 ? 3.0f : 1.0f);
     }
+}
+
+/// Each epoch's centre is the mean of the recent window and the page before it, from its first token on.
+TEST(Calibrate, CentresFollowTheSequence) {
+    CacheConfig config = calibrating({});
+    config.transform.centre = true;
+    config.transform.centre_epoch = 64;
+    TestSequence rows(config, 256);
+    for (int token = 0; token < 256; ++token)
+        for (int head = 0; head < config.kv_heads; ++head)
+            for (int c = 0; c < config.format.head_dim; ++c)
+                rows.k.poke(token, head, c, static_cast<float>(token / 32 + 10 * head));
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    rows.append(cache, id, 0, 200);
+    rows.append(cache, id, 200, 1); // settles the first 160
+    const CentreRun centres = cache.view(0, id).centres;
+    ASSERT_EQ(cache.view(0, id).quantized.tokens, 160);
+    EXPECT_EQ(centres.epoch_pages, 2);
+    EXPECT_EQ(centres.first_page, 0);
+    ASSERT_EQ(centres.epochs.size(), 3u);
+    for (std::size_t epoch = 0; epoch < 3; ++epoch)
+        for (int head = 0; head < config.kv_heads; ++head) {
+            const float first = 2.0f * static_cast<float>(epoch) + 10.0f * static_cast<float>(head);
+            EXPECT_EQ(centre_at(centres, epoch, 64 * head + 5), first + 0.5f);
+        }
+    // Cut where the third epoch begins: its centre goes. Forks share what is there.
+    const SequenceId fork = cache.fork(id);
+    cache.truncate(fork, 128);
+    EXPECT_EQ(cache.view(0, fork).centres.epochs.size(), 2u);
+    EXPECT_EQ(cache.view(0, fork).centres.epochs[1], cache.view(0, id).centres.epochs[1]);
+    EXPECT_EQ(cache.view(0, id).centres.epochs.size(), 3u);
 }
 
 TEST(Calibrate, AFlatNormIsDropped) {

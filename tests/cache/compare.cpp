@@ -36,8 +36,15 @@ void expect_close(const float* got, const std::vector<double>& expected, const c
 
 } // namespace
 
-ModelTransform Model::transform_of(const ModelLayer& layer, int head) const {
-    return layer.transform ? (*layer.transform)[static_cast<std::size_t>(head)] : ModelTransform{};
+ModelTransform Model::transform_of(const ModelLayer& layer, int head, std::int64_t first) const {
+    ModelTransform transform;
+    if (layer.transform) transform = (*layer.transform)[static_cast<std::size_t>(head)];
+    if (layer.centres.empty()) return transform;
+    const std::vector<double>& values =
+        layer.centres.at((first - config_.sink_tokens) / config_.transform.centre_epoch)->values;
+    const auto from = values.begin() + std::ptrdiff_t{head} * config_.format.head_dim;
+    transform.centre.assign(from, from + config_.format.head_dim);
+    return transform;
 }
 
 void Model::compare(const Cache& cache) {
@@ -63,14 +70,14 @@ void Model::compare_usage(const Cache& cache) const {
             if (calibrates(index) && sequence.layers[static_cast<std::size_t>(index)].transform)
                 transforms.insert(sequence.layers[static_cast<std::size_t>(index)].transform.get());
     const TransformPolicy& policy = config_.transform;
-    const int arrays =
-        (policy.norm == KeyNormPolicy::prefill) + policy.centre + policy.value_centre;
+    const int arrays = (policy.norm == KeyNormPolicy::prefill) + policy.value_centre;
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const auto dim = static_cast<std::size_t>(config_.format.head_dim);
     EXPECT_EQ(usage.bytes_in_use,
               heads * (static_cast<std::size_t>(quantized_alive_) * config_.format.page_bytes() +
                        static_cast<std::size_t>(f16_alive_) * 2 * kPageTokens * dim * 2 +
-                       transforms.size() * static_cast<std::size_t>(arrays) * dim * sizeof(float)));
+                       transforms.size() * static_cast<std::size_t>(arrays) * dim * sizeof(float)) +
+                  static_cast<std::size_t>(centres_alive_) * ((heads * dim * 2 + 63) / 64 * 64));
 }
 
 void Model::note_page(const std::byte* data, const ModelPagePtr& page) {
@@ -97,6 +104,7 @@ void Model::compare_layer(const Cache& cache, SequenceId id, int index, ModelLay
     expect_run(view.quantized, layer.quantized_first, layer.recent_first, "quantized");
     expect_run(view.recent, layer.recent_first, layer.length(), "recent");
     compare_transforms(view, layer, index);
+    compare_centres(view.centres, layer, index);
     if (testing::Test::HasFatalFailure()) return;
     compare_f16(view.sink, layer, layer.sink);
     compare_f16(view.recent, layer, layer.recent);
@@ -148,8 +156,8 @@ void Model::compare_page(const std::byte* group, const ModelLayer& layer,
     std::vector<float> k(static_cast<std::size_t>(kPageTokens * padded.head_dim));
     std::vector<float> v(k.size());
     for (int head = 0; head < config_.kv_heads; ++head) {
-        const ExpectedPage expected =
-            expected_page(config_.format, transform_of(layer, head), layer.tokens, first, head);
+        const ExpectedPage expected = expected_page(
+            config_.format, transform_of(layer, head, first), layer.tokens, first, head);
         const std::byte* page = group + static_cast<std::size_t>(head) * padded.page_bytes();
         dequantize_page(padded, page, k.data(), padded.head_dim, v.data(), padded.head_dim);
         expect_within(expected.k.values, expected.k.bounds, k, "K");
@@ -173,6 +181,33 @@ void Model::compare_transforms(const SequenceView& view, ModelLayer& layer, int 
     }
 }
 
+void Model::compare_centres(const CentreRun& centres, ModelLayer& layer, int index) const {
+    if (!has_epochs(index) || layer.quantized.empty()) {
+        ASSERT_TRUE(centres.epochs.empty());
+        return;
+    }
+    const int tokens = config_.transform.centre_epoch;
+    const std::int64_t before = layer.quantized_first - config_.sink_tokens;
+    ASSERT_EQ(centres.epoch_pages, tokens / kPageTokens);
+    ASSERT_EQ(centres.first_page, before % tokens / kPageTokens);
+    ASSERT_EQ(centres.epochs.size(), layer.centres.size());
+    ASSERT_EQ(layer.centres.begin()->first, before / tokens);
+    const std::byte* const* at = centres.epochs.data();
+    for (auto& [epoch, centre] : layer.centres) {
+        const std::byte* from = *at++;
+        for (double& value : centre->values) {
+            std::uint16_t bits = 0;
+            std::memcpy(&bits, from, sizeof bits);
+            from += sizeof bits;
+            const double got = from_f16(bits);
+            const double rounding = std::abs(value) * 0x1p-11 + 0x1p-24;
+            ASSERT_NEAR(got, value, centre->compared ? 0.0 : 1.01 * rounding) << "epoch " << epoch;
+            value = got;
+        }
+        centre->compared = true;
+    }
+}
+
 void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first,
                            int kept) const {
     const int dim = config_.format.head_dim;
@@ -181,7 +216,7 @@ void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t f
     std::vector<ModelToken> adopted(layer.tokens.begin() + first,
                                     layer.tokens.begin() + first + kept);
     for (int head = 0; head < config_.kv_heads; ++head) {
-        const ModelTransform transform = transform_of(layer, head);
+        const ModelTransform transform = transform_of(layer, head, first);
         const ExpectedPage page =
             expected_page(config_.format, transform, layer.tokens, first, head);
         const std::vector<double> k_bounds = row_bounds(config_.format, transform.rotate, page.k);

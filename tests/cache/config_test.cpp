@@ -103,6 +103,17 @@ TEST(Config, TheLargestSinglyAreCounted) {
     }
 }
 
+TEST(Config, EpochsAreWholePages) {
+    for (const int tokens : {0, 31, 48, -32}) {
+        SCOPED_TRACE(tokens);
+        expect_refused(("centre_epoch is " + std::to_string(tokens)).c_str(),
+                       [tokens](CacheConfig& c) {
+                           c.transform.centre = true;
+                           c.transform.centre_epoch = tokens;
+                       });
+    }
+}
+
 TEST(Config, CalibratedTransformsAreChecked) {
     static std::vector<float> array(64, 1.0f);
     const auto calibrated = [](CacheConfig& c) {

@@ -15,6 +15,12 @@ std::vector<double> doubles(const float* values, int count) {
     return values ? std::vector<double>(values, values + count) : std::vector<double>();
 }
 
+/// Of an epoch: fp16, filled up to 64 bytes.
+std::size_t centre_bytes(const CacheConfig& config) {
+    const auto bytes = static_cast<std::size_t>(2 * config.kv_heads * config.format.head_dim);
+    return (bytes + 63) / 64 * 64;
+}
+
 /// The first page that only this list holds, or pages.size().
 std::size_t own_page(const std::vector<ModelPagePtr>& pages) {
     const auto own = std::find_if(pages.begin(), pages.end(),
@@ -27,6 +33,7 @@ std::size_t own_page(const std::vector<ModelPagePtr>& pages) {
 ModelNeed& ModelNeed::operator+=(const ModelNeed& other) {
     quantized += other.quantized;
     f16 += other.f16;
+    centres += other.centres;
     return *this;
 }
 
@@ -37,6 +44,7 @@ Model::Model(const CacheConfig& config) : config_(config) {
     quantized_capacity_ =
         static_cast<std::int64_t>(plan.quantized_bytes / (heads * config.format.page_bytes()));
     f16_capacity_ = static_cast<std::int64_t>(plan.f16_bytes / (heads * f16.page_bytes()));
+    centre_capacity_ = static_cast<std::int64_t>(plan.centre_bytes / centre_bytes(config));
 }
 
 int Model::window(int index) const {
@@ -46,10 +54,53 @@ int Model::window(int index) const {
 
 bool Model::calibrates(int index) const {
     const TransformPolicy& policy = config_.transform;
-    const bool wanted =
-        policy.norm == KeyNormPolicy::prefill || policy.centre || policy.value_centre;
+    const bool wanted = policy.norm == KeyNormPolicy::prefill || policy.value_centre;
     const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
     return wanted && config_.format.quantized() && !never_quantizes;
+}
+
+bool Model::has_epochs(int index) const {
+    const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
+    return config_.transform.centre && config_.format.quantized() && !never_quantizes;
+}
+
+/// An epoch gets its centre when its first page leaves the recent window, unless none of its pages stays.
+std::vector<std::int64_t> Model::new_epochs(const Settling& settling, const ModelLayer& layer,
+                                            int index) const {
+    std::vector<std::int64_t> epochs;
+    if (!has_epochs(index)) return epochs;
+    const std::int64_t dropped =
+        layer.quantized_first + kPageTokens * (settling.drop_quantized + settling.drop_recent);
+    const std::int64_t settled =
+        layer.recent_first + kPageTokens * (settling.drop_recent + settling.quantize);
+    const int tokens = config_.transform.centre_epoch;
+    for (std::int64_t epoch = 0; config_.sink_tokens + epoch * tokens < settled; ++epoch) {
+        const std::int64_t first = config_.sink_tokens + epoch * tokens;
+        if (first >= layer.recent_first && first + tokens > dropped) epochs.push_back(epoch);
+    }
+    return epochs;
+}
+
+std::shared_ptr<ModelCentre> Model::centre_of(const ModelLayer& layer, std::int64_t epoch) {
+    auto centre = std::make_shared<ModelCentre>(centres_alive_);
+    const auto count = static_cast<std::size_t>(config_.recent_tokens + kPageTokens);
+    const auto first =
+        static_cast<std::size_t>(config_.sink_tokens + epoch * config_.transform.centre_epoch);
+    centre->values.resize(static_cast<std::size_t>(config_.kv_heads * config_.format.head_dim));
+    for (std::size_t i = 0; i < centre->values.size(); ++i)
+        for (std::size_t t = 0; t < count; ++t)
+            centre->values[i] +=
+                from_f16(layer.tokens[first + t].k[i]) / static_cast<double>(count);
+    return centre;
+}
+
+/// Those of epochs that are wholly dropped, or that begin where the recent window does.
+void Model::drop_centres(ModelLayer& layer) const {
+    std::erase_if(layer.centres, [&](const auto& entry) {
+        const int tokens = config_.transform.centre_epoch;
+        const std::int64_t first = config_.sink_tokens + entry.first * tokens;
+        return first >= layer.recent_first || first + tokens <= layer.quantized_first;
+    });
 }
 
 bool Model::starts_page(std::int64_t position) const {
@@ -61,7 +112,8 @@ ModelPagePtr Model::new_f16_page() { return std::make_shared<ModelPage>(f16_aliv
 
 bool Model::fits(const ModelNeed& need) const {
     return quantized_alive_ + need.quantized <= quantized_capacity_ &&
-           f16_alive_ + need.f16 <= f16_capacity_;
+           f16_alive_ + need.f16 <= f16_capacity_ &&
+           centres_alive_ + need.centres <= centre_capacity_;
 }
 
 void Model::create(SequenceId id) {
@@ -130,7 +182,9 @@ Model::Settling Model::settling(const ModelLayer& layer, int index) const {
     return result;
 }
 
-void Model::apply(const Settling& settling, ModelLayer& layer) {
+void Model::apply(const Settling& settling, ModelLayer& layer, int index) {
+    for (const std::int64_t epoch : new_epochs(settling, layer, index))
+        layer.centres[epoch] = centre_of(layer, epoch);
     if (settling.calibrate) {
         layer.transform = std::make_shared<std::vector<ModelTransform>>();
         for (int head = 0; head < config_.kv_heads; ++head)
@@ -145,6 +199,7 @@ void Model::apply(const Settling& settling, ModelLayer& layer) {
     drop_front(layer.recent, settling.drop_recent + settling.quantize);
     layer.quantized_first += kPageTokens * (settling.drop_quantized + settling.drop_recent);
     layer.recent_first += kPageTokens * (settling.drop_recent + settling.quantize);
+    drop_centres(layer);
     for (int i = 0; i < settling.quantize; ++i)
         layer.quantized.push_back(std::make_shared<ModelPage>(quantized_alive_));
 }
@@ -172,7 +227,6 @@ ModelTransform Model::calibrate_head(const ModelLayer& layer, int head) const {
         for (std::size_t t = 0; t < count; ++t)
             largest =
                 std::max(largest, std::abs(value(true, t, c) - (policy.centre ? key_mean : 0.0)));
-        if (policy.centre) transform.centre.push_back(key_mean);
         if (policy.value_centre) transform.value_centre.push_back(value_mean);
         const bool silent = largest < 1e-9;
         if (policy.norm == KeyNormPolicy::prefill)
@@ -191,7 +245,11 @@ ModelNeed Model::append_need(SequenceId id, int layer, int tokens) const {
     const ModelSequence& sequence = sequences.at(id);
     const ModelLayer& state = sequence.layers[static_cast<std::size_t>(layer)];
     ModelNeed need;
-    if (sequence.settles) need.quantized = settling(state, layer).quantize;
+    if (sequence.settles) {
+        const Settling plan = settling(state, layer);
+        need.quantized = plan.quantize;
+        need.centres = static_cast<std::int64_t>(new_epochs(plan, state, layer).size());
+    }
     for (int i = 0; i < tokens; ++i)
         if (starts_page(state.length() + i)) ++need.f16;
     if (tokens > 0 && !starts_page(state.length())) {
@@ -205,7 +263,7 @@ ModelNeed Model::append_need(SequenceId id, int layer, int tokens) const {
 void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& v, bool copies) {
     ModelSequence& sequence = sequences.at(id);
     ModelLayer& state = sequence.layers[static_cast<std::size_t>(layer)];
-    if (sequence.settles) apply(settling(state, layer), state);
+    if (sequence.settles) apply(settling(state, layer), state, layer);
     const int heads = config_.kv_heads;
     const int dim = config_.format.head_dim;
     if (copies)
@@ -225,9 +283,12 @@ void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& 
 
 ModelNeed Model::settle_need(SequenceId id) const {
     ModelNeed need;
-    for (int index = 0; index < config_.layers; ++index)
-        need.quantized +=
-            settling(sequences.at(id).layers[static_cast<std::size_t>(index)], index).quantize;
+    for (int index = 0; index < config_.layers; ++index) {
+        const ModelLayer& layer = sequences.at(id).layers[static_cast<std::size_t>(index)];
+        const Settling plan = settling(layer, index);
+        need.quantized += plan.quantize;
+        need.centres += static_cast<std::int64_t>(new_epochs(plan, layer, index).size());
+    }
     return need;
 }
 
@@ -235,7 +296,7 @@ void Model::settle(SequenceId id) {
     ModelSequence& sequence = sequences.at(id);
     for (int index = 0; index < config_.layers; ++index) {
         ModelLayer& layer = sequence.layers[static_cast<std::size_t>(index)];
-        apply(settling(layer, index), layer);
+        apply(settling(layer, index), layer, index);
     }
     sequence.settles = true;
 }
@@ -283,6 +344,7 @@ void Model::cut_layer(ModelLayer& layer, std::int64_t length, int index, Sequenc
         layer.quantized.clear();
         layer.recent.clear();
         layer.quantized_first = layer.recent_first = config_.sink_tokens;
+        layer.centres.clear();
     } else if (length >= layer.recent_first) {
         layer.recent.resize(static_cast<std::size_t>(
             (length - layer.recent_first + kPageTokens - 1) / kPageTokens));
@@ -298,6 +360,7 @@ void Model::cut_layer(ModelLayer& layer, std::int64_t length, int index, Sequenc
             layer.recent.push_back(page ? page : new_f16_page());
             adopt_cut_page(cache.view(index, id).recent, layer, layer.recent_first, kept);
         }
+        drop_centres(layer);
     }
     layer.tokens.resize(static_cast<std::size_t>(length));
 }

@@ -42,6 +42,18 @@ struct ModelToken {
     std::vector<std::uint16_t> v;
 };
 
+/// Keys' centres of one epoch, [kv_heads * head_dim]; lives as long as some sequence refers to it.
+struct ModelCentre {
+    explicit ModelCentre(std::int64_t& count) : alive(&count) { ++count; }
+    ~ModelCentre() { --*alive; }
+    ModelCentre(const ModelCentre&) = delete;
+    ModelCentre& operator=(const ModelCentre&) = delete;
+
+    std::int64_t* alive;
+    std::vector<double> values; ///< exact, until the cache's rounded ones have been compared
+    bool compared = false;
+};
+
 struct ModelLayer {
     std::vector<ModelToken> tokens; ///< all that were ever kept; dropped ones stay here unused
     std::vector<ModelPagePtr> sink;
@@ -52,6 +64,7 @@ struct ModelLayer {
     std::int64_t recent_first = 0;
     /// [kv_heads]; null until calibrated, or where there is none. Forks share it.
     std::shared_ptr<std::vector<ModelTransform>> transform;
+    std::map<std::int64_t, std::shared_ptr<ModelCentre>> centres; ///< by epoch
 
     std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
 };
@@ -65,6 +78,7 @@ struct ModelSequence {
 struct ModelNeed {
     std::int64_t quantized = 0;
     std::int64_t f16 = 0;
+    std::int64_t centres = 0;
     bool copies = false; ///< the last page is partly filled and shared
 
     ModelNeed& operator+=(const ModelNeed& other);
@@ -105,7 +119,13 @@ private:
         bool calibrate = false;
     };
     Settling settling(const ModelLayer& layer, int index) const;
-    void apply(const Settling& settling, ModelLayer& layer);
+    void apply(const Settling& settling, ModelLayer& layer, int index);
+    bool has_epochs(int index) const;
+    /// Epochs without a centre that get one.
+    std::vector<std::int64_t> new_epochs(const Settling& settling, const ModelLayer& layer,
+                                         int index) const;
+    std::shared_ptr<ModelCentre> centre_of(const ModelLayer& layer, std::int64_t epoch);
+    void drop_centres(ModelLayer& layer) const;
     ModelTransform calibrate_head(const ModelLayer& layer, int head) const;
     bool calibrates(int index) const;
     int window(int index) const;
@@ -120,16 +140,20 @@ private:
                      const std::vector<ModelPagePtr>& pages);
     void compare_quantized(const PageRun& run, ModelLayer& layer);
     void compare_transforms(const SequenceView& view, ModelLayer& layer, int index) const;
+    void compare_centres(const CentreRun& centres, ModelLayer& layer, int index) const;
     void compare_page(const std::byte* group, const ModelLayer& layer, std::int64_t first) const;
     void adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first, int kept) const;
     void note_page(const std::byte* data, const ModelPagePtr& page);
-    ModelTransform transform_of(const ModelLayer& layer, int head) const;
+    /// Of the page at grid token `first`.
+    ModelTransform transform_of(const ModelLayer& layer, int head, std::int64_t first) const;
 
     CacheConfig config_;
     std::int64_t quantized_alive_ = 0;
     std::int64_t f16_alive_ = 0;
     std::int64_t quantized_capacity_ = 0;
     std::int64_t f16_capacity_ = 0;
+    std::int64_t centres_alive_ = 0;
+    std::int64_t centre_capacity_ = 0;
     std::map<const std::byte*, const ModelPage*> page_at_; ///< while comparing
 };
 

@@ -40,6 +40,11 @@ CacheConfig with_transform(CacheConfig config, bool norm, bool centre, bool rota
     return config;
 }
 
+CacheConfig with_epochs(CacheConfig config, int tokens) {
+    config.transform.centre_epoch = tokens;
+    return config;
+}
+
 /// Other steps in every layer and head; the last head has centres alone.
 CacheConfig with_calibrated(CacheConfig config) {
     static std::deque<std::vector<float>> arrays;
@@ -89,6 +94,16 @@ std::vector<RandomCase> random_cases() {
         {"base", base64, 200},
         {"base_norm", with_transform(base64, true, false, false, false, 128), 200},
         {"base_all_steps", with_transform(base80, true, true, true, true, 40), 120},
+        {"short_epochs", with_epochs(with_transform(base64, false, true, true, false, 1), 64), 200},
+        {"epochs_and_windows",
+         with_epochs(with_transform(with_windows(shape("k8v8", 64, 32, 32), {0, 100, 300}), true,
+                                    true, false, false, 50),
+                     96),
+         200},
+        {"epochs_small_pool",
+         with_epochs(with_transform(with_pool(hybrid64, 300, 3, 64), false, true, false, false, 1),
+                     32),
+         250},
         {"base_rotation_alone", with_transform(base80, false, false, true, false, 1), 100},
         {"base_calibrated", with_calibrated(base80), 100},
         {"calibrated_windows",

@@ -67,6 +67,10 @@ Contents contents(const Cache& cache, SequenceId id, int layer) {
                     const std::uint16_t* row = f16_row(config, *run, key, head, t);
                     result.f16_rows.insert(result.f16_rows.end(), row, row + dim);
                 }
+    const std::size_t row = sizeof(std::uint16_t) * static_cast<std::size_t>(dim);
+    for (const std::byte* centre : view.centres.epochs)
+        result.quantized.insert(result.quantized.end(), centre,
+                                centre + row * static_cast<std::size_t>(config.kv_heads));
     for (const KeyTransform& transform : view.transforms)
         for (const float* array : {transform.norm, transform.centre, transform.value_centre})
             if (array) result.transforms.insert(result.transforms.end(), array, array + dim);

@@ -16,7 +16,11 @@ namespace {
 
 } // namespace
 
-const Kernel kKernel = {"avx512", quantize_query, attend_quantized, attend_dense<HalfElement>,
+const Kernel kKernel = {"avx512",
+                        quantize_query,
+                        centre_logits,
+                        attend_quantized,
+                        attend_dense<HalfElement>,
                         attend_dense<FloatElement>};
 
 } // namespace innerkv::cpu::avx512

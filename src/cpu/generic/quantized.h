@@ -141,14 +141,29 @@ void attend_quantized(const QuantizedParams& params) {
         const int later = i + kPagesAhead < walk.page_count ? i + kPagesAhead : i;
         const std::byte* ahead = walk.pages[later] + walk.head_offset;
         const std::byte* page = walk.pages[i] + walk.head_offset;
+        const float* offsets =
+            params.logit_offsets + (params.first_page + i) / params.epoch_pages * kMaxRows;
         for (int row = 0; row < walk.rows; ++row) {
-            const Floats offset = broadcast(params.logit_offset[row]);
+            const Floats offset = broadcast(offsets[row]);
             store(offset, scratch.logits[row]);
             store(offset, scratch.logits[row] + kLanes);
         }
         page_keys(params, page, ahead, scratch);
         page_softmax(params, mask, scratch);
         page_values(params, page, ahead, scratch);
+    }
+}
+
+void centre_logits(const CentreParams& params) {
+    for (int i = 0; i < params.count; ++i) {
+        const std::byte* centre = params.centres[i] + params.offset;
+        for (int row = 0; row < params.rows; ++row) {
+            Floats sum = broadcast(0.0f);
+            for (int c = 0; c < params.dim; c += kLanes)
+                sum =
+                    multiply_add(load(params.q + row * kMaxDim + c), load_f16(centre + 2 * c), sum);
+            params.logits[i * kMaxRows + row] = reduce_add(sum);
+        }
     }
 }
 

@@ -16,7 +16,11 @@ namespace {
 
 } // namespace
 
-const Kernel kKernel = {"scalar", quantize_query, attend_quantized, attend_dense<HalfElement>,
+const Kernel kKernel = {"scalar",
+                        quantize_query,
+                        centre_logits,
+                        attend_quantized,
+                        attend_dense<HalfElement>,
                         attend_dense<FloatElement>};
 
 } // namespace innerkv::cpu::scalar
