@@ -52,7 +52,8 @@
 // An affine scale is the upper eight bits of an fp16 number without its sign: five of exponent, three of
 // mantissa; s = fp16(byte << 7). Its zero-point is a signed byte, in eighths of a step, and moves the
 // middle of the codes: so both cost what one fp16 scale costs, and symmetric and affine pages of a width
-// have the same size. There is none of 8 bits, whose steps are finer than such a scale. A byte of f8 or more would be infinity or NaN and is never written.
+// have the same size. There is none of 8 bits, whose steps are finer than such a scale. A scale byte of f8
+// or more would be infinity or NaN and is never written.
 //
 // The scale of a symmetric codec may be negative. Every scale and zero-point that this library writes
 // is finite. All integers are little-endian. The same bytes on every backend.
