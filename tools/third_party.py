@@ -89,14 +89,32 @@ def unpack(archive, into):
     return source
 
 
+def replace_once(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        raise fetch.Failure(f"{path} has changed: expected one '{old}'")
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def drop_unused_variants(source):
     """libggml would pull in every variant of the CPU backend; build() names those we want."""
-    path = source / "ggml" / "src" / "CMakeLists.txt"
-    text = path.read_text(encoding="utf-8")
-    dependency = "add_dependencies(ggml ${backend})"
-    if text.count(dependency) != 1:
-        raise fetch.Failure(f"{path} has changed: expected one '{dependency}'")
-    path.write_text(text.replace(dependency, ""), encoding="utf-8")
+    replace_once(source / "ggml" / "src" / "CMakeLists.txt",
+                 "add_dependencies(ggml ${backend})", "")
+
+
+def yield_in_barrier(source):
+    """ggml's threads wait for each other at every node of a graph and never let go of their core: on a
+    shared machine that of the thread they wait for, until its time slice ends. After some
+    microseconds they yield it."""
+    condition = "atomic_load_explicit(&tp->n_barrier_passed, memory_order_relaxed) == n_passed"
+    replace_once(source / "ggml" / "src" / "ggml-cpu" / "ggml-cpu.c",
+                 f"""    while ({condition}) {{
+        ggml_thread_cpu_relax();
+    }}""",
+                 f"""    for (int spins = 0; {condition};) {{
+        if (spins++ < 1000) ggml_thread_cpu_relax();
+        else sched_yield(), spins = 1000;
+    }}""")
 
 
 def build(source, scratch):
@@ -155,6 +173,7 @@ def make(place):
     with fetch.scratch_dir("third-party") as scratch:
         source = unpack(source_archive(), scratch / "source")
         drop_unused_variants(source)
+        yield_in_barrier(source)
         collect(source, build(source, scratch), scratch / "result")
         (scratch / "result").rename(place)
 

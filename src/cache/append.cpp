@@ -187,26 +187,35 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
                        append.calibration->heads[index]);
-    const std::size_t centre_offset = index * f16_row_bytes(cache_.config.format.head_dim);
-    const std::span<const std::byte* const> recent = state.recent.pointers();
-    const std::int64_t recent_first = LayerState::grid_page(rule_, state.recent_first);
-    std::int64_t epoch = append.settle.new_epochs.first;
-    for (const Page& centre : append.centres.pages())
-        key_centre(
-            cache_.config.format.head_dim, rule_.recent_tokens + kPageTokens,
-            recent.subspan(static_cast<std::size_t>(epoch++ * rule_.epoch_pages - recent_first)),
-            f16_offset, centre.data + centre_offset);
+    make_centres(append, head);
     const std::span<const KeyTransform> transforms =
         append.calibration ? append.calibration->heads : cache_.transforms(layer_, state);
     PageTransform transform;
     if (!transforms.empty()) transform.transform = transforms[index];
+    const std::int64_t recent_first = LayerState::grid_page(rule_, state.recent_first);
     std::int64_t source = append.settle.drop_recent;
     for (const Page& page : append.quantized_pages.pages()) {
         const std::byte* centre = centre_of(append, recent_first + source);
-        if (centre) transform.centre = centre + centre_offset;
+        if (centre)
+            transform.centre = centre + index * f16_row_bytes(cache_.config.format.head_dim);
         quantize_f16_page(cache_.config.format, transform,
-                          recent[static_cast<std::size_t>(source++)] + f16_offset,
+                          state.recent.pointers()[static_cast<std::size_t>(source++)] + f16_offset,
                           page.data + offset);
+    }
+}
+
+/// Of epochs whose first page leaves the recent window: with the pages behind it, it is still there.
+void LayerAppend::make_centres(const SequenceAppend& append, int head) const {
+    const int head_dim = cache_.config.format.head_dim;
+    const auto index = static_cast<std::size_t>(head);
+    const std::int64_t recent_first = LayerState::grid_page(rule_, append.state->recent_first);
+    std::int64_t first_page = append.settle.new_epochs.first * rule_.epoch_pages - recent_first;
+    for (const Page& centre : append.centres.pages()) {
+        key_centre(head_dim, rule_.recent_tokens + kPageTokens,
+                   append.state->recent.pointers().subspan(static_cast<std::size_t>(first_page)),
+                   index * f16_format(head_dim).page_bytes(),
+                   centre.data + index * f16_row_bytes(head_dim));
+        first_page += rule_.epoch_pages;
     }
 }
 

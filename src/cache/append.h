@@ -79,6 +79,7 @@ private:
     void place_rows(SequenceAppend& append) const;
     void store_side(const SequenceAppend& append, Side side, int head) const;
     void settle_head(const SequenceAppend& append, int head) const;
+    void make_centres(const SequenceAppend& append, int head) const;
     const std::byte* centre_of(const SequenceAppend& append, std::int64_t grid_page) const;
     void store_head(const SequenceAppend& append, int head) const;
     void commit_settle(SequenceAppend& append) noexcept;

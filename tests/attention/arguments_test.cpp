@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <limits>
+#include <ostream>
 
 #include "fixture.h"
 #include "innerkv/error.h"
@@ -23,6 +24,7 @@ struct Fault {
     const char* message; ///< a part of it
     std::function<void(Call&)> make;
 };
+void PrintTo(const Fault& tested, std::ostream* out) { *out << tested.name; }
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
 

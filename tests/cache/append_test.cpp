@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <ostream>
 #include <thread>
 
 #include "innerkv/codec.h"
@@ -63,6 +64,7 @@ struct CutCase {
     int window;
     TransformPolicy transform;
 };
+void PrintTo(const CutCase& tested, std::ostream* out) { *out << tested.name; }
 
 class AppendCuts : public testing::TestWithParam<CutCase> {};
 

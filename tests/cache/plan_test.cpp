@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <ostream>
 
 #include "innerkv/error.h"
 #include "test_cache.h"
@@ -21,6 +22,7 @@ struct PlanCase {
     TransformPolicy transform;
     int max_sequences = 4;
 };
+void PrintTo(const PlanCase& tested, std::ostream* out) { *out << tested.name; }
 
 CacheConfig config_of(const PlanCase& plan) {
     CacheConfig config = small_config(plan.preset, plan.head_dim);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct RandomCase {
     CacheConfig config;
     int runs = 0; ///< operation sequences
 };
+void PrintTo(const RandomCase& tested, std::ostream* out) { *out << tested.name; }
 
 CacheConfig shape(std::string_view preset, int head_dim, int sink, int recent) {
     CacheConfig config = CacheConfig::from_preset(find_preset(preset), 2, 2, head_dim);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <ostream>
 
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
@@ -37,6 +38,7 @@ struct CutPage {
     TransformPolicy transform;
     int head_dim;
 };
+void PrintTo(const CutPage& tested, std::ostream* out) { *out << tested.name; }
 
 class TruncateQuantized : public testing::TestWithParam<CutPage> {};
 
