@@ -56,7 +56,7 @@ void append_untransformed(const KeyTransform& transform, int head_dim, std::span
 /// The centre of one page of the quantized run, [head_dim]; empty: the transform's own.
 std::vector<double> epoch_centre(const CentreRun& centres, std::size_t page, int kv_head,
                                  int head_dim) {
-    if (centres.epochs.empty()) return {};
+    if (centres.epochs.empty() || centres.epoch_pages < 1) return {};
     const std::size_t epoch = (static_cast<std::size_t>(centres.first_page) + page) /
                               static_cast<std::size_t>(centres.epoch_pages);
     const std::byte* from = centres.epochs[epoch] + 2 * kv_head * std::ptrdiff_t{head_dim};
