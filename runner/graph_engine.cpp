@@ -16,9 +16,14 @@ namespace {
 /// that of a thread it waits for next.
 constexpr std::uint32_t kPolling = 0;
 
-std::unique_ptr<KvStore> make_store(const ModelInfo& info, const SessionOptions& options) {
+std::unique_ptr<KvStore> make_store(const Model& model, const SessionOptions& options) {
+    const ModelInfo& info = model.info();
     if (!options.rival.empty()) {
-        return std::make_unique<simulated::Store>(info, parse_rival(options.rival).cache);
+        simulated::Definition cache = parse_rival(options.rival).cache;
+        if (cache.llama_order && model.impl().parameters.architecture->interleaved_rope) {
+            cache.k.codec = simulated::interleaved(cache.k.codec);
+        }
+        return std::make_unique<simulated::Store>(info, std::move(cache));
     }
     return std::make_unique<CacheStore>(cache_config(info, options), whole_chunks(options));
 }
@@ -26,7 +31,7 @@ std::unique_ptr<KvStore> make_store(const ModelInfo& info, const SessionOptions&
 class GraphEngine final : public Engine {
 public:
     GraphEngine(std::shared_ptr<Model> model, const SessionOptions& options)
-        : model_(std::move(model)), store_(make_store(model_->info(), options)),
+        : model_(std::move(model)), store_(make_store(*model_, options)),
           backend_(options.threads, kPolling), driver_(*store_, options.arithmetic, options.isa) {
         const Parameters& parameters = model_->impl().parameters;
         for (int layer = 0; layer < parameters.layers; ++layer) {

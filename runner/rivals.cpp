@@ -56,9 +56,9 @@ const simulated::BlockType* find_block_type(std::string_view name) {
 simulated::Definition block_cache(const simulated::BlockType& type, bool rotate) {
     const simulated::CodecPtr codec = simulated::block_codec(type);
     if (!rotate) {
-        return {{codec, {}}, {codec, {}}};
+        return {{codec, {}}, {codec, {}}, true};
     }
-    return {{simulated::rotated(codec, true), {}}, {simulated::rotated(codec, false), {}}};
+    return {{simulated::rotated(codec, true), {}}, {simulated::rotated(codec, false), {}}, true};
 }
 
 /// Keys fill up to 128 tokens, which are rounded when the next one comes; of values the newest 128 and

@@ -127,6 +127,36 @@ private:
     bool largest_blocks_;
 };
 
+class Interleaved final : public Codec {
+public:
+    explicit Interleaved(CodecPtr inner) : inner_(std::move(inner)) {}
+
+    void check(int head_dim) const override { inner_->check(head_dim); }
+
+    void round(std::span<float> rows, int head_dim) const override {
+        const auto channels = static_cast<std::size_t>(head_dim);
+        const std::size_t half = channels / 2;
+        std::vector<float> woven(channels);
+        for (std::size_t first = 0; first < rows.size(); first += channels) {
+            const std::span<float> row = rows.subspan(first, channels);
+            for (std::size_t i = 0; i < half; ++i) {
+                woven[2 * i] = row[i];
+                woven[2 * i + 1] = row[half + i];
+            }
+            inner_->round(woven, head_dim);
+            for (std::size_t i = 0; i < half; ++i) {
+                row[i] = woven[2 * i];
+                row[half + i] = woven[2 * i + 1];
+            }
+        }
+    }
+
+    double bits(int head_dim) const override { return inner_->bits(head_dim); }
+
+private:
+    CodecPtr inner_;
+};
+
 } // namespace
 
 std::span<const BlockType> block_types() {
@@ -143,6 +173,8 @@ CodecPtr block_codec(const BlockType& type) { return std::make_shared<Blocks>(ty
 CodecPtr rotated(CodecPtr inner, bool largest_blocks) {
     return std::make_shared<Rotated>(std::move(inner), largest_blocks);
 }
+
+CodecPtr interleaved(CodecPtr inner) { return std::make_shared<Interleaved>(std::move(inner)); }
 
 void hadamard(std::span<float> rows, int block) {
     const auto size = static_cast<std::size_t>(block);

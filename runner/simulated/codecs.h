@@ -45,6 +45,10 @@ CodecPtr block_codec(const BlockType& type);
 /// head_dim (llama.cpp's keys) or of 64 channels (its values). Head dimensions are multiples of 64.
 CodecPtr rotated(CodecPtr inner, bool largest_blocks);
 
+/// `inner` on rows whose halves are woven together: 0, d/2, 1, d/2 + 1, ... That is the order of key channels
+/// in llama.cpp where its rope turns neighbours (Llama, Mistral); ours turns channels half a head apart.
+CodecPtr interleaved(CodecPtr inner);
+
 /// KIVI: asymmetric codes in groups of 32 tokens of a channel (keys) or 32 channels of a token (values).
 CodecPtr kivi_keys(int bits);
 CodecPtr kivi_values(int bits);

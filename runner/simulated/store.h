@@ -37,6 +37,7 @@ struct Side {
 struct Definition {
     Side k;
     Side v;
+    bool llama_order = false; ///< key channels are grouped in llama.cpp's order, see interleaved()
 };
 
 /// Sliding windows drop nothing here: attention skips what they do not reach.
