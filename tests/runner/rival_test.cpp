@@ -106,8 +106,10 @@ TEST_P(SimulationTest, AgreesWithLibllama) {
     const std::shared_ptr<Model> model = Model::load(random_model(GetParam().model));
     const std::vector<Token> tokens = random_tokens(kTokens, model->info().vocabulary_size, 8);
     const std::string type = GetParam().rival;
-    const std::vector<float> real = all_logits(model, tokens, rival_options(std::string("llama:").append(type)));
-    const std::vector<float> simulated = all_logits(model, tokens, rival_options(std::string("sim:").append(type)));
+    const std::vector<float> real =
+        all_logits(model, tokens, rival_options(std::string("llama:").append(type)));
+    const std::vector<float> simulated =
+        all_logits(model, tokens, rival_options(std::string("sim:").append(type)));
     const std::vector<float> f16 = all_logits(model, tokens, rival_options("f16"));
     EXPECT_LT(mean_kld(*model, real, simulated), 0.25 * mean_kld(*model, real, f16));
 }
@@ -164,7 +166,8 @@ TEST(RivalNames, UnknownOnesAreRefusedWithTheList) {
           "sim:kivi2+windows", "sim:kivi3", "sim:turbo4+rot", "sim:f16", "llama:q4_0+windows",
           "llama:f16+rot", "llama:kivi2", "llama:q4_K"}) {
         const std::string message = refusal([&] { make_options(name, 64); });
-        EXPECT_NE(message.find(std::string("'").append(name).append("'")), std::string::npos) << message;
+        EXPECT_NE(message.find(std::string("'").append(name).append("'")), std::string::npos)
+            << message;
         for (const char* known : {"base", "paper:PRESET", "sim:q4_0[+rot][+windows]", "sim:kivi2",
                                   "sim:turbo3[+windows]", "llama:q8_0[+rot]", "llama:f16"}) {
             EXPECT_NE(message.find(known), std::string::npos) << known << " in: " << message;

@@ -20,9 +20,8 @@ using Row = std::vector<float>;
 
 ggml_type ggml_type_of(std::string_view name) {
     int type = 0;
-    while (type < GGML_TYPE_COUNT &&
-           (!ggml_type_name(static_cast<ggml_type>(type)) ||
-            name != ggml_type_name(static_cast<ggml_type>(type)))) {
+    while (type < GGML_TYPE_COUNT && (!ggml_type_name(static_cast<ggml_type>(type)) ||
+                                      name != ggml_type_name(static_cast<ggml_type>(type)))) {
         ++type;
     }
     return static_cast<ggml_type>(type);
@@ -118,9 +117,12 @@ Row hadamard_product(const Row& row, std::size_t block) {
 TEST(RotatedTest, MatrixQuantizationMatrix) {
     const BlockType q8 = block_types().front();
     const ggml_type type = ggml_type_of(q8.name);
-    for (const auto& [head_dim, largest, block] :
-         {std::tuple{64, true, 64u}, {128, true, 128u}, {192, true, 64u}, {256, true, 256u},
-          {128, false, 64u}, {256, false, 64u}}) {
+    for (const auto& [head_dim, largest, block] : {std::tuple{64, true, 64u},
+                                                   {128, true, 128u},
+                                                   {192, true, 64u},
+                                                   {256, true, 256u},
+                                                   {128, false, 64u},
+                                                   {256, false, 64u}}) {
         Row row = random_row(static_cast<std::size_t>(head_dim), 1.0f, 5);
         row[7] = 30.0f;
         const Row expected =

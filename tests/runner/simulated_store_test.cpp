@@ -65,8 +65,8 @@ class StoreTest : public testing::Test {
 protected:
     void append(Store& store, std::int64_t from, std::int64_t to, int largest) {
         for (std::int64_t token = from; token < to;) {
-            const int tokens = store.step(
-                token, static_cast<int>(std::min<std::int64_t>(to - token, largest)));
+            const int tokens =
+                store.step(token, static_cast<int>(std::min<std::int64_t>(to - token, largest)));
             store.reserve(tokens);
             const int parts =
                 store.start_append(0, tokens, rows_from(k_, token), rows_from(v_, token));
@@ -86,8 +86,7 @@ protected:
         EXPECT_EQ(view.length, length);
         EXPECT_EQ(view.recent.tokens, length);
         for (std::int64_t token = 0; token < length; ++token) {
-            const bool changed =
-                seen(view, 1, keys, token) != original(keys ? k_ : v_, 1, token);
+            const bool changed = seen(view, 1, keys, token) != original(keys ? k_ : v_, 1, token);
             ASSERT_EQ(changed, token >= from && token < to)
                 << (keys ? "K" : "V") << " of token " << token << " at length " << length;
         }
@@ -102,9 +101,12 @@ protected:
 TEST_F(StoreTest, KiviRoundsKeysByBlocksAndValuesOneByOne) {
     Store store(one_layer(), parse_rival("sim:kivi2").cache);
     std::int64_t length = 0;
-    for (const auto& [next, keys, values] :
-         {std::tuple{128, 0, 0}, {129, 128, 0}, {130, 128, 1}, {256, 128, 127}, {257, 256, 128},
-          {400, 384, 271}}) {
+    for (const auto& [next, keys, values] : {std::tuple{128, 0, 0},
+                                             {129, 128, 0},
+                                             {130, 128, 1},
+                                             {256, 128, 127},
+                                             {257, 256, 128},
+                                             {400, 384, 271}}) {
         append(store, length, next, 512);
         length = next;
         expect_rounded(store, true, 0, keys, length);
