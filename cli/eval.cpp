@@ -23,12 +23,15 @@ constexpr int kLongestWindow = 1 << 24;
 
 constexpr const char* kExamples =
     R"(Every token attends as in decoding. KLD is in nats, from the reference's prediction to the
-cache's; top-1 tells how often both find the same token most likely.
+cache's; top-1 tells how often both find the same token most likely. Contenders are presets, presets
+with the paper's codecs (paper:PRESET) and caches of others (sim:..., llama:...; docs/rivals.md).
 
 Examples:
   innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 384 --chunks 1
   innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
-      --cache base,k4v4 --against f16 --json)";
+      --cache base,k4v4 --against f16 --json
+  innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
+      --cache k4v4,paper:k4v4,sim:q4_0+rot,llama:q4_0+rot)";
 
 struct PplOptions {
     std::string model;
@@ -178,8 +181,8 @@ void add_ppl(CLI::App& parent, Action& action) {
     command->add_option("--chunks", options->windows, "Windows; all that the text has by default")
         ->type_name("N")
         ->check(whole_range(1, kLongestWindow));
-    add_presets_option(*command, options->caches, "Presets to measure");
-    add_preset_option(*command, "--against", options->against, "The reference");
+    add_contenders_option(*command, options->caches, "Contenders to measure");
+    add_contender_option(*command, "--against", options->against, "The reference");
     add_codec_option(*command, options->codec);
     command
         ->add_option(

@@ -51,6 +51,24 @@ CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
         ->capture_default_str();
 }
 
+CLI::Option* add_contender_option(CLI::App& command, const std::string& flags,
+                                  std::string& contender, const std::string& description) {
+    return command.add_option(flags, contender, description)
+        ->type_name("NAME")
+        ->check(accepted_by([](const std::string& name) { runner::make_options(name, 1); }))
+        ->capture_default_str();
+}
+
+CLI::Option* add_contenders_option(CLI::App& command, std::string& contenders,
+                                   const std::string& description) {
+    return command.add_option("--cache", contenders, description)
+        ->type_name("A,B,...")
+        ->check(accepted_by([](const std::string& list) {
+            for (const std::string& name : split_list(list)) runner::make_options(name, 1);
+        }))
+        ->capture_default_str();
+}
+
 CLI::Option* add_model_option(CLI::App& command, std::string& path) {
     return command.add_option("-m,--model", path, "GGUF model file")->type_name("FILE")->required();
 }
@@ -95,9 +113,10 @@ CLI::Option* add_json_option(CLI::App& command, bool& json) {
     return command.add_flag("--json", json, "Print one JSON object");
 }
 
-runner::SessionOptions session_options(const std::string& preset, int context,
+runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec) {
-    runner::SessionOptions session = runner::make_options(preset, context);
+    runner::SessionOptions session = runner::make_options(contender, context);
+    if (!session.rival.empty()) return session;
     if (codec == kPaperCodec) {
         session.preset = paper_preset(session.preset);
         session.transform = TransformPolicy::from_preset(session.preset);

@@ -23,6 +23,12 @@ std::string preset_names();
 /// One preset; unknown names are refused with the list of those there are.
 CLI::Option* add_preset_option(CLI::App& command, const std::string& flags, std::string& preset,
                                const std::string& description);
+/// One preset or rival, as runner::make_options has them; likewise refused.
+CLI::Option* add_contender_option(CLI::App& command, const std::string& flags,
+                                  std::string& contender, const std::string& description);
+/// Such names separated by commas.
+CLI::Option* add_contenders_option(CLI::App& command, std::string& contenders,
+                                   const std::string& description);
 /// Presets separated by commas.
 CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
                                 const std::string& description);
@@ -42,9 +48,9 @@ inline constexpr const char* kOwnCodec = "innerkv";
 inline constexpr const char* kPaperCodec = "paper";
 CLI::Option* add_codec_option(CLI::App& command, std::string& codec);
 
-/// The preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized; with the
-/// paper's codecs where `codec` asks for them.
-runner::SessionOptions session_options(const std::string& preset, int context,
+/// The contender, a preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized,
+/// and with the paper's codecs where `codec` asks for them. A rival is what its name says.
+runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec);
 
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.

@@ -166,13 +166,11 @@ private:
     }
 
     CacheScore score(const Contestant& contestant) const {
-        const runner::SessionOptions& session = contestant.session->options();
         CacheScore result;
         result.cache = contestant.cache;
         result.score = summarize(contestant.finished);
-        // Of whole blocks: what a head dimension's padding costs is in the total.
-        result.bits_per_value = session.preset.format(kBlockChannels).bits_per_value();
-        result.never_quantized = session.preset.k.quantized() && contestant.report.tokens > 0 &&
+        result.bits_per_value = contestant.report.bits_per_value;
+        result.never_quantized = result.bits_per_value < 16.0 && contestant.report.tokens > 0 &&
                                  contestant.report.quantized_pages == 0;
         if (contestant.report.f16_bytes > 0)
             result.bits_per_value_total = 16.0 * static_cast<double>(contestant.report.bytes) /

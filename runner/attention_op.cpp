@@ -42,12 +42,10 @@ ggml_tensor* LayerAttention::add_to(ggml_context* context, ggml_tensor* q, ggml_
                           GGML_N_TASKS_MAX, this);
 }
 
-AttentionDriver::AttentionDriver(Cache& cache, Arithmetic arithmetic, std::string_view isa,
-                                 bool whole_chunks)
-    : cache_(cache), arithmetic_(arithmetic), isa_(isa), whole_chunks_(whole_chunks) {}
+AttentionDriver::AttentionDriver(KvStore& store, Arithmetic arithmetic, std::string_view isa)
+    : store_(store), arithmetic_(arithmetic), isa_(isa) {}
 
-void AttentionDriver::begin(SequenceId sequence, std::int64_t position) {
-    sequence_ = sequence;
+void AttentionDriver::begin(std::int64_t position) {
     position_ = position;
     failed_ = false;
     error_ = nullptr;
@@ -55,7 +53,7 @@ void AttentionDriver::begin(SequenceId sequence, std::int64_t position) {
 
 std::exception_ptr AttentionDriver::finish() noexcept {
     attention_.reset();
-    append_.reset();
+    store_.drop();
     return std::exchange(error_, nullptr);
 }
 
@@ -76,28 +74,19 @@ void AttentionDriver::guarded(Work&& work) noexcept {
     }
 }
 
-int AttentionDriver::step_end(int begin, int tokens) const {
-    if (whole_chunks_) {
-        return tokens;
-    }
-    const std::int64_t behind_sink = position_ + begin - cache_.config().sink_tokens;
-    const std::int64_t in_page = ((behind_sink % kPageTokens) + kPageTokens) % kPageTokens;
-    return std::min(tokens, begin + static_cast<int>(kPageTokens - in_page));
-}
-
 void AttentionDriver::run(int layer, const AttentionShape& shape, const Tensors& tensors,
                           int thread, int threads) noexcept {
     const auto tokens = static_cast<int>(tensors.k->ne[2]);
     // Every thread passes every barrier, failed or not: else one would wait for ever.
     for (int begin = 0, end = 0; begin < tokens; begin = end) {
-        end = step_end(begin, tokens);
+        end = begin + store_.step(position_ + begin, tokens - begin);
         if (thread == 0) {
             guarded([&] { start_append(layer, tensors, begin, end); });
         }
         barrier_.wait(threads);
         guarded([&] {
-            for (int part = next_++; part < append_->parts(); part = next_++) {
-                append_->run(part);
+            for (int part = next_++; part < parts_; part = next_++) {
+                store_.run_part(part);
             }
         });
         barrier_.wait(threads);
@@ -118,21 +107,18 @@ void AttentionDriver::run(int layer, const AttentionShape& shape, const Tensors&
 }
 
 void AttentionDriver::start_append(int layer, const Tensors& tensors, int begin, int end) {
-    const AppendRows batch[] = {{.sequence = sequence_,
-                                 .tokens = end - begin,
-                                 .k = rows(tensors.k, begin),
-                                 .v = rows(tensors.v, begin)}};
-    append_.emplace(cache_.begin_append(layer, batch));
+    parts_ =
+        store_.start_append(layer, end - begin, rows(tensors.k, begin), rows(tensors.v, begin));
     next_ = 0;
 }
 
 void AttentionDriver::start_attention(int layer, const AttentionShape& shape,
                                       const Tensors& tensors, int begin, int end, int threads) {
-    append_->commit();
+    store_.commit();
     if (!tensors.q) {
         return;
     }
-    view_ = cache_.view(layer, sequence_);
+    view_ = store_.view(layer);
     const std::ptrdiff_t out_token_stride = stride(tensors.out, 1);
     const QueryBlock block[] = {
         {.sequence = &view_,

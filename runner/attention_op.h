@@ -10,20 +10,19 @@
 
 #include "ggml.h"
 #include "innerkv/attention.h"
-#include "innerkv/cache.h"
+#include "kv_store.h"
 #include "spin.h"
 
 namespace innerkv::runner {
 
-/// What the ops of one session share. A chunk is processed in steps that end at page boundaries
-/// behind the sink, so that every token meets the pages it would meet if it came alone.
+/// What the ops of one session share. A chunk is processed in the store's steps, so that every token
+/// meets the history it would meet if it came alone.
 class AttentionDriver {
 public:
-    /// `whole_chunks`: one step a chunk, for caches that quantize nothing in between.
-    AttentionDriver(Cache& cache, Arithmetic arithmetic, std::string_view isa, bool whole_chunks);
+    AttentionDriver(KvStore& store, Arithmetic arithmetic, std::string_view isa);
 
     /// Before each graph: the position of its first token in the sequence.
-    void begin(SequenceId sequence, std::int64_t position);
+    void begin(std::int64_t position);
     /// After it, whether it was computed or failed: what went wrong inside, or null.
     std::exception_ptr finish() noexcept;
 
@@ -40,18 +39,15 @@ public:
              int threads) noexcept;
 
 private:
-    int step_end(int begin, int tokens) const;
     void start_append(int layer, const Tensors& tensors, int begin, int end);
     void start_attention(int layer, const AttentionShape& shape, const Tensors& tensors, int begin,
                          int end, int threads);
     template <typename Work>
     void guarded(Work&& work) noexcept;
 
-    Cache& cache_;
+    KvStore& store_;
     Arithmetic arithmetic_;
     std::string_view isa_;
-    bool whole_chunks_;
-    SequenceId sequence_{};
     std::int64_t position_ = 0;
 
     SpinBarrier barrier_;
@@ -59,7 +55,7 @@ private:
     std::atomic<bool> failed_{false};
     std::mutex error_mutex_;
     std::exception_ptr error_;
-    std::optional<Append> append_;
+    int parts_ = 0; ///< of the append in work
     std::optional<Attention> attention_;
     SequenceView view_;
 };

@@ -94,18 +94,30 @@ struct SessionOptions {
     bool exact_prefill = false; ///< keep the whole prompt fp16 until it is complete
     Arithmetic arithmetic = Arithmetic::integer;
     std::string isa; ///< empty: automatic
+    /// Somebody else's cache instead of the preset's, as rival_names() has them; empty: none. Norms,
+    /// arithmetic and, where libllama runs it, isa have no meaning then.
+    std::string rival;
 };
 
-SessionOptions make_options(std::string_view preset, int context);
+/// The contender is a preset, paper:PRESET (the preset with the InnerQ paper's codecs) or a rival. Throws
+/// InvalidArgument listing the names there are.
+SessionOptions make_options(std::string_view contender, int context);
 
-/// The cache config that a session of this model would have.
+/// Caches of others: sim:TYPE is simulated in our forward pass, llama:TYPE is libllama itself
+/// (docs/rivals.md). A name's optional parts are in brackets.
+std::vector<std::string> rival_names();
+
+/// The cache config that a session of this model would have, for presets.
 CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options);
 
 struct CacheReport {
     std::int64_t tokens = 0;
-    std::size_t bytes = 0;            ///< in use: pages, windows, transforms
+    std::size_t bytes =
+        0; ///< in use: pages, windows, transforms; what they would be where simulated
     std::int64_t quantized_pages = 0; ///< of all layers; 0: windows hold everything
     std::size_t f16_bytes = 0;        ///< what an f16 cache of the same tokens takes
+    /// Of the format: scales, zero-points and norms counted, windows and padding not.
+    double bits_per_value = 0.0;
 };
 
 /// One sequence decoding on one model. Not for several threads at once.

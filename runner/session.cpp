@@ -4,10 +4,9 @@
 #include <string>
 #include <thread>
 
-#include "attention_op.h"
-#include "graph.h"
-#include "innerkv/plan.h"
-#include "model.h"
+#include "engine.h"
+#include "rivals.h"
+#include "settings.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -18,9 +17,7 @@ namespace {
 
 /// Logits that one chunk of evaluate() may hold.
 constexpr int kMaxLogits = 1 << 26;
-/// Between graphs threads sleep at once: one that polls takes a core that others may need, on a shared machine
-/// that of a thread it waits for next.
-constexpr std::uint32_t kPolling = 0;
+constexpr std::string_view kPaper = "paper:";
 
 /// The options with what they leave open filled in; throws InvalidArgument.
 SessionOptions checked(const ModelInfo& info, SessionOptions options) {
@@ -38,6 +35,10 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
         throw InvalidArgument(std::to_string(options.threads) + " threads were asked for; 1 to " +
                               std::to_string(kMaxThreads) + " are supported, 0 means all cores");
     }
+    if (!options.rival.empty() && options.exact_prefill) {
+        throw InvalidArgument(options.rival + " quantizes a prompt as it comes; exact_prefill is "
+                                              "supported for presets alone");
+    }
     if (options.chunk < kPageTokens || options.chunk % kPageTokens != 0) {
         throw InvalidArgument("a chunk of " + std::to_string(options.chunk) +
                               " tokens was asked for; a multiple of " +
@@ -51,9 +52,11 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
     return options;
 }
 
-/// Nothing is quantized between a chunk's first token and its last.
-bool whole_chunks(const SessionOptions& options) {
-    return options.exact_prefill || !options.preset.k.quantized();
+std::unique_ptr<Engine> make_engine(std::shared_ptr<Model> model, const SessionOptions& options) {
+    if (!options.rival.empty() && parse_rival(options.rival).libllama) {
+        return make_llama_engine(*model, options);
+    }
+    return make_graph_engine(std::move(model), options);
 }
 
 } // namespace
@@ -68,11 +71,27 @@ int available_cores() {
     return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
 }
 
-SessionOptions make_options(std::string_view preset, int context) {
+bool whole_chunks(const SessionOptions& options) {
+    return options.exact_prefill || !options.preset.k.quantized();
+}
+
+SessionOptions make_options(std::string_view contender, int context) {
     SessionOptions options;
-    options.preset = find_preset(preset);
-    options.transform = TransformPolicy::from_preset(options.preset);
     options.context = context;
+    if (names_rival(contender)) {
+        parse_rival(contender);
+        options.rival = contender;
+        options.preset = find_preset("f16");
+        return options;
+    }
+    const std::string_view name = contender.substr(0, contender.find('+'));
+    const bool paper = name.starts_with(kPaper);
+    options.preset = find_preset(paper ? name.substr(kPaper.size()) : name);
+    if (paper) {
+        options.preset = paper_preset(options.preset);
+    }
+    options.transform = TransformPolicy::from_preset(options.preset);
+    apply_settings(contender.substr(name.size()), options);
     return options;
 }
 
@@ -89,23 +108,7 @@ CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options) {
 
 struct Session::Impl {
     Impl(std::shared_ptr<Model> used_model, const SessionOptions& used_options)
-        : model(std::move(used_model)), options(used_options),
-          cache(cache_config(model->info(), options)), sequence(cache.create()),
-          backend(options.threads, kPolling),
-          driver(cache, options.arithmetic, options.isa, whole_chunks(options)) {
-        const Parameters& parameters = model->impl().parameters;
-        for (int layer = 0; layer < parameters.layers; ++layer) {
-            attention.push_back(
-                {.driver = &driver,
-                 .layer = layer,
-                 .shape = {.q_heads = parameters.q_heads,
-                           .kv_heads = parameters.kv_heads,
-                           .format = cache.config().format,
-                           .scale = parameters.attention_scale,
-                           .soft_cap = parameters.attention_soft_cap,
-                           .sliding_window =
-                               parameters.sliding_window[static_cast<std::size_t>(layer)]}});
-        }
+        : model(std::move(used_model)), options(used_options), engine(make_engine(model, options)) {
     }
 
     void check_tokens(std::span<const Token> tokens) const {
@@ -127,46 +130,24 @@ struct Session::Impl {
         }
     }
 
-    /// Decoding and prompts each keep the graph they used last.
-    Graph& graph(int tokens, int outputs) {
-        std::unique_ptr<Graph>& slot = tokens == 1 ? decode_graph : chunk_graph;
-        if (!slot || slot->tokens() != tokens || slot->outputs() != outputs) {
-            slot.reset();
-            const Model::Impl& parts = model->impl();
-            slot = std::make_unique<Graph>(parts.parameters, parts.weights, attention, tokens,
-                                           outputs);
-        }
-        return *slot;
-    }
-
     /// Processes one chunk; logits of its last `outputs` tokens, valid until the next.
     std::span<const float> process(std::span<const Token> tokens, int outputs) {
-        Graph& chunk = graph(static_cast<int>(tokens.size()), outputs);
-        cache.reserve(sequence, static_cast<int>(tokens.size()));
-        chunk.set_inputs(tokens, length);
-        driver.begin(sequence, length);
-        std::exception_ptr error;
+        std::span<const float> rows;
         try {
-            backend.compute(chunk.graph());
+            rows = engine->process(tokens, length, outputs);
         } catch (...) {
-            error = std::current_exception();
-        }
-        if (const std::exception_ptr inside = driver.finish()) {
-            error = inside;
-        }
-        if (error) {
             roll_back();
-            std::rethrow_exception(error);
+            throw;
         }
         length += static_cast<std::int64_t>(tokens.size());
-        return chunk.logits();
+        return rows;
     }
 
     /// Some layers have the failed chunk's tokens, others don't.
     void roll_back() {
         logits.clear();
         try {
-            cache.truncate(sequence, length);
+            engine->truncate(length);
         } catch (const Error&) {
             // A sliding window has dropped what the shorter sequence needs.
             start_over();
@@ -174,8 +155,7 @@ struct Session::Impl {
     }
 
     void start_over() {
-        cache.remove(sequence);
-        sequence = cache.create();
+        engine->clear();
         length = 0;
         logits.clear();
     }
@@ -221,19 +201,13 @@ struct Session::Impl {
             }
         }
         if (options.exact_prefill) {
-            cache.settle(sequence);
+            engine->settle();
         }
     }
 
     std::shared_ptr<Model> model;
     SessionOptions options;
-    Cache cache;
-    SequenceId sequence;
-    CpuBackend backend;
-    AttentionDriver driver;
-    std::vector<LayerAttention> attention; ///< [layers]
-    std::unique_ptr<Graph> decode_graph;
-    std::unique_ptr<Graph> chunk_graph;
+    std::unique_ptr<Engine> engine;
     std::int64_t length = 0;
     std::vector<float> logits; ///< [vocabulary_size], or empty
 };
@@ -285,21 +259,13 @@ void Session::truncate(std::int64_t length) {
                               " was asked for; the session has " + std::to_string(impl_->length) +
                               " tokens");
     }
-    impl_->cache.truncate(impl_->sequence, length);
+    impl_->engine->truncate(length);
     impl_->length = length;
     impl_->logits.clear();
 }
 
 void Session::clear() { impl_->start_over(); }
 
-CacheReport Session::cache_report() const {
-    CacheReport report;
-    report.tokens = impl_->length;
-    const CacheUsage usage = impl_->cache.usage();
-    report.bytes = usage.bytes_in_use;
-    report.quantized_pages = usage.quantized_pages;
-    report.f16_bytes = f16_sequence_bytes(impl_->cache.config(), impl_->length);
-    return report;
-}
+CacheReport Session::cache_report() const { return impl_->engine->report(impl_->length); }
 
 } // namespace innerkv::runner

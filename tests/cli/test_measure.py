@@ -44,6 +44,29 @@ class EvalPplTest(ProgramTest):
         self.assertEqual(entry["tokens"], 64)
         self.assertGreater(entry["ppl"], 2)
 
+    def test_caches_of_others(self):
+        result = self.json(self.evaluate("--ctx", 384, "--chunks", 1, "--json", "--cache",
+                                         "base,paper:base,sim:q4_0,sim:kivi2,sim:turbo3,llama:q4_0"))
+        entries = {entry["cache"]: entry for entry in result["results"]}
+        bits = {name: entry["bits_per_value"] for name, entry in entries.items()}
+        self.assertEqual(bits, {"base": 3.5, "paper:base": 3.5, "sim:q4_0": 4.5, "sim:kivi2": 3,
+                                "sim:turbo3": 3.25, "llama:q4_0": 4.5})
+        for name, entry in entries.items():
+            self.has_fields(entry, self.FIELDS)
+            self.assertEqual(entry["tokens"], 192)
+            self.assertGreater(entry["kld_mean"], 0, name)
+        self.assertLess(entries["sim:q4_0"]["kld_mean"], entries["sim:kivi2"]["kld_mean"])
+        for name in ("sim:q4_0", "sim:turbo3", "llama:q4_0"):  # no windows
+            self.assertEqual(entries[name]["bits_per_value_total"], bits[name])
+        self.assertGreater(entries["sim:kivi2"]["bits_per_value_total"], bits["sim:kivi2"])
+        self.assertNotEqual(entries["base"]["kld_mean"], entries["paper:base"]["kld_mean"])
+
+    def test_a_rival_against_its_own_f16(self):
+        result = self.json(self.evaluate("--ctx", 384, "--chunks", 1, "--json", "--cache", "sim:q4_0",
+                                         "--against", "llama:f16"))
+        self.assertEqual(result["against"]["cache"], "llama:f16")
+        self.assertGreater(result["results"][0]["kld_mean"], 0)
+
     def test_nothing_is_quantized_inside_the_windows(self):
         done = self.evaluate("--ctx", 128, "--chunks", 1, "--cache", "base,f16", "--json")
         self.assertEqual(done.returncode, 0)

@@ -159,6 +159,13 @@ class WrongUsageTest(ProgramTest):
                        "paper")
         self.fail_with(innerkv("completions", "tcsh"), 2, "bash")
 
+    def test_contenders_from_a_list(self):
+        for option in ("--cache", "--against"):
+            self.fail_with(innerkv("eval", "ppl", "-m", "x", "--text", "x", option, "sim:q3_0"), 2,
+                           option, "'sim:q3_0'", "base", "paper:PRESET", "sim:q4_0[+rot][+windows]",
+                           "sim:kivi2", "llama:q8_0[+rot]")
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--cache", "sim:q4_0"), 2, "sim:q4_0", "base")
+
     def test_prompt_that_is_not_utf8(self):
         self.fail_with(innerkv("run", "-m", "x", "-p", b"caf\xe9".decode("utf-8", "surrogateescape")),
                        2, "UTF-8")

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// innerkv::Cache with one sequence.
+#pragma once
+
+#include <optional>
+
+#include "kv_store.h"
+
+namespace innerkv::runner {
+
+class CacheStore final : public KvStore {
+public:
+    /// `whole_chunks`: one step a chunk, for caches that quantize nothing in between.
+    CacheStore(const CacheConfig& config, bool whole_chunks);
+
+    PageFormat format() const override { return cache_.config().format; }
+    int step(std::int64_t position, int tokens) const override;
+    void reserve(int tokens) override { cache_.reserve(sequence_, tokens); }
+    int start_append(int layer, int tokens, const Rows& k, const Rows& v) override;
+    void run_part(int part) override { append_->run(part); }
+    void commit() override { append_->commit(); }
+    void drop() noexcept override { append_.reset(); }
+    SequenceView view(int layer) const override { return cache_.view(layer, sequence_); }
+    void settle() override { cache_.settle(sequence_); }
+    void truncate(std::int64_t length) override { cache_.truncate(sequence_, length); }
+    void clear() override;
+    CacheReport report(std::int64_t length) const override;
+
+private:
+    Cache cache_;
+    SequenceId sequence_;
+    bool whole_chunks_;
+    std::optional<Append> append_;
+};
+
+} // namespace innerkv::runner

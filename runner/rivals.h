@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Names of contenders: presets, paper:PRESET, sim:..., llama:...; docs/rivals.md describes them.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "simulated/store.h"
+
+namespace innerkv::runner {
+
+struct Rival {
+    bool libllama = false;       ///< run by libllama itself, which has no windows
+    std::string type;            ///< codec or cache type, such as "q4_0"
+    bool rotate = false;         ///< llama.cpp's Hadamard rotation
+    simulated::Definition cache; ///< unless libllama runs it
+};
+
+/// Throws InvalidArgument listing the names there are.
+Rival parse_rival(std::string_view name);
+
+/// Whether a name is meant for parse_rival().
+bool names_rival(std::string_view name);
+
+} // namespace innerkv::runner

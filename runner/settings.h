@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// A preset with some of its parts changed, as a contender's name: PRESET+KEY=VALUE+...
+#pragma once
+
+#include <string_view>
+
+#include "runner/runner.h"
+
+namespace innerkv::runner {
+
+/// `settings` is empty or begins with a plus. Keys: sink, recent (tokens), calibration (tokens that the norm is
+/// taken from), epoch (tokens that share a centre), norm (none, prefill), centre, rotate (on, off). Throws
+/// InvalidArgument naming what there is; ranges are checked by the cache.
+void apply_settings(std::string_view settings, SessionOptions& options);
+
+} // namespace innerkv::runner
