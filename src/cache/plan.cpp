@@ -44,7 +44,7 @@ std::int64_t quantized_pages_in_flight(const CacheConfig& config, const LayerRul
 std::int64_t centres_of_layer(const CacheConfig& config, const LayerRule& rule) {
     if (rule.epoch_pages == 0) return 0;
     const std::int64_t all =
-        quantized_pages_of_layer(config, rule) / rule.epoch_pages + config.max_sequences;
+        rule.settled_pages(config.max_tokens) / rule.epoch_pages + config.max_sequences;
     if (rule.sliding_window == 0) return all;
     return std::min(all, rule.peak_epochs(rule.peak_windowed_pages()) * config.max_sequences);
 }
