@@ -61,7 +61,8 @@ void round_asymmetric(std::span<float> block, int bits) {
     const float stored = rounded_to_f16(scale);
     const float stored_minimum = rounded_to_f16(minimum);
     for (float& value : block) {
-        const int code = std::min(static_cast<int>((value - minimum) * reciprocal + 0.5f), highest);
+        const float rounded = std::floor((value - minimum) * reciprocal + 0.5f);
+        const int code = std::min(static_cast<int>(rounded), highest);
         value = static_cast<float>(code) * stored + stored_minimum;
     }
 }
