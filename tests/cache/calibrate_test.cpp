@@ -82,8 +82,8 @@ TEST(Calibrate, CentresFollowTheSequence) {
     TestSequence rows(config, 256);
     for (int token = 0; token < 256; ++token)
         for (int head = 0; head < config.kv_heads; ++head)
-            for (int c = 0; c < config.format.head_dim; ++c)
-                rows.k.poke(token, head, c, static_cast<float>(token / 32 + 10 * head));
+            for (int c = 0, page = token / 32; c < config.format.head_dim; ++c)
+                rows.k.poke(token, head, c, static_cast<float>(page + 10 * head));
     Cache cache(config);
     const SequenceId id = cache.create();
     rows.append(cache, id, 0, 200);
