@@ -85,6 +85,8 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
+struct Calibration; // calibration.h
+
 struct SessionOptions {
     Preset preset;              ///< see find_preset; windows and codecs may be edited
     TransformPolicy transform;  ///< norm is taken from the preset by make_options
@@ -94,6 +96,9 @@ struct SessionOptions {
     bool exact_prefill = false; ///< keep the whole prompt fp16 until it is complete
     Arithmetic arithmetic = Arithmetic::integer;
     std::string isa; ///< empty: automatic
+    /// Key transforms of all sequences, in place of `transform`; null: none. Of this very model, and for
+    /// presets that quantize.
+    std::shared_ptr<const Calibration> calibration;
 };
 
 SessionOptions make_options(std::string_view preset, int context);
@@ -144,6 +149,8 @@ public:
     void truncate(std::int64_t length);
     void clear();
     CacheReport cache_report() const;
+    /// What the cache holds in one layer; valid until the session changes.
+    SequenceView view(int layer) const;
 
 private:
     struct Impl;

@@ -8,6 +8,7 @@
 #include "graph.h"
 #include "innerkv/plan.h"
 #include "model.h"
+#include "runner/calibration.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -51,6 +52,15 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
     return options;
 }
 
+void check_calibration(const Model& model, const SessionOptions& options) {
+    check_model(*options.calibration, model);
+    if (!options.preset.k.quantized()) {
+        throw InvalidArgument("a calibration was given for the preset " +
+                              std::string(options.preset.name) +
+                              ", which quantizes nothing; leave it out, or choose another preset");
+    }
+}
+
 /// Nothing is quantized between a chunk's first token and its last.
 bool whole_chunks(const SessionOptions& options) {
     return options.exact_prefill || !options.preset.k.quantized();
@@ -80,6 +90,11 @@ CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options) {
     CacheConfig config =
         CacheConfig::from_preset(options.preset, info.layers, info.kv_heads, info.head_dim);
     config.transform = options.transform;
+    if (options.calibration) {
+        config.transform = {};
+        config.transform.norm = KeyNormPolicy::calibrated;
+        config.calibrated = options.calibration->transforms();
+    }
     config.sliding_window = info.sliding_window;
     config.max_tokens = options.context;
     config.max_append = whole_chunks(options) ? options.chunk : kPageTokens;
@@ -243,6 +258,9 @@ Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) {
         throw InvalidArgument("a session needs a model");
     }
     const SessionOptions complete = checked(model->info(), options);
+    if (complete.calibration) {
+        check_calibration(*model, complete);
+    }
     impl_ = std::make_unique<Impl>(std::move(model), complete);
 }
 
@@ -291,6 +309,8 @@ void Session::truncate(std::int64_t length) {
 }
 
 void Session::clear() { impl_->start_over(); }
+
+SequenceView Session::view(int layer) const { return impl_->cache.view(layer, impl_->sequence); }
 
 CacheReport Session::cache_report() const {
     CacheReport report;

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models that tools/make_outlier_gguf.py gave outlier channels: the same function, other keys.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "innerkv/codec.h"
+#include "models.h"
+
+namespace innerkv::runner::test {
+namespace {
+
+constexpr int kTokens = 64;
+constexpr int kPairs = 3;
+constexpr float kFactor = 32.0f;
+
+struct Trace {
+    std::vector<float> logits;
+    std::vector<float> keys; ///< [layers, tokens, kv_heads, head_dim]
+};
+
+Trace trace(const std::shared_ptr<Model>& model) {
+    const ModelInfo& info = model->info();
+    SessionOptions options = make_options("f16", kTokens);
+    options.threads = 1;
+    Session session(model, options);
+    Trace result;
+    session.evaluate(random_tokens(kTokens, info.vocabulary_size, 5), 0,
+                     [&](std::int64_t, std::span<const float> rows) {
+                         result.logits.insert(result.logits.end(), rows.begin(), rows.end());
+                     });
+    const auto dim = static_cast<std::size_t>(info.head_dim);
+    for (int layer = 0; layer < info.layers; ++layer) {
+        const SequenceView view = session.view(layer);
+        for (const PageRun* run : {&view.sink, &view.recent}) {
+            for (std::int64_t row = 0; row < run->tokens; ++row) {
+                for (int head = 0; head < info.kv_heads; ++head) {
+                    const auto* const key =
+                        reinterpret_cast<const std::uint16_t*>(
+                            run->pages[static_cast<std::size_t>(row / kPageTokens)] +
+                            static_cast<std::size_t>(head) * run->head_stride) +
+                        static_cast<std::size_t>(row % kPageTokens) * dim;
+                    std::transform(key, key + dim, std::back_inserter(result.keys), float_from_f16);
+                }
+            }
+        }
+    }
+    return result;
+}
+
+/// Runs the tool on a model; the caller removes the result.
+std::string make_outliers(const std::string& model, float factor) {
+    const std::string path = scratch_file("outliers.gguf");
+    const std::string command = std::string(INNERKV_OUTLIER_TOOL) + " \"" + model + "\" \"" + path +
+                                "\" --pairs " + std::to_string(kPairs) + " --factor " +
+                                std::to_string(factor);
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+    return path;
+}
+
+std::shared_ptr<Model> load_and_remove(const std::string& path) {
+    std::shared_ptr<Model> model = Model::load(path);
+    std::remove(path.c_str()); // stays mapped
+    return model;
+}
+
+void expect_near(const std::vector<float>& expected, const std::vector<float>& actual) {
+    ASSERT_EQ(expected.size(), actual.size());
+    float largest = 0.0f;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        largest = std::max(largest, std::abs(expected[i] - actual[i]));
+    }
+    EXPECT_LT(largest, 1e-3f);
+}
+
+/// In every layer and head both channels of kPairs pairs are `factor` times as large, all others as they
+/// were. Keys here have rope pairs half a head apart, whatever the file's order.
+void expect_outliers(const ModelInfo& info, const std::vector<float>& before,
+                     const std::vector<float>& after) {
+    ASSERT_EQ(before.size(), after.size());
+    const auto dim = static_cast<std::size_t>(info.head_dim);
+    const auto heads = static_cast<std::size_t>(info.kv_heads);
+    const std::size_t rows = before.size() / dim;
+    for (std::size_t head = 0; head < static_cast<std::size_t>(info.layers) * heads; ++head) {
+        const std::size_t first = head / heads * kTokens * heads + head % heads;
+        std::vector<bool> scaled(dim);
+        for (std::size_t c = 0; c < dim; ++c) {
+            double square = 0.0;
+            double square_after = 0.0;
+            for (std::size_t row = first; row < rows && row < first + kTokens * heads;
+                 row += heads) {
+                square += std::pow(double{before[row * dim + c]}, 2);
+                square_after += std::pow(double{after[row * dim + c]}, 2);
+            }
+            const double ratio = std::sqrt(square_after / square);
+            scaled[c] = ratio > 2.0;
+            EXPECT_NEAR(ratio, scaled[c] ? kFactor : 1.0f, scaled[c] ? 0.1 : 0.01) << c;
+        }
+        EXPECT_EQ(std::count(scaled.begin(), scaled.end(), true), 2 * kPairs) << head;
+        for (std::size_t c = 0; c < dim / 2; ++c) {
+            EXPECT_EQ(scaled[c], scaled[c + dim / 2]) << c;
+        }
+    }
+}
+
+class OutlierModel : public testing::TestWithParam<const char*> {};
+
+TEST_P(OutlierModel, SameFunctionOtherKeys) {
+    const std::shared_ptr<Model> model = Model::load(random_model(GetParam()));
+    const std::shared_ptr<Model> changed =
+        load_and_remove(make_outliers(random_model(GetParam()), kFactor));
+    const Trace before = trace(model);
+    const Trace after = trace(changed);
+    expect_near(before.logits, after.logits);
+    expect_outliers(model->info(), before.keys, after.keys);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, OutlierModel,
+                         testing::Values("llama", "llama-biases", "llama-fused", "qwen2", "qwen3",
+                                         "gemma2", "gemma3"),
+                         [](const auto& test) {
+                             std::string name = test.param;
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name;
+                         });
+
+/// Quantized weights: against the same tensors stored as F32, which --factor 1 makes.
+TEST(OutlierModel, RealSmolLM2) {
+    const std::string path = real_model("smollm2");
+    ASSERT_FALSE(path.empty());
+    const std::shared_ptr<Model> plain = load_and_remove(make_outliers(path, 1.0f));
+    const std::shared_ptr<Model> changed = load_and_remove(make_outliers(path, kFactor));
+    const Trace before = trace(plain);
+    const Trace after = trace(changed);
+    expect_near(before.logits, after.logits);
+    expect_outliers(plain->info(), before.keys, after.keys);
+}
+
+} // namespace
+} // namespace innerkv::runner::test
