@@ -29,10 +29,10 @@ one model file. With it, sequences need no calibration of their own.
 
 Examples:
   innerkv calibrate -m model.gguf --text tests/data/wikitext-small.txt --ctx 512 --chunks 2 \
-      -o /tmp/calibration-$$.gguf && innerkv run -m model.gguf -p "Name three colours." -n 8 \
-      --calibration /tmp/calibration-$$.gguf && rm /tmp/calibration-$$.gguf
-  innerkv calibrate -m model.gguf --text tests/data/alice.txt --ctx 512 --chunks 1 --json \
-      -o /dev/null)";
+      -o "${TMPDIR:-/tmp}/calibration.gguf"
+  innerkv run -m model.gguf -p "Name three colours." -n 8 \
+      --calibration "${TMPDIR:-/tmp}/calibration.gguf"
+  innerkv inspect "${TMPDIR:-/tmp}/calibration.gguf" --json)";
 
 struct CalibrateOptions {
     std::string model;

@@ -206,6 +206,21 @@ void check_complete(const Calibration& calibration) {
     }
 }
 
+/// What the path names in the end, links followed; nothing but a regular file is ever replaced, least of
+/// all a device.
+std::string replaceable_file(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (!std::filesystem::exists(status)) {
+        return path;
+    }
+    if (!std::filesystem::is_regular_file(status)) {
+        throw Error(path + ": is not a regular file; a calibration is written to one");
+    }
+    const std::filesystem::path target = std::filesystem::canonical(path, error);
+    return error ? path : target.string();
+}
+
 } // namespace
 
 std::vector<KeyTransform> Calibration::transforms() const {
@@ -277,15 +292,16 @@ std::shared_ptr<const Calibration> read_calibration(const std::string& path) {
 
 void write_calibration(const Calibration& calibration, const std::string& path) {
     check_complete(calibration);
+    const std::string target = replaceable_file(path);
     const MetadataPtr metadata = make_metadata(calibration);
     const ContextPtr context = make_context(2);
     add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
     add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
-    const std::string part = path + ".part";
+    const std::string part = target + ".part";
     const CaughtLog log;
     std::error_code error;
     if (gguf_write_to_file(metadata.get(), part.c_str(), /*only_meta=*/false)) {
-        std::filesystem::rename(part, path, error);
+        std::filesystem::rename(part, target, error);
         if (!error) {
             return;
         }

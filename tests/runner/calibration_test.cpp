@@ -2,10 +2,13 @@
 // Calibrations: taken from a model's keys, written, read back, refused.
 #include <gtest/gtest.h>
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -230,6 +233,30 @@ TEST_F(CalibrationFile, OtherFilesAreRefused) {
 
 TEST_F(CalibrationFile, CannotBeWritten) {
     EXPECT_THROW(write_calibration(calibration_, "/no-such-folder/calibration.gguf"), Error);
+}
+
+/// As root, a file renamed over a device would replace it.
+TEST_F(CalibrationFile, NothingButARegularFileIsReplaced) {
+    const std::string fifo = scratch_file("fifo");
+    const std::string link = scratch_file("link");
+    ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+    std::filesystem::create_symlink(fifo, link);
+    EXPECT_THROW(write_calibration(calibration_, fifo), Error);
+    EXPECT_THROW(write_calibration(calibration_, link), Error);
+    EXPECT_TRUE(std::filesystem::is_fifo(fifo));
+    EXPECT_TRUE(std::filesystem::is_symlink(link));
+    std::filesystem::remove(link);
+    std::filesystem::remove(fifo);
+}
+
+TEST_F(CalibrationFile, IsWrittenThroughALink) {
+    const std::string link = scratch_file("link");
+    std::filesystem::create_symlink(path_, link);
+    write({'x'});
+    write_calibration(calibration_, link);
+    EXPECT_TRUE(std::filesystem::is_symlink(link));
+    EXPECT_EQ(refusal(), "");
+    std::filesystem::remove(link);
 }
 
 TEST_F(CalibrationFile, BelongsToOneModelAndToPresetsThatQuantize) {
