@@ -9,6 +9,8 @@
 
 #include "innerkv/codec.h"
 #include "models.h"
+#include "reference.h"
+#include "runner/calibrator.h"
 
 namespace innerkv::runner::test {
 namespace {
@@ -137,6 +139,44 @@ TEST(OutlierModel, RealSmolLM2) {
     const Trace after = trace(changed);
     expect_near(before.logits, after.logits);
     expect_outliers(plain->info(), before.keys, after.keys);
+}
+
+/// Mean divergence of a cache's predictions of the second half of `tokens` from an f16 cache's.
+double divergence(const std::shared_ptr<Model>& model, std::span<const Token> tokens,
+                  const SessionOptions& options) {
+    const auto logits = [&](const SessionOptions& used) {
+        std::vector<float> all;
+        Session session(model, used);
+        session.evaluate(tokens, static_cast<std::int64_t>(tokens.size() / 2),
+                         [&](std::int64_t, std::span<const float> rows) {
+                             all.insert(all.end(), rows.begin(), rows.end());
+                         });
+        return all;
+    };
+    SessionOptions f16 = make_options("f16", options.context);
+    f16.threads = 1;
+    Agreement agreement(model->info().vocabulary_size);
+    agreement.add(logits(f16), logits(options));
+    return agreement.mean_kld();
+}
+
+/// What a norm is for: without one, rotation spreads an outlier over all channels of its key.
+TEST(OutlierModel, RealSmolLM2NeedsANorm) {
+    const std::string path = real_model("smollm2");
+    ASSERT_FALSE(path.empty());
+    const std::shared_ptr<Model> model = load_and_remove(make_outliers(path, kFactor));
+    const std::vector<Token> text = model->tokenize(sample_text(8000), false, false);
+    constexpr std::size_t window = 640;
+    ASSERT_GT(text.size(), 2 * window);
+    Calibrator calibrator(model, window, 1);
+    calibrator.add(std::span(text).first(window));
+    SessionOptions options = make_options("k4v4", window);
+    options.threads = 1;
+    options.transform.norm = KeyNormPolicy::none;
+    const std::span<const Token> other = std::span(text).subspan(window, window);
+    const double without = divergence(model, other, options);
+    options.calibration = std::make_shared<Calibration>(calibrator.result());
+    EXPECT_LT(divergence(model, other, options), 0.3 * without) << without;
 }
 
 } // namespace
