@@ -12,8 +12,8 @@
 namespace innerkv::runner {
 namespace {
 
-/// Smaller magnitudes are rounding errors of the mean, not data: fp16's smallest number.
-constexpr float kSmallestMagnitude = 0x1p-24f;
+/// A channel is an outlier where its largest magnitude is so many times the median channel's.
+constexpr float kOutlier = 4.0f;
 
 /// One channel of keys over all tokens.
 struct Channel {
@@ -26,12 +26,22 @@ struct Channel {
         least = std::min(least, key);
         largest = std::max(largest, key);
     }
-    /// sqrt(max over tokens |K - centre|); 1 for a channel that is constant.
-    float norm(float centre) const {
-        const float magnitude = std::max(largest - centre, centre - least);
-        return magnitude < kSmallestMagnitude ? 1.0f : std::sqrt(magnitude);
-    }
+    /// max over tokens |K - centre|
+    float magnitude(float centre) const { return std::max(largest - centre, centre - least); }
 };
+
+/// Norms of one head from its channels' magnitudes, in place: outliers come down to where being one begins,
+/// the others stay as they are.
+void magnitudes_to_norms(std::span<float> magnitudes) {
+    std::vector<float> sorted(magnitudes.begin(), magnitudes.end());
+    const auto median = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+    std::nth_element(sorted.begin(), median, sorted.end());
+    // where most channels are constant there is nothing to compare with
+    const float bound = *median > 0.0f ? kOutlier * *median : kLargestF16;
+    for (float& value : magnitudes) {
+        value = std::clamp(value / bound, 1.0f, kLargestF16);
+    }
+}
 
 /// Adds fp16 row `row` of one head's pages.
 void add_key(const PageRun& run, int head, std::int64_t row, std::span<Channel> channels) {
@@ -124,7 +134,11 @@ Calibration Calibrator::result() const {
     for (const Channel& channel : impl_->channels) {
         const auto centre = static_cast<float>(channel.sum / static_cast<double>(impl_->tokens));
         result.centre.push_back(centre);
-        result.norm.push_back(channel.norm(centre));
+        result.norm.push_back(channel.magnitude(centre));
+    }
+    const auto dim = static_cast<std::size_t>(info.head_dim);
+    for (std::size_t first = 0; first < result.norm.size(); first += dim) {
+        magnitudes_to_norms(std::span(result.norm).subspan(first, dim));
     }
     return result;
 }

@@ -72,8 +72,10 @@ Calibration calibrate(const std::shared_ptr<Model>& model, int windows) {
 class CalibratedModel : public testing::TestWithParam<const char*> {};
 
 TEST_P(CalibratedModel, IsWhatItsKeysSay) {
-    const std::shared_ptr<Model> model = Model::load(random_model(GetParam()));
+    const std::string path = make_outliers(random_model(GetParam()), 32.0f, 2);
+    const std::shared_ptr<Model> model = Model::load(path);
     constexpr int windows = 2;
+    int outliers = 0;
     std::vector<std::vector<float>> rows;
     for (int i = 0; i < windows; ++i) {
         const auto more = all_keys(model, random_tokens(kWindow, model->info().vocabulary_size,
@@ -84,6 +86,7 @@ TEST_P(CalibratedModel, IsWhatItsKeysSay) {
     ASSERT_EQ(calibration.tokens, windows * (kWindow - kSink));
     ASSERT_EQ(calibration.centre.size(), rows.front().size());
     ASSERT_EQ(calibration.norm.size(), rows.front().size());
+    std::vector<double> magnitudes;
     for (std::size_t c = 0; c < rows.front().size(); ++c) {
         double mean = 0.0;
         for (const auto& row : rows) {
@@ -95,8 +98,20 @@ TEST_P(CalibratedModel, IsWhatItsKeysSay) {
         }
         // products of other batch sizes round differently
         ASSERT_NEAR(calibration.centre[c], mean, 0.01 * largest) << c;
-        ASSERT_NEAR(calibration.norm[c], std::sqrt(largest), 0.01 * std::sqrt(largest)) << c;
+        magnitudes.push_back(largest);
     }
+    const auto dim = static_cast<std::size_t>(model->info().head_dim);
+    for (std::size_t c = 0; c < magnitudes.size(); ++c) {
+        const auto head = magnitudes.begin() + static_cast<std::ptrdiff_t>(c / dim * dim);
+        std::vector<double> sorted(head, head + static_cast<std::ptrdiff_t>(dim));
+        std::sort(sorted.begin(), sorted.end());
+        const double norm = std::max(1.0, magnitudes[c] / (4.0 * sorted[dim / 2]));
+        ASSERT_NEAR(calibration.norm[c], norm, 0.01 * norm) << c;
+        outliers += norm > 2.0 ? 1 : 0;
+    }
+    std::remove(path.c_str());
+    // what the tool made, in every head
+    EXPECT_EQ(outliers, model->info().layers * model->info().kv_heads * 4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CalibratedModel,

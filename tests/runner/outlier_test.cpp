@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 
 #include "innerkv/codec.h"
 #include "models.h"
@@ -51,16 +50,6 @@ Trace trace(const std::shared_ptr<Model>& model) {
         }
     }
     return result;
-}
-
-/// Runs the tool on a model; the caller removes the result.
-std::string make_outliers(const std::string& model, float factor) {
-    const std::string path = scratch_file("outliers.gguf");
-    const std::string command = std::string(INNERKV_OUTLIER_TOOL) + " \"" + model + "\" \"" + path +
-                                "\" --pairs " + std::to_string(kPairs) + " --factor " +
-                                std::to_string(factor);
-    EXPECT_EQ(std::system(command.c_str()), 0) << command;
-    return path;
 }
 
 std::shared_ptr<Model> load_and_remove(const std::string& path) {
@@ -113,7 +102,7 @@ class OutlierModel : public testing::TestWithParam<const char*> {};
 TEST_P(OutlierModel, SameFunctionOtherKeys) {
     const std::shared_ptr<Model> model = Model::load(random_model(GetParam()));
     const std::shared_ptr<Model> changed =
-        load_and_remove(make_outliers(random_model(GetParam()), kFactor));
+        load_and_remove(make_outliers(random_model(GetParam()), kFactor, kPairs));
     const Trace before = trace(model);
     const Trace after = trace(changed);
     expect_near(before.logits, after.logits);
@@ -133,8 +122,8 @@ INSTANTIATE_TEST_SUITE_P(Models, OutlierModel,
 TEST(OutlierModel, RealSmolLM2) {
     const std::string path = real_model("smollm2");
     ASSERT_FALSE(path.empty());
-    const std::shared_ptr<Model> plain = load_and_remove(make_outliers(path, 1.0f));
-    const std::shared_ptr<Model> changed = load_and_remove(make_outliers(path, kFactor));
+    const std::shared_ptr<Model> plain = load_and_remove(make_outliers(path, 1.0f, kPairs));
+    const std::shared_ptr<Model> changed = load_and_remove(make_outliers(path, kFactor, kPairs));
     const Trace before = trace(plain);
     const Trace after = trace(changed);
     expect_near(before.logits, after.logits);
@@ -164,7 +153,7 @@ double divergence(const std::shared_ptr<Model>& model, std::span<const Token> to
 TEST(OutlierModel, RealSmolLM2NeedsANorm) {
     const std::string path = real_model("smollm2");
     ASSERT_FALSE(path.empty());
-    const std::shared_ptr<Model> model = load_and_remove(make_outliers(path, kFactor));
+    const std::shared_ptr<Model> model = load_and_remove(make_outliers(path, kFactor, kPairs));
     const std::vector<Token> text = model->tokenize(sample_text(8000), false, false);
     constexpr std::size_t window = 640;
     ASSERT_GT(text.size(), 2 * window);
