@@ -78,8 +78,9 @@ std::string hash_of(const Calibration& calibration) {
 }
 
 bool is_key_weight(std::string_view name) {
-    return name.find(".attn_k") != name.npos || name.find(".attn_qkv.") != name.npos ||
-           name.find(".attn_norm.") != name.npos;
+    return name.find(".attn_k") != std::string_view::npos ||
+           name.find(".attn_qkv.") != std::string_view::npos ||
+           name.find(".attn_norm.") != std::string_view::npos;
 }
 
 /// What is wrong with the numbers; empty: nothing.

@@ -151,9 +151,9 @@ protected:
     }
     void expect_refusal(const std::string& part) const {
         const std::string message = refusal();
-        EXPECT_NE(message.find(part), message.npos) << message;
+        EXPECT_NE(message.find(part), std::string::npos) << message;
         EXPECT_EQ(message.find(path_), 0u) << message;
-        EXPECT_EQ(message.find('\n'), message.npos) << message;
+        EXPECT_EQ(message.find('\n'), std::string::npos) << message;
     }
     static Calibration make() {
         Calibration calibration = calibrate(Model::load(random_model("llama")), 1);
