@@ -37,7 +37,9 @@ class CalibrateTest(ProgramTest):
         expected = {"architecture": "llama", "model": "random llama-long", "tokens": 512 - 32,
                     "layers": 3, "kv_heads": 2, "head_dim": 64}
         self.assertEqual(result | expected, result)
-        self.assertTrue(0 < result["norm_min"] < result["norm_max"])
+        # random keys have no outliers
+        self.assertEqual((result["norm_min"], result["norm_max"]), (1, 1))
+        self.assertGreater(result["centre_max"], 0)
 
     def test_inspect_tells_what_calibrate_told(self):
         made = self.make()
