@@ -13,6 +13,7 @@ using Action = std::function<int()>;
 
 void add_run_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
+void add_calibrate_command(CLI::App& app, Action& action);
 void add_bench_command(CLI::App& app, Action& action);
 void add_plan_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);

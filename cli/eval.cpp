@@ -43,6 +43,7 @@ struct PplOptions {
     std::string codec = kOwnCodec;
     std::string isa;
     std::string key_norm;
+    std::string calibration;
     std::string arithmetic = "integer";
     int threads = 0;
     bool json = false;
@@ -62,6 +63,8 @@ int choose_windows(const PplOptions& options, std::size_t tokens) {
 }
 
 PerplexityResult measure(const PplOptions& options) {
+    PerplexityOptions perplexity;
+    perplexity.calibration = read_calibration(options.calibration, options.caches, options.codec);
     const std::string text = read_text(options.text);
     const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
     if (options.window > model->info().context_length)
@@ -71,7 +74,6 @@ PerplexityResult measure(const PplOptions& options) {
     const std::vector<runner::Token> tokens = model->tokenize(text, false, false);
     catch_interrupts();
     const std::vector<std::string> caches = split_list(options.caches);
-    PerplexityOptions perplexity;
     perplexity.window = options.window;
     perplexity.windows = choose_windows(options, tokens.size());
     perplexity.threads = options.threads;
@@ -109,6 +111,7 @@ Json to_json(const PplOptions& options, const PerplexityResult& result) {
             {"ctx", options.window},
             {"chunks", result.windows},
             {"codec", options.codec},
+            {"calibration", options.calibration},
             {"arithmetic", options.arithmetic},
             {"threads", result.threads},
             {"interrupted", interrupted()},
@@ -191,6 +194,7 @@ void add_ppl(CLI::App& parent, Action& action) {
         ->check(CLI::IsMember({"integer", "exact"}))
         ->capture_default_str();
     add_key_norm_option(*command, options->key_norm);
+    add_calibration_option(*command, options->calibration);
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     add_isa_option(*command, options->isa, "Instruction set of the kernels");
     add_json_option(*command, options->json);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// `innerkv inspect`: what a model file says about itself.
+// `innerkv inspect`: what a model or a calibration says about itself.
 #include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>
 
+#include "calibration_report.h"
 #include "commands.h"
 #include "errors.h"
 #include "options.h"
@@ -72,12 +73,20 @@ std::string to_text(const runner::ModelInfo& info) {
 
 int inspect(const InspectOptions& options) {
     if (options.path.ends_with(".ikv"))
-        throw Failure(fmt::format("{}: this version inspects GGUF model files only", options.path));
-    const runner::ModelInfo info = runner::inspect_model(options.path);
-    if (options.json)
-        write_json(to_json(info));
-    else
-        write_output(to_text(info));
+        throw Failure(fmt::format("{}: this version inspects GGUF files only", options.path));
+    const auto show = [&](const Json& json, const std::string& text) {
+        if (options.json)
+            write_json(json);
+        else
+            write_output(text);
+    };
+    if (runner::is_calibration(options.path)) {
+        const auto calibration = runner::read_calibration(options.path);
+        show(cli::to_json(*calibration), cli::to_text(*calibration));
+    } else {
+        const runner::ModelInfo info = runner::inspect_model(options.path);
+        show(to_json(info), to_text(info));
+    }
     return kSuccess;
 }
 
@@ -85,8 +94,10 @@ int inspect(const InspectOptions& options) {
 
 void add_inspect_command(CLI::App& app, Action& action) {
     auto options = std::make_shared<InspectOptions>();
-    CLI::App* command = app.add_subcommand("inspect", "Show what a model file holds");
-    command->add_option("file", options->path, "GGUF model file")->type_name("FILE")->required();
+    CLI::App* command = app.add_subcommand("inspect", "Show what a model or a calibration holds");
+    command->add_option("file", options->path, "GGUF model or calibration")
+        ->type_name("FILE")
+        ->required();
     add_json_option(*command, options->json);
     command->footer("Examples:\n"
                     "  innerkv inspect model.gguf\n"

@@ -50,6 +50,7 @@ int run(int argc, char** argv) {
     describe(app);
     add_run_command(app, action);
     add_eval_command(app, action);
+    add_calibrate_command(app, action);
     add_bench_command(app, action);
     add_plan_command(app, action);
     add_inspect_command(app, action);

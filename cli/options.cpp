@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "errors.h"
 #include "innerkv/attention.h"
 #include "innerkv/error.h"
 #include "innerkv/format.h"
@@ -125,6 +126,35 @@ runner::SessionOptions session_options(const std::string& contender, int context
     session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
     session.transform.norm = session.preset.key_norm;
     return session;
+}
+
+CLI::Option* add_calibration_option(CLI::App& command, std::string& path) {
+    return command
+        .add_option("--calibration", path,
+                    "Key transforms that innerkv calibrate took from the model, for all sequences")
+        ->type_name("FILE")
+        ->excludes("--key-norm");
+}
+
+std::shared_ptr<const runner::Calibration>
+read_calibration(const std::string& path, const std::string& caches, const std::string& codec) {
+    if (path.empty()) return {};
+    for (const std::string& cache : split_list(caches)) {
+        const runner::SessionOptions session = runner::make_options(cache, 1);
+        if (!session.rival.empty())
+            throw UsageError(fmt::format("--calibration: {} is somebody else's cache; leave one of "
+                                         "the two out",
+                                         cache));
+        if (!session.preset.k.quantized())
+            throw UsageError(fmt::format("--calibration: the cache {} quantizes nothing and has no "
+                                         "key transform; leave one of the two out",
+                                         cache));
+    }
+    if (codec == kPaperCodec)
+        throw UsageError(
+            "--calibration brings norm, centre and rotation, --codec paper has its own "
+            "key norm alone; leave one of the two out");
+    return runner::read_calibration(path);
 }
 
 CLI::Validator accepted_by(std::function<void(const std::string&)> check) {

@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 
+#include "runner/calibration.h"
 #include "runner/runner.h"
 
 namespace innerkv::cli {
@@ -52,6 +54,13 @@ CLI::Option* add_codec_option(CLI::App& command, std::string& codec);
 /// and with the paper's codecs where `codec` asks for them. A rival is what its name says.
 runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec);
+
+/// Not with --key-norm, which the command must have already.
+CLI::Option* add_calibration_option(CLI::App& command, std::string& path);
+/// Null for an empty path. Throws UsageError where one of the `caches`, separated by commas, or the codec has no use
+/// for a calibration.
+std::shared_ptr<const runner::Calibration>
+read_calibration(const std::string& path, const std::string& caches, const std::string& codec);
 
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);

@@ -70,6 +70,7 @@ private:
         session.chunk = static_cast<int>(block_);
         session.isa = options_.isa;
         session.arithmetic = options_.arithmetic;
+        if (session.preset.k.quantized()) session.calibration = options_.calibration;
         return {cache, std::make_unique<runner::Session>(model, session), {}, {}, {}};
     }
 

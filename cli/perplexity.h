@@ -18,8 +18,9 @@ struct PerplexityOptions {
     int windows = 0;
     int threads = 0; ///< 0: all cores
     std::string isa;
-    std::string key_norm; ///< empty: the presets' own
-    std::string codec;    ///< as --codec has it
+    std::string key_norm;                                   ///< empty: the presets' own
+    std::string codec;                                      ///< as --codec has it
+    std::shared_ptr<const runner::Calibration> calibration; ///< of all that quantize; may be null
     Arithmetic arithmetic = Arithmetic::integer;
     runner::Token first_token =
         -1; ///< stands in for each window's first token; negative: nothing does

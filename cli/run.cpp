@@ -42,6 +42,7 @@ struct RunOptions {
     std::string cache{presets().front().name};
     std::string compare;
     std::string key_norm;
+    std::string calibration;
     std::string codec = kOwnCodec;
     std::string isa;
     runner::SamplerOptions sampler;
@@ -86,14 +87,17 @@ int choose_context(const RunOptions& options, const runner::ModelInfo& info, std
     return context;
 }
 
+using CalibrationPtr = std::shared_ptr<const runner::Calibration>;
+
 runner::SessionOptions make_session_options(const RunOptions& options, const std::string& cache,
-                                            int context) {
+                                            int context, const CalibrationPtr& calibration) {
     runner::SessionOptions session =
         session_options(cache, context, options.key_norm, options.codec);
     session.threads = options.threads;
     session.chunk = options.chunk;
     session.exact_prefill = options.exact_prefill;
     session.isa = options.isa;
+    if (session.preset.k.quantized()) session.calibration = calibration;
     return session;
 }
 
@@ -113,6 +117,8 @@ void answer(const RunOptions& options, const runner::Model& model, runner::Sessi
 int run(const RunOptions& options) {
     if (options.verbose) log_models();
     const PromptText text = read_prompt(options);
+    const CalibrationPtr calibration =
+        read_calibration(options.calibration, options.cache, options.codec);
     const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
     const std::vector<runner::Token> prompt = make_prompt(*model, text);
     catch_interrupts();
@@ -122,8 +128,8 @@ int run(const RunOptions& options) {
     report.context = choose_context(options, model->info(), prompt.size());
     KeptLogits kept(model->info().vocabulary_size);
     {
-        runner::Session session(model,
-                                make_session_options(options, options.cache, report.context));
+        runner::Session session(
+            model, make_session_options(options, options.cache, report.context, calibration));
         report.threads = session.options().threads;
         answer(options, *model, session, prompt, options.compare.empty() ? nullptr : &kept,
                report.generation);
@@ -132,7 +138,7 @@ int run(const RunOptions& options) {
     report.compared_cache = options.compare;
     if (!options.compare.empty() && !interrupted()) {
         CompareOptions other;
-        other.session = make_session_options(options, options.compare, report.context);
+        other.session = make_session_options(options, options.compare, report.context, calibration);
         other.sampler = options.sampler;
         other.tokens = options.tokens;
         report.comparison = compare(model, prompt, report.generation, kept, other);
@@ -169,6 +175,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens));
     add_key_norm_option(command, options.key_norm);
+    add_calibration_option(command, options.calibration);
     add_codec_option(command, options.codec);
     command.add_flag("--exact-prefill", options.exact_prefill,
                      "Keep the whole prompt in fp16 until it is complete");

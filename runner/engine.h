@@ -25,6 +25,8 @@ public:
     virtual void settle() = 0;
     virtual void truncate(std::int64_t length) = 0;
     virtual void clear() = 0;
+    /// Of our graph's store; libllama shows no such thing: throws InvalidArgument.
+    virtual SequenceView view(int layer) const = 0;
     virtual CacheReport report(std::int64_t length) const = 0;
 };
 

@@ -72,6 +72,7 @@ public:
     void settle() override { store_->settle(); }
     void truncate(std::int64_t length) override { store_->truncate(length); }
     void clear() override { store_->clear(); }
+    SequenceView view(int layer) const override { return store_->view(layer); }
     CacheReport report(std::int64_t length) const override { return store_->report(length); }
 
 private:

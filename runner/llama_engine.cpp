@@ -115,6 +115,9 @@ public:
 
     void clear() override { llama_memory_clear(llama_get_memory(context_.get()), true); }
 
+    SequenceView view(int) const override {
+        throw InvalidArgument("a cache inside libllama cannot be viewed; choose a preset");
+    }
     CacheReport report(std::int64_t length) const override {
         std::int64_t tokens = 0;
         for (int layer = 0; layer < info_.layers; ++layer) {

@@ -85,6 +85,8 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
+struct Calibration; // calibration.h
+
 struct SessionOptions {
     Preset preset;              ///< see find_preset; windows and codecs may be edited
     TransformPolicy transform;  ///< norm is taken from the preset by make_options
@@ -97,6 +99,9 @@ struct SessionOptions {
     /// Somebody else's cache instead of the preset's, as rival_names() has them; empty: none. Norms,
     /// arithmetic and, where libllama runs it, isa have no meaning then.
     std::string rival;
+    /// Key transforms of all sequences, in place of `transform`; null: none. Of this very model, and for
+    /// presets that quantize.
+    std::shared_ptr<const Calibration> calibration;
 };
 
 /// The contender is a preset, paper:PRESET (the preset with the InnerQ paper's codecs) or a rival. Throws
@@ -156,6 +161,8 @@ public:
     void truncate(std::int64_t length);
     void clear();
     CacheReport cache_report() const;
+    /// What the cache holds in one layer; valid until the session changes.
+    SequenceView view(int layer) const;
 
 private:
     struct Impl;

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "rivals.h"
+#include "runner/calibration.h"
 #include "settings.h"
 
 #if defined(__linux__)
@@ -50,6 +51,15 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
         options.threads = available_cores();
     }
     return options;
+}
+
+void check_calibration(const Model& model, const SessionOptions& options) {
+    check_model(*options.calibration, model);
+    if (!options.preset.k.quantized()) {
+        throw InvalidArgument("a calibration was given for the preset " +
+                              std::string(options.preset.name) +
+                              ", which quantizes nothing; leave it out, or choose another preset");
+    }
 }
 
 std::unique_ptr<Engine> make_engine(std::shared_ptr<Model> model, const SessionOptions& options) {
@@ -99,6 +109,11 @@ CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options) {
     CacheConfig config =
         CacheConfig::from_preset(options.preset, info.layers, info.kv_heads, info.head_dim);
     config.transform = options.transform;
+    if (options.calibration) {
+        config.transform = {};
+        config.transform.norm = KeyNormPolicy::calibrated;
+        config.calibrated = options.calibration->transforms();
+    }
     config.sliding_window = info.sliding_window;
     config.max_tokens = options.context;
     config.max_append = whole_chunks(options) ? options.chunk : kPageTokens;
@@ -217,6 +232,9 @@ Session::Session(std::shared_ptr<Model> model, const SessionOptions& options) {
         throw InvalidArgument("a session needs a model");
     }
     const SessionOptions complete = checked(model->info(), options);
+    if (complete.calibration) {
+        check_calibration(*model, complete);
+    }
     impl_ = std::make_unique<Impl>(std::move(model), complete);
 }
 
@@ -265,6 +283,8 @@ void Session::truncate(std::int64_t length) {
 }
 
 void Session::clear() { impl_->start_over(); }
+
+SequenceView Session::view(int layer) const { return impl_->engine->view(layer); }
 
 CacheReport Session::cache_report() const { return impl_->engine->report(impl_->length); }
 

@@ -48,7 +48,8 @@ class HelpTest(ProgramTest):
             for line in lines:
                 self.assertIn("innerkv", line)
                 result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=program.ROOT,
-                                        env=program.environment(PATH=path, MODEL=str(program.RANDOM_MODEL)),
+                                        env=program.environment(PATH=path, MODEL=str(program.RANDOM_MODEL),
+                                                                TMPDIR=scratch),
                                         capture_output=True, timeout=600, check=False,
                                         preexec_fn=one_core)
                 self.assertEqual((result.returncode, result.stderr), (0, b""), line)
@@ -66,6 +67,9 @@ class HelpTest(ProgramTest):
 
     def test_examples_of_eval_ppl(self):
         self.run_examples("eval ppl")
+
+    def test_examples_of_calibrate(self):
+        self.run_examples("calibrate")
 
     def test_examples_of_bench_attention(self):
         self.run_examples("bench attention")
@@ -99,6 +103,8 @@ class WrongUsageTest(ProgramTest):
         self.fail_with(innerkv("eval", "ppl", "-m", "x"), 2, "--text")
         self.fail_with(innerkv("plan", "-m", "x"), 2, "--context")
         self.fail_with(innerkv("inspect"), 2, "file")
+        self.fail_with(innerkv("calibrate", "-m", "x", "-o", "x"), 2, "--text")
+        self.fail_with(innerkv("calibrate", "-m", "x", "--text", "x"), 2, "--output")
 
     def test_option_without_value(self):
         self.fail_with(innerkv("run", "-m"), 2)
@@ -122,6 +128,8 @@ class WrongUsageTest(ProgramTest):
         cases = [(("run", "-m", "x", "-p", "x", option), wholes)
                  for option in ("-n", "--context", "--chunk", "--threads")]
         cases += [(("eval", "ppl", "-m", "x", "--text", "x", option), wholes)
+                  for option in ("--ctx", "--chunks", "--threads")]
+        cases += [(("calibrate", "-m", "x", "--text", "x", "-o", "x", option), wholes)
                   for option in ("--ctx", "--chunks", "--threads")]
         cases += [(("bench", "attention", option), wholes)
                   for option in ("--head-dim", "--q-heads", "--kv-heads", "--context", "--batch",

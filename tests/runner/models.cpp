@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <stdexcept>
 
 namespace innerkv::runner::test {
 namespace {
@@ -51,6 +52,17 @@ std::string real_model(const std::string& name) {
 
 std::string scratch_file(const std::string& name) {
     return std::string(INNERKV_TEST_SCRATCH) + "/" + std::to_string(::getpid()) + "-" + name;
+}
+
+std::string make_outliers(const std::string& model, float factor, int pairs) {
+    std::string path = scratch_file("outliers.gguf");
+    const std::string command = std::string(INNERKV_OUTLIER_TOOL) + " \"" + model + "\" \"" + path +
+                                "\" --pairs " + std::to_string(pairs) + " --factor " +
+                                std::to_string(factor);
+    if (std::system(command.c_str()) != 0) {
+        throw std::runtime_error("failed: " + command);
+    }
+    return path;
 }
 
 std::string sample_text(std::size_t bytes) {

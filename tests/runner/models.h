@@ -16,6 +16,10 @@ std::string random_model(const std::string& name);
 /// tools/model.py; empty: not there.
 std::string real_model(const std::string& name);
 
+/// A copy of a model with outlier channels in its keys, by tools/make_outlier_gguf.py; a scratch file that the
+/// caller removes.
+std::string make_outliers(const std::string& model, float factor, int pairs);
+
 /// A file name in the build folder that no other test process uses.
 std::string scratch_file(const std::string& name);
 

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runner/calibration.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <span>
+
+#include "backend.h"
+#include "gguf_file.h"
+#include "innerkv/codec.h"
+#include "log.h"
+#include "model.h"
+
+namespace innerkv::runner {
+namespace {
+
+constexpr const char* kType = "innerkv-calibration";
+constexpr std::uint32_t kVersion = 1;
+constexpr float kSmallestNorm = 0x1p-24f; ///< the cache's bounds: cache.h, CacheConfig::calibrated
+constexpr std::int64_t kMostOfAnything = 1 << 20;
+
+constexpr const char* kTypeKey = "general.type";
+constexpr const char* kVersionKey = "innerkv.calibration.version";
+constexpr const char* kArchitectureKey = "innerkv.calibration.model.architecture";
+constexpr const char* kModelKey = "innerkv.calibration.model.name";
+constexpr const char* kModelHashKey = "innerkv.calibration.model.hash";
+constexpr const char* kTextHashKey = "innerkv.calibration.text.hash";
+constexpr const char* kTokensKey = "innerkv.calibration.text.tokens";
+constexpr const char* kLayersKey = "innerkv.calibration.layers";
+constexpr const char* kKvHeadsKey = "innerkv.calibration.kv_heads";
+constexpr const char* kHeadDimKey = "innerkv.calibration.head_dim";
+constexpr const char* kHashKey = "innerkv.calibration.hash";
+constexpr const char* kNormTensor = "norm";
+constexpr const char* kCentreTensor = "centre";
+
+class Hash {
+public:
+    void add(const void* data, std::size_t bytes) {
+        const auto* next = static_cast<const unsigned char*>(data);
+        for (const unsigned char* end = next + bytes; next != end; ++next) {
+            state_ = (state_ ^ *next) * 0x100000001b3u;
+        }
+    }
+    void add(std::int64_t number) { add(&number, sizeof number); }
+    /// With its length, so that what follows cannot be taken for a part of it.
+    void add_text(std::string_view text) {
+        add(static_cast<std::int64_t>(text.size()));
+        add(text.data(), text.size());
+    }
+    std::string text() const {
+        char digits[17];
+        std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(state_));
+        return digits;
+    }
+
+private:
+    std::uint64_t state_ = 0xcbf29ce484222325u;
+};
+
+/// Of everything that the file says: a damaged one is told from a good one.
+std::string hash_of(const Calibration& calibration) {
+    Hash hash;
+    for (const std::string* text : {&calibration.architecture, &calibration.model,
+                                    &calibration.model_hash, &calibration.text_hash}) {
+        hash.add_text(*text);
+    }
+    hash.add(calibration.tokens);
+    for (const int extent : {calibration.layers, calibration.kv_heads, calibration.head_dim}) {
+        hash.add(extent);
+    }
+    for (const std::vector<float>* values : {&calibration.norm, &calibration.centre}) {
+        hash.add(values->data(), values->size() * sizeof(float));
+    }
+    return hash.text();
+}
+
+bool is_key_weight(std::string_view name) {
+    return name.find(".attn_k") != std::string_view::npos ||
+           name.find(".attn_qkv.") != std::string_view::npos ||
+           name.find(".attn_norm.") != std::string_view::npos;
+}
+
+/// What is wrong with the numbers; empty: nothing.
+std::string find_fault(const Calibration& calibration) {
+    const auto place = [&](std::size_t index) {
+        const auto dim = static_cast<std::size_t>(calibration.head_dim);
+        const auto heads = static_cast<std::size_t>(calibration.kv_heads);
+        return " of layer " + std::to_string(index / dim / heads) + ", KV head " +
+               std::to_string(index / dim % heads) + ", channel " + std::to_string(index % dim) +
+               " is ";
+    };
+    // Written so that NaN fails.
+    for (std::size_t i = 0; i < calibration.norm.size(); ++i) {
+        const float norm = calibration.norm[i];
+        if (!(norm >= kSmallestNorm && norm <= kLargestF16)) {
+            return "norm" + place(i) + std::to_string(norm) + "; supported are 2^-24 to 65504";
+        }
+    }
+    for (std::size_t i = 0; i < calibration.centre.size(); ++i) {
+        const float centre = calibration.centre[i];
+        if (!(std::abs(centre) <= kLargestF16)) {
+            return "centre" + place(i) + std::to_string(centre) +
+                   "; supported are magnitudes up to 65504";
+        }
+    }
+    return {};
+}
+
+std::string required_text(const GgufFile& file, const char* key) {
+    const std::optional<std::string> text = file.text(key);
+    if (!text) {
+        file.fail("is a damaged calibration: metadata " + std::string(key) + " is missing");
+    }
+    return *text;
+}
+
+std::int64_t required_count(const GgufFile& file, const char* key, std::int64_t most) {
+    const std::int64_t count = file.integer(key).value_or(0);
+    if (count < 1 || count > most) {
+        file.fail("is a damaged calibration: metadata " + std::string(key) + " is " +
+                  std::to_string(count) + "; 1 to " + std::to_string(most) + " is supported");
+    }
+    return count;
+}
+
+std::vector<float> read_tensor(const GgufFile& file, const char* name,
+                               const Calibration& calibration) {
+    const TensorEntry* const tensor = file.find_tensor(name);
+    const std::array<std::int64_t, GGML_MAX_DIMS> shape{calibration.head_dim, calibration.kv_heads,
+                                                        calibration.layers, 1};
+    if (!tensor || tensor->type != GGML_TYPE_F32 || tensor->shape != shape) {
+        file.fail("is a damaged calibration: there is no F32 tensor " + std::string(name) + " of " +
+                  shape_text(shape));
+    }
+    std::vector<float> values(tensor->bytes / sizeof(float));
+    std::memcpy(values.data(), file.data(*tensor), tensor->bytes);
+    return values;
+}
+
+void check_version(const GgufFile& file) {
+    const std::string type = file.text(kTypeKey).value_or("");
+    if (type != kType) {
+        file.fail("is not a calibration: metadata " + std::string(kTypeKey) +
+                  (type.empty() ? " is missing" : " is '" + type + "'") +
+                  "; innerkv calibrate makes one");
+    }
+    const std::int64_t version = file.integer(kVersionKey).value_or(0);
+    if (version != kVersion) {
+        file.fail("is a calibration of version " + std::to_string(version) +
+                  "; this program reads version " + std::to_string(kVersion) +
+                  ", make it anew with innerkv calibrate");
+    }
+}
+
+struct FreeMetadata {
+    void operator()(gguf_context* context) const { gguf_free(context); }
+};
+using MetadataPtr = std::unique_ptr<gguf_context, FreeMetadata>;
+
+MetadataPtr make_metadata(const Calibration& calibration) {
+    MetadataPtr metadata(gguf_init_empty());
+    const auto text = [&](const char* key, const std::string& value) {
+        gguf_set_val_str(metadata.get(), key, value.c_str());
+    };
+    const auto number = [&](const char* key, int value) {
+        gguf_set_val_u32(metadata.get(), key, static_cast<std::uint32_t>(value));
+    };
+    text(kTypeKey, kType);
+    gguf_set_val_u32(metadata.get(), kVersionKey, kVersion);
+    text(kArchitectureKey, calibration.architecture);
+    text(kModelKey, calibration.model);
+    text(kModelHashKey, calibration.model_hash);
+    text(kTextHashKey, calibration.text_hash);
+    gguf_set_val_u64(metadata.get(), kTokensKey, static_cast<std::uint64_t>(calibration.tokens));
+    number(kLayersKey, calibration.layers);
+    number(kKvHeadsKey, calibration.kv_heads);
+    number(kHeadDimKey, calibration.head_dim);
+    text(kHashKey, hash_of(calibration));
+    return metadata;
+}
+
+void add_tensor(gguf_context* metadata, ggml_context* context, const char* name,
+                const Calibration& calibration, const std::vector<float>& values) {
+    ggml_tensor* const tensor = ggml_new_tensor_3d(context, GGML_TYPE_F32, calibration.head_dim,
+                                                   calibration.kv_heads, calibration.layers);
+    ggml_set_name(tensor, name);
+    // ggml's interface is not const; the values are only read.
+    tensor->data = const_cast<float*>(values.data());
+    gguf_add_tensor(metadata, tensor);
+}
+
+void check_complete(const Calibration& calibration) {
+    const std::size_t size = static_cast<std::size_t>(calibration.layers) *
+                             static_cast<std::size_t>(calibration.kv_heads) *
+                             static_cast<std::size_t>(calibration.head_dim);
+    if (size == 0 || calibration.norm.size() != size || calibration.centre.size() != size) {
+        throw InvalidArgument("a calibration has " + std::to_string(calibration.norm.size()) +
+                              " norms and " + std::to_string(calibration.centre.size()) +
+                              " centres; layers * KV heads * channels = " + std::to_string(size) +
+                              " of each are needed");
+    }
+    if (const std::string fault = find_fault(calibration); !fault.empty()) {
+        throw InvalidArgument("a calibration cannot be written: " + fault);
+    }
+}
+
+/// What the path names in the end, links followed; nothing but a regular file is ever replaced, least of
+/// all a device.
+std::string replaceable_file(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::file_status status = std::filesystem::status(path, error);
+    if (!std::filesystem::exists(status)) {
+        return path;
+    }
+    if (!std::filesystem::is_regular_file(status)) {
+        throw Error(path + ": is not a regular file; a calibration is written to one");
+    }
+    const std::filesystem::path target = std::filesystem::canonical(path, error);
+    return error ? path : target.string();
+}
+
+} // namespace
+
+std::vector<KeyTransform> Calibration::transforms() const {
+    std::vector<KeyTransform> heads(static_cast<std::size_t>(layers) *
+                                    static_cast<std::size_t>(kv_heads));
+    for (std::size_t i = 0; i < heads.size(); ++i) {
+        const std::size_t first = i * static_cast<std::size_t>(head_dim);
+        heads[i].norm = norm.data() + first;
+        heads[i].centre = centre.data() + first;
+        heads[i].rotate = true;
+    }
+    return heads;
+}
+
+std::string hash_of(std::string_view text) {
+    Hash hash;
+    hash.add(text.data(), text.size());
+    return hash.text();
+}
+
+std::string hash_of(const Model& model) {
+    Hash hash;
+    const GgufFile& file = model.impl().file;
+    hash.add_text(model.info().architecture);
+    for (const TensorEntry& tensor : file.tensors()) {
+        hash.add_text(tensor.name);
+        hash.add(tensor.type);
+        for (const std::int64_t extent : tensor.shape) {
+            hash.add(extent);
+        }
+        if (is_key_weight(tensor.name)) {
+            hash.add(file.data(tensor), tensor.bytes);
+        }
+    }
+    return hash.text();
+}
+
+bool is_calibration(const std::string& path) {
+    install_log();
+    const GgufFile file(path);
+    return file.has(kVersionKey);
+}
+
+std::shared_ptr<const Calibration> read_calibration(const std::string& path) {
+    install_log();
+    const GgufFile file(path);
+    check_version(file);
+    auto calibration = std::make_shared<Calibration>();
+    calibration->path = path;
+    calibration->architecture = required_text(file, kArchitectureKey);
+    calibration->model = required_text(file, kModelKey);
+    calibration->model_hash = required_text(file, kModelHashKey);
+    calibration->text_hash = required_text(file, kTextHashKey);
+    calibration->tokens = required_count(file, kTokensKey, std::int64_t{1} << 40);
+    calibration->layers = static_cast<int>(required_count(file, kLayersKey, kMostOfAnything));
+    calibration->kv_heads = static_cast<int>(required_count(file, kKvHeadsKey, kMostOfAnything));
+    calibration->head_dim = static_cast<int>(required_count(file, kHeadDimKey, kMostOfAnything));
+    calibration->norm = read_tensor(file, kNormTensor, *calibration);
+    calibration->centre = read_tensor(file, kCentreTensor, *calibration);
+    if (const std::string fault = find_fault(*calibration); !fault.empty()) {
+        file.fail("is a damaged calibration: " + fault);
+    }
+    if (required_text(file, kHashKey) != hash_of(*calibration)) {
+        file.fail("is a damaged calibration: its contents are not those that " +
+                  std::string(kHashKey) + " was made from; make it anew with innerkv calibrate");
+    }
+    return calibration;
+}
+
+void write_calibration(const Calibration& calibration, const std::string& path) {
+    check_complete(calibration);
+    const std::string target = replaceable_file(path);
+    const MetadataPtr metadata = make_metadata(calibration);
+    const ContextPtr context = make_context(2);
+    add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
+    add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
+    const std::string part = target + ".part";
+    const CaughtLog log;
+    std::error_code error;
+    if (gguf_write_to_file(metadata.get(), part.c_str(), /*only_meta=*/false)) {
+        std::filesystem::rename(part, target, error);
+        if (!error) {
+            return;
+        }
+    }
+    const std::string reason = error ? error.message() : log.first_error();
+    std::filesystem::remove(part, error);
+    throw Error(path + ": cannot be written" + (reason.empty() ? "" : ": " + reason));
+}
+
+void check_model(const Calibration& calibration, const Model& model) {
+    const ModelInfo& info = model.info();
+    const std::string hash = hash_of(model);
+    if (calibration.model_hash == hash && calibration.layers == info.layers &&
+        calibration.kv_heads == info.kv_heads && calibration.head_dim == info.head_dim) {
+        return;
+    }
+    throw ModelError(calibration.path + ": was made for another model, '" + calibration.model +
+                     "' (" + calibration.architecture + ", " + calibration.model_hash + "); " +
+                     info.path + " is '" + info.name + "' (" + info.architecture + ", " + hash +
+                     "). Make one with innerkv calibrate");
+}
+
+} // namespace innerkv::runner
