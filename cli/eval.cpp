@@ -1,219 +1,198 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv eval`: what a cache costs in quality.
-#include <memory>
+#include "eval.h"
+
+#include <algorithm>
 
 #include <fmt/format.h>
 
-#include "commands.h"
 #include "errors.h"
+#include "innerkv/attention.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
+#include "journal.h"
 #include "log.h"
-#include "options.h"
-#include "output.h"
-#include "perplexity.h"
 #include "progress.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
 namespace {
 
-constexpr int kShortestWindow = 64;
-constexpr int kLongestWindow = 1 << 24;
+constexpr int kLongestContext = 1 << 24;
+constexpr int kMostDocuments = 1 << 20;
 
-constexpr const char* kExamples =
-    R"(Every token attends as in decoding. KLD is in nats, from the reference's prediction to the
-cache's; top-1 tells how often both find the same token most likely. Contenders are presets, presets
-with the paper's codecs (paper:PRESET) and caches of others (sim:..., llama:...; docs/rivals.md).
-
-Examples:
-  innerkv eval ppl -m model.gguf --text tests/data/alice.txt --ctx 384 --chunks 1
-  innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
-      --cache base,k4v4 --against f16 --json
-  innerkv eval ppl -m model.gguf --text tests/data/wikitext-small.txt --ctx 384 --chunks 1 \
-      --cache k4v4,paper:k4v4,sim:q4_0+rot,llama:q4_0+rot)";
-
-struct PplOptions {
-    std::string model;
-    std::string text;
-    int window = 2048;
-    int windows = 0; ///< 0: all that the text has
-    std::string caches;
-    std::string against = "f16";
-    std::string codec = kOwnCodec;
-    std::string isa;
-    std::string key_norm;
-    std::string calibration;
-    std::string arithmetic = "integer";
-    int threads = 0;
-    bool json = false;
-};
-
-/// How many windows to measure; throws Failure where the text has not one.
-int choose_windows(const PplOptions& options, std::size_t tokens) {
-    const auto available = static_cast<int>(tokens / static_cast<std::size_t>(options.window));
-    if (available == 0)
-        throw Failure(fmt::format("{} has {} tokens, fewer than one window of {}; choose a smaller "
-                                  "--ctx or a longer text",
-                                  options.text, tokens, options.window));
-    if (options.windows > available)
-        log_warning(fmt::format("{} has {} windows of {} tokens, not {}", options.text, available,
-                                options.window, options.windows));
-    return options.windows == 0 ? available : std::min(options.windows, available);
+std::vector<std::string> contestants(const EvalOptions& options) {
+    std::vector<std::string> caches = split_list(options.caches);
+    caches.insert(caches.begin(), options.against);
+    return caches;
 }
 
-PerplexityResult measure(const PplOptions& options) {
-    PerplexityOptions perplexity;
-    perplexity.calibration = read_calibration(options.calibration, options.caches, options.codec);
-    const std::string text = read_text(options.text);
-    const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
-    if (options.window > model->info().context_length)
-        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for",
-                                  options.window, model->info().context_length,
-                                  model->info().name));
-    const std::vector<runner::Token> tokens = model->tokenize(text, false, false);
-    catch_interrupts();
-    const std::vector<std::string> caches = split_list(options.caches);
-    perplexity.window = options.window;
-    perplexity.windows = choose_windows(options, tokens.size());
-    perplexity.threads = options.threads;
-    perplexity.isa = options.isa;
-    perplexity.key_norm = options.key_norm;
-    perplexity.codec = options.codec;
-    perplexity.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
-    perplexity.first_token = model->bos().value_or(-1);
-    const auto sessions = static_cast<std::int64_t>(caches.size() + 1);
-    Progress bar("eval ppl", "tokens", sessions * perplexity.windows * (options.window - 1));
-    perplexity.progress = [&bar](std::int64_t done, std::int64_t) {
-        bar.update(done);
-        return !interrupted();
-    };
-    return measure_perplexity(model, tokens, options.against, caches, perplexity);
+/// Whatever changes a figure by more than rounding does.
+Json journal_header(const EvalOptions& options, const EvalInput& input, const Json& specific) {
+    const runner::ModelInfo& info = input.model->info();
+    Json header = {
+        {"innerkv", options.name},
+        {"version", INNERKV_VERSION},
+        {"model_name", info.name},
+        {"model_bytes", info.file_bytes},
+        {"model_fingerprint", file_fingerprint(options.model)},
+        {"text_fingerprint", input.text_fingerprint},
+        {"against", options.against},
+        {"cache", options.caches},
+        {"ctx", options.context},
+        {"codec", options.codec},
+        {"key_norm", options.key_norm},
+        {"calibration", options.calibration.empty() ? "" : file_fingerprint(options.calibration)},
+        {"arithmetic", options.arithmetic},
+        {"isa", select_isa(options.isa)}};
+    header.update(specific);
+    return header;
 }
 
-Json to_json(const CacheScore& cache) {
-    return {{"cache", cache.cache},
-            {"ppl", cache.score.perplexity},
-            {"kld_mean", cache.score.divergence_mean},
-            {"kld_p99", cache.score.divergence_p99},
-            {"kld_max", cache.score.divergence_max},
-            {"top1", cache.score.same_top},
-            {"bits_per_value", cache.bits_per_value},
-            {"bits_per_value_total", cache.bits_per_value_total},
-            {"tokens", cache.score.tokens}};
-}
-
-Json to_json(const PplOptions& options, const PerplexityResult& result) {
-    Json results = Json::array();
-    for (const CacheScore& cache : result.caches) results.push_back(to_json(cache));
-    return {{"model", options.model},
-            {"text", options.text},
-            {"ctx", options.window},
-            {"chunks", result.windows},
-            {"codec", options.codec},
-            {"calibration", options.calibration},
-            {"arithmetic", options.arithmetic},
-            {"threads", result.threads},
-            {"interrupted", interrupted()},
-            {"against",
-             {{"cache", result.reference.cache},
-              {"ppl", result.reference.score.perplexity},
-              {"tokens", result.reference.score.tokens}}},
-            {"results", results}};
-}
-
-std::string to_text(const PplOptions& options, const PerplexityResult& result) {
-    const double reference = result.reference.score.perplexity;
-    std::string text =
-        fmt::format("{} window{} of {} tokens, second half scored: {} tokens; "
-                    "{} has perplexity {:.4f}\n",
-                    result.windows, result.windows == 1 ? "" : "s", options.window,
-                    result.reference.score.tokens, result.reference.cache, reference);
-    Table table(
-        {"cache", "bits a value", "with windows", "ppl", "change", "mean KLD", "p99 KLD", "top-1"});
-    for (const CacheScore& cache : result.caches)
-        table.add({cache.cache, fmt::format("{:.2f}", cache.bits_per_value),
-                   fmt::format("{:.2f}", cache.bits_per_value_total),
-                   fmt::format("{:.4f}", cache.score.perplexity),
-                   fmt::format("{:+.2f}%", 100.0 * (cache.score.perplexity / reference - 1.0)),
-                   fmt::format("{:.5f}", cache.score.divergence_mean),
-                   fmt::format("{:.4f}", cache.score.divergence_p99),
-                   fmt::format("{:.2f}%", 100.0 * cache.score.same_top)});
-    return text + table.text();
-}
-
-/// Such a row tells nothing about its format.
-void warn_of_unquantized(const PplOptions& options, const PerplexityResult& result) {
-    std::string names;
-    for (const CacheScore& cache : result.caches)
-        if (cache.never_quantized) names.append(names.empty() ? "" : ", ").append(cache.cache);
-    if (!names.empty())
-        log_warning(
-            fmt::format("{} quantized nothing in windows of {} tokens, which its fp16 windows "
-                        "hold; choose a larger --ctx",
-                        names, options.window));
-}
-
-int eval_ppl(const PplOptions& options) {
-    const PerplexityResult result = measure(options);
-    if (result.windows == 0) {
-        log_error("interrupted before the first window was done");
-        return kInterrupted;
-    }
-    warn_of_unquantized(options, result);
-    if (options.json)
-        write_json(to_json(options, result));
-    else
-        write_output(to_text(options, result));
-    return interrupted() ? kInterrupted : kSuccess;
-}
-
-void add_ppl(CLI::App& parent, Action& action) {
-    auto options = std::make_shared<PplOptions>();
-    CLI::App* command = parent.add_subcommand(
-        "ppl", "Perplexity on a text, and how far predictions are from those of a reference cache");
-    options->caches = std::string(presets().front().name);
-    add_model_option(*command, options->model);
-    command->add_option("--text", options->text, "UTF-8 text, - for standard input")
-        ->type_name("FILE")
-        ->required();
-    command->add_option("--ctx", options->window, "Tokens of a window; its second half is scored")
-        ->type_name("N")
-        ->check(whole_range(kShortestWindow, kLongestWindow))
-        ->capture_default_str();
-    command->add_option("--chunks", options->windows, "Windows; all that the text has by default")
-        ->type_name("N")
-        ->check(whole_range(1, kLongestWindow));
-    add_contenders_option(*command, options->caches, "Contenders to measure");
-    add_contender_option(*command, "--against", options->against, "The reference");
-    add_codec_option(*command, options->codec);
-    command
-        ->add_option(
-            "--arithmetic", options->arithmetic,
-            "integer: int8 queries and uint8 probabilities; exact: fp32 on the cache's codes")
-        ->check(CLI::IsMember({"integer", "exact"}))
-        ->capture_default_str();
-    add_key_norm_option(*command, options->key_norm);
-    add_calibration_option(*command, options->calibration);
-    add_threads_option(*command, options->threads, "Threads; all cores by default");
-    add_isa_option(*command, options->isa, "Instruction set of the kernels");
-    add_json_option(*command, options->json);
-    command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return eval_ppl(*options);
-        };
-    });
+void require_svg(CLI::Option& option) {
+    option.type_name("FILE.svg")->check(accepted_by([](const std::string& path) {
+        if (!path.ends_with(".svg"))
+            throw CLI::ValidationError(path + " is not the name of an .svg file, the one format "
+                                              "there is; tools such as rsvg-convert make others",
+                                       0);
+    }));
 }
 
 } // namespace
 
+void add_eval_options(CLI::App& command, EvalOptions& options, const std::string& context,
+                      int shortest_context) {
+    options.caches = std::string(presets().front().name);
+    add_model_option(command, options.model);
+    command.add_option("--text", options.text, "UTF-8 text, - for standard input")
+        ->type_name("FILE")
+        ->required();
+    command.add_option("--ctx", options.context, context)
+        ->type_name("N")
+        ->check(whole_range(shortest_context, kLongestContext))
+        ->capture_default_str();
+    add_contenders_option(command, options.caches, "Contenders to measure");
+    add_contender_option(command, "--against", options.against, "The reference");
+    add_codec_option(command, options.codec);
+    command
+        .add_option(
+            "--arithmetic", options.arithmetic,
+            "integer: int8 queries and uint8 probabilities; exact: fp32 on the cache's codes")
+        ->check(CLI::IsMember({"integer", "exact"}))
+        ->capture_default_str();
+    add_key_norm_option(command, options.key_norm);
+    add_calibration_option(command, options.calibration);
+    add_threads_option(command, options.threads, "Threads; all cores by default");
+    add_isa_option(command, options.isa, "Instruction set of the kernels");
+    add_json_option(command, options.json);
+    require_svg(*command.add_option("--plot", options.plot, "Draw the result"));
+    command
+        .add_option("--resume", options.resume,
+                    "Keep what is done in this file; a run with the same options goes on there")
+        ->type_name("FILE");
+}
+
+void add_documents_option(CLI::App& command, int& documents) {
+    command.add_option("--documents", documents, "Stretches of the text to measure")
+        ->type_name("N")
+        ->check(whole_range(1, kMostDocuments))
+        ->capture_default_str();
+}
+
+EvalInput read_input(const EvalOptions& options) {
+    EvalInput input;
+    input.calibration = read_calibration(options.calibration, options.caches, options.codec);
+    const std::string text = read_text(options.text);
+    input.model = runner::Model::load(options.model);
+    const runner::ModelInfo& info = input.model->info();
+    if (options.context > info.context_length)
+        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for",
+                                  options.context, info.context_length, info.name));
+    input.tokens = input.model->tokenize(text, false, false);
+    input.text_fingerprint = fingerprint(text);
+    catch_interrupts();
+    return input;
+}
+
+std::vector<runner::Token> EvalInput::opened(std::size_t begin, std::size_t count) const {
+    const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(begin);
+    std::vector<runner::Token> stretch(first, first + static_cast<std::ptrdiff_t>(count));
+    stretch.front() = model->bos().value_or(stretch.front());
+    return stretch;
+}
+
+int choose_stretches(const EvalOptions& options, const EvalInput& input, int wanted,
+                     std::size_t length, const std::string& noun) {
+    const auto available = static_cast<int>(input.tokens.size() / length);
+    if (available == 0)
+        throw Failure(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
+                                  "--ctx or a longer text",
+                                  options.text, input.tokens.size(), noun, length));
+    if (wanted > available)
+        log_warning(fmt::format("{} has {} {}s of {} tokens, not {}", options.text, available, noun,
+                                length, wanted));
+    return wanted == 0 ? available : std::min(wanted, available);
+}
+
+std::int64_t Evaluation::count_done(std::size_t count) const {
+    return std::count_if(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(count),
+                         [](const std::vector<Standing>& item) { return !item.empty(); });
+}
+
+std::vector<CacheScore> Evaluation::scores(std::size_t count) const {
+    std::vector<std::vector<Standing>> finished;
+    for (std::size_t item = 0; item < count; ++item)
+        if (done(item)) finished.push_back(items[item]);
+    return contest->scores(finished);
+}
+
+Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Json& specific,
+                    const std::vector<EvalItem>& items) {
+    const std::vector<std::string> caches = contestants(options);
+    std::vector<std::size_t> rows;
+    for (const EvalItem& item : items) rows.push_back(item.rows);
+    Journal journal(options.resume,
+                    options.resume.empty() ? Json() : journal_header(options, input, specific),
+                    rows, caches.size());
+    std::int64_t tokens = 0;
+    for (std::size_t item = 0; item < items.size(); ++item)
+        if (!journal.find(item)) tokens += items[item].tokens;
+    Progress bar(options.name, "tokens", static_cast<std::int64_t>(caches.size()) * tokens);
+    const auto counter = [&bar](std::int64_t done) {
+        bar.update(done);
+        return !interrupted();
+    };
+    ContestOptions contest;
+    contest.context = options.context;
+    contest.threads = options.threads;
+    contest.isa = options.isa;
+    contest.key_norm = options.key_norm;
+    contest.codec = options.codec;
+    contest.calibration = input.calibration;
+    contest.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
+    Evaluation result;
+    result.contest = std::make_unique<Contest>(input.model, caches, contest, counter);
+    result.items.resize(items.size());
+    for (std::size_t item = 0; item < items.size(); ++item) {
+        if (!journal.find(item) && !interrupted()) {
+            result.contest->clear();
+            if (items[item].measure(*result.contest))
+                journal.add(item, result.contest->standings());
+        }
+        if (const std::vector<Standing>* standings = journal.find(item))
+            result.items[item] = *standings;
+    }
+    return result;
+}
+
 void add_eval_command(CLI::App& app, Action& action) {
     CLI::App* command = app.add_subcommand("eval", "Measure quality");
     command->require_subcommand(1);
-    command->footer("innerkv eval ppl --help has examples.");
-    add_ppl(*command, action);
+    command->footer("innerkv eval ppl --help has examples, as have the others.");
+    add_eval_ppl(*command, action);
+    add_eval_recall(*command, action);
+    add_eval_repeat(*command, action);
+    add_eval_long(*command, action);
 }
 
 } // namespace innerkv::cli

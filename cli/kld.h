@@ -26,6 +26,7 @@ struct RowScore {
     double log_likelihood = 0; ///< of the token that came
     double divergence = 0;     ///< from the reference
     bool same_top = false;     ///< as the reference's
+    bool correct = false;      ///< the token that came was the most likely
 };
 
 struct Score {

@@ -15,17 +15,6 @@
 namespace innerkv::cli {
 namespace {
 
-std::string read_all(std::FILE* file, const std::string& name) {
-    std::string text;
-    char block[1 << 16];
-    std::size_t count = 0;
-    errno = 0;
-    while ((count = std::fread(block, 1, sizeof block, file)) > 0) text.append(block, count);
-    if (std::ferror(file))
-        throw Failure(fmt::format("cannot read {}: {}", name, std::strerror(errno)));
-    return text;
-}
-
 void require_text(const std::string& text, const std::string& name) {
     std::size_t offset = text.find('\0');
     if (offset == std::string::npos) offset = find_invalid_utf8(text);
@@ -42,18 +31,29 @@ void require_text(const std::string& text, const std::string& name) {
 
 } // namespace
 
+std::string read_whole(std::FILE* file, const std::string& name) {
+    std::string text;
+    char block[1 << 16];
+    std::size_t count = 0;
+    errno = 0;
+    while ((count = std::fread(block, 1, sizeof block, file)) > 0) text.append(block, count);
+    if (std::ferror(file))
+        throw Failure(fmt::format("cannot read {}: {}", name, std::strerror(errno)));
+    return text;
+}
+
 std::string read_text(const std::string& path) {
     const bool standard_input = path == "-";
     const std::string name = standard_input ? "standard input" : path;
     std::string text;
     if (standard_input) {
-        text = read_all(stdin, name);
+        text = read_whole(stdin, name);
     } else {
         const auto close = [](std::FILE* file) { std::fclose(file); };
         const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"),
                                                                close);
         if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
-        text = read_all(file.get(), name);
+        text = read_whole(file.get(), name);
     }
     if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
     if (text.empty()) throw Failure(fmt::format("{} is empty", name));

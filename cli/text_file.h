@@ -2,9 +2,13 @@
 // Text that a command is given.
 #pragma once
 
+#include <cstdio>
 #include <string>
 
 namespace innerkv::cli {
+
+/// Everything from where an open file is; `name` is what a Failure calls it.
+std::string read_whole(std::FILE* file, const std::string& name);
 
 /// A file's text, or standard input's for "-"; a byte order mark is left out. Throws Failure where it
 /// cannot be read, is empty, or is not UTF-8 text.

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// How measurements of `innerkv eval` are shown.
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include "errors.h"
+#include "eval.h"
+#include "interrupt.h"
+#include "log.h"
+
+namespace innerkv::cli {
+namespace {
+
+void write_file(const std::string& path, const std::string& text) {
+    std::ofstream file(path, std::ios::binary | std::ios::trunc);
+    file << text;
+    file.close();
+    if (!file) throw Failure(fmt::format("cannot write {}", path));
+}
+
+} // namespace
+
+Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific) {
+    Json json = {{"model", options.model}, {"text", options.text}, {"ctx", options.context}};
+    json.update(specific);
+    json.update({{"codec", options.codec},
+                 {"calibration", options.calibration},
+                 {"arithmetic", options.arithmetic},
+                 {"threads", evaluation.contest->threads()},
+                 {"interrupted", interrupted()}});
+    return json;
+}
+
+Json score_json(const CacheScore& cache) {
+    return {{"cache", cache.cache},
+            {"ppl", cache.score.perplexity},
+            {"kld_mean", cache.score.divergence_mean},
+            {"kld_p99", cache.score.divergence_p99},
+            {"kld_max", cache.score.divergence_max},
+            {"top1", cache.score.same_top},
+            {"bits_per_value", cache.bits_per_value},
+            {"bits_per_value_total", cache.bits_per_value_total},
+            {"tokens", cache.score.tokens}};
+}
+
+Json by_position_json(const std::vector<Stretch>& stretches) {
+    Json json = Json::array();
+    for (const Stretch& stretch : stretches)
+        json.push_back({{"position", stretch.position},
+                        {"tokens", stretch.score.tokens},
+                        {"ppl", stretch.score.perplexity},
+                        {"kld_mean", stretch.score.divergence_mean},
+                        {"top1", stretch.score.same_top}});
+    return json;
+}
+
+Series kld_series(const CacheScore& score, const std::vector<Stretch>& stretches) {
+    Series series;
+    series.name = score.cache;
+    for (const Stretch& stretch : stretches)
+        series.points.emplace_back(stretch.middle, stretch.score.divergence_mean);
+    return series;
+}
+
+std::string score_table(const std::vector<CacheScore>& scores) {
+    const double reference = scores.front().score.perplexity;
+    Table table(
+        {"cache", "bits a value", "with windows", "ppl", "change", "mean KLD", "p99 KLD", "top-1"});
+    for (std::size_t index = 1; index < scores.size(); ++index) {
+        const CacheScore& cache = scores[index];
+        table.add({cache.cache, fmt::format("{:.2f}", cache.bits_per_value),
+                   fmt::format("{:.2f}", cache.bits_per_value_total),
+                   fmt::format("{:.4f}", cache.score.perplexity),
+                   fmt::format("{:+.2f}%", 100.0 * (cache.score.perplexity / reference - 1.0)),
+                   fmt::format("{:.5f}", cache.score.divergence_mean),
+                   fmt::format("{:.4f}", cache.score.divergence_p99),
+                   fmt::format("{:.2f}%", 100.0 * cache.score.same_top)});
+    }
+    return table.text();
+}
+
+void warn_of_unquantized(const EvalOptions& options, const std::vector<CacheScore>& scores) {
+    std::string names;
+    for (std::size_t index = 1; index < scores.size(); ++index)
+        if (scores[index].never_quantized)
+            names.append(names.empty() ? "" : ", ").append(scores[index].cache);
+    if (!names.empty())
+        log_warning(
+            fmt::format("{} quantized nothing in windows of {} tokens, which its fp16 windows "
+                        "hold; choose a larger --ctx",
+                        names, options.context));
+}
+
+int show(const EvalOptions& options, const EvalReport& report) {
+    if (options.json)
+        write_json(report.json());
+    else
+        write_output(report.text());
+    if (!options.plot.empty()) write_file(options.plot, report.plot());
+    return interrupted() ? kInterrupted : kSuccess;
+}
+
+int show_nothing(const std::string& noun) {
+    log_error(fmt::format("interrupted before the first {} was done", noun));
+    return kInterrupted;
+}
+
+} // namespace innerkv::cli

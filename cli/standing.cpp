@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "standing.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "errors.h"
+
+namespace innerkv::cli {
+namespace {
+
+double finite_number(const Json& json, const char* name) {
+    if (!json.is_number()) throw Failure(fmt::format("{} holds what is not a number", name));
+    const auto value = json.get<double>();
+    if (!std::isfinite(value)) throw Failure(fmt::format("{} holds what is not finite", name));
+    return value;
+}
+
+std::int64_t count_of(const Json& json, const char* name) {
+    const Json& value = json.at(name);
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{1} << 53)
+        throw Failure(fmt::format("{} is not a count", name));
+    return value.get<std::int64_t>();
+}
+
+const Json& column(const Json& json, const char* name, std::size_t rows) {
+    const Json& values = json.at(name);
+    if (!values.is_array() || values.size() != rows)
+        throw Failure(fmt::format("{} is not a list of {} values", name, rows));
+    return values;
+}
+
+Json to_json(const Standing& standing) {
+    Json log_likelihood = Json::array();
+    Json divergence = Json::array();
+    std::string same_top;
+    std::string correct;
+    for (const RowScore& row : standing.rows) {
+        log_likelihood.push_back(row.log_likelihood);
+        divergence.push_back(row.divergence);
+        same_top.push_back(row.same_top ? '1' : '0');
+        correct.push_back(row.correct ? '1' : '0');
+    }
+    const runner::CacheReport& report = standing.report;
+    return {{"tokens", report.tokens},
+            {"bytes", report.bytes},
+            {"f16_bytes", report.f16_bytes},
+            {"quantized_pages", report.quantized_pages},
+            {"generated", standing.generated},
+            {"common", standing.common},
+            {"same_top", same_top},
+            {"correct", correct},
+            {"log_likelihood", log_likelihood},
+            {"kld", divergence}};
+}
+
+std::string bits(const Json& json, const char* name) {
+    const auto text = json.at(name).get<std::string>();
+    if (text.find_first_not_of("01") != std::string::npos)
+        throw Failure(fmt::format("{} holds what is neither 0 nor 1", name));
+    return text;
+}
+
+Standing standing_from_json(const Json& json) {
+    Standing standing;
+    const std::string same_top = bits(json, "same_top");
+    const std::string correct = bits(json, "correct");
+    if (correct.size() != same_top.size())
+        throw Failure(
+            fmt::format("correct has {} rows, same_top {}", correct.size(), same_top.size()));
+    const Json& log_likelihood = column(json, "log_likelihood", same_top.size());
+    const Json& divergence = column(json, "kld", same_top.size());
+    for (std::size_t row = 0; row < same_top.size(); ++row)
+        standing.rows.push_back({finite_number(log_likelihood[row], "log_likelihood"),
+                                 finite_number(divergence[row], "kld"), same_top[row] == '1',
+                                 correct[row] == '1'});
+    standing.generated = count_of(json, "generated");
+    standing.common = count_of(json, "common");
+    standing.report.tokens = count_of(json, "tokens");
+    standing.report.bytes = static_cast<std::size_t>(count_of(json, "bytes"));
+    standing.report.f16_bytes = static_cast<std::size_t>(count_of(json, "f16_bytes"));
+    standing.report.quantized_pages = count_of(json, "quantized_pages");
+    return standing;
+}
+
+} // namespace
+
+Json to_json(const std::vector<Standing>& standings) {
+    Json json = Json::array();
+    for (const Standing& standing : standings) json.push_back(to_json(standing));
+    return json;
+}
+
+std::vector<Standing> standings_from_json(const Json& json) {
+    if (!json.is_array()) throw Failure("caches is not a list");
+    std::vector<Standing> standings;
+    for (const Json& standing : json) standings.push_back(standing_from_json(standing));
+    return standings;
+}
+
+std::vector<Stretch> by_position(std::span<const RowScore> rows, std::size_t length,
+                                 std::int64_t first, std::size_t stretches) {
+    stretches = std::min(stretches, length);
+    std::vector<Stretch> result;
+    for (std::size_t stretch = 0; stretch < stretches; ++stretch) {
+        const std::size_t begin = length * stretch / stretches;
+        const std::size_t end = length * (stretch + 1) / stretches;
+        std::vector<RowScore> chosen;
+        for (std::size_t item = 0; item < rows.size(); item += length) {
+            const std::span<const RowScore> part = rows.subspan(item + begin, end - begin);
+            chosen.insert(chosen.end(), part.begin(), part.end());
+        }
+        result.push_back({first + static_cast<std::int64_t>(begin),
+                          static_cast<double>(first) + 0.5 * static_cast<double>(begin + end - 1),
+                          summarize(chosen)});
+    }
+    return result;
+}
+
+} // namespace innerkv::cli
