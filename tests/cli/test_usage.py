@@ -189,7 +189,8 @@ class CompletionsTest(ProgramTest):
 
     def test_commands_and_options(self):
         self.assertEqual(self.complete("innerkv", "ru"), ["run"])
-        self.assertEqual(self.complete("innerkv", "eval", ""), ["ppl", "--help", "-h"])
+        self.assertEqual(self.complete("innerkv", "eval", ""),
+                         ["ppl", "recall", "repeat", "long", "--help", "-h"])
         self.assertEqual(self.complete("innerkv", "run", "--exact"), ["--exact-prefill"])
         self.assertEqual(self.complete("innerkv", "bench", "attention", "--kv"), ["--kv-heads"])
 
