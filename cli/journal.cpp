@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "errors.h"
@@ -86,6 +87,9 @@ Journal::Journal(std::string path, const Json& header, std::vector<std::size_t> 
 void Journal::open() {
     file_.reset(std::fopen(path_.c_str(), "a+b"));
     if (!file_) throw Failure(fmt::format("cannot open {}: {}", path_, std::strerror(errno)));
+    struct stat status {};
+    if (fstat(fileno(file_.get()), &status) != 0 || !S_ISREG(status.st_mode))
+        throw Failure(fmt::format("{} is not a regular file, which --resume needs", path_));
     if (flock(fileno(file_.get()), LOCK_EX | LOCK_NB) != 0)
         throw Failure(fmt::format("{} is in use by another run", path_));
 }

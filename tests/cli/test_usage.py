@@ -71,6 +71,15 @@ class HelpTest(ProgramTest):
     def test_examples_of_calibrate(self):
         self.run_examples("calibrate")
 
+    def test_examples_of_eval_recall(self):
+        self.run_examples("eval recall")
+
+    def test_examples_of_eval_repeat(self):
+        self.run_examples("eval repeat")
+
+    def test_examples_of_eval_long(self):
+        self.run_examples("eval long")
+
     def test_examples_of_bench_attention(self):
         self.run_examples("bench attention")
 
@@ -131,6 +140,10 @@ class WrongUsageTest(ProgramTest):
                   for option in ("--ctx", "--chunks", "--threads")]
         cases += [(("calibrate", "-m", "x", "--text", "x", "-o", "x", option), wholes)
                   for option in ("--ctx", "--chunks", "--threads")]
+        cases += [(("eval", command, "-m", "x", "--text", "x", option), wholes)
+                  for command, option in (("recall", "--ctx"), ("recall", "--depths"),
+                                          ("recall", "--documents"), ("repeat", "--passage"),
+                                          ("long", "--generate"))]
         cases += [(("bench", "attention", option), wholes)
                   for option in ("--head-dim", "--q-heads", "--kv-heads", "--context", "--batch",
                                  "--threads", "--repeats")]
@@ -151,6 +164,18 @@ class WrongUsageTest(ProgramTest):
     def test_ranges_are_told(self):
         for option, value, part in (("--top-p", 0, "above 0 and up to 1"), ("--seed", -1, "0 to 4294967295")):
             self.fail_with(innerkv("run", "-m", "x", "-p", "x", f"{option}={value}"), 2, option, value, part)
+
+    def test_what_does_not_fit_into_a_context(self):
+        eval_ = ("eval", "repeat", "-m", "x", "--text", "x")
+        self.fail_with(innerkv(*eval_, "--ctx", 512, "--passage", 145), 2, "--ctx 512", "--passage 145", 514)
+        self.fail_with(innerkv("eval", "long", "-m", "x", "--text", "x", "--ctx", 200, "--generate", 137), 2,
+                       "--ctx 200", "--generate")
+
+    def test_plots_are_svg(self):
+        for command in ("ppl", "recall", "repeat", "long"):
+            for name in ("plot.png", "plot", "plot.svg.gz", ""):
+                self.fail_with(innerkv("eval", command, "-m", "x", "--text", "x", f"--plot={name}"), 2,
+                               "--plot", ".svg")
 
     def test_unknown_isa(self):
         for arguments in (("run", "-m", "x", "-p", "x"), ("eval", "ppl", "-m", "x", "--text", "x"),
