@@ -150,6 +150,7 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
                     const std::vector<EvalItem>& items) {
     const std::vector<std::string> caches = contestants(options);
     std::vector<std::size_t> rows;
+    rows.reserve(items.size());
     for (const EvalItem& item : items) rows.push_back(item.rows);
     Journal journal(options.resume,
                     options.resume.empty() ? Json() : journal_header(options, input, specific),

@@ -86,7 +86,7 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
 
 /// Model, text, options; `specific` among them.
 Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific);
-Json score_json(const CacheScore& score);
+Json score_json(const CacheScore& cache);
 Json by_position_json(const std::vector<Stretch>& stretches);
 /// Mean KLD over the middles of stretches.
 Series kld_series(const CacheScore& score, const std::vector<Stretch>& stretches);

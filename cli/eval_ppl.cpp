@@ -70,9 +70,9 @@ std::string draw(const PplOptions& options, const std::vector<CacheScore>& score
         fmt::format("Divergence from {}, windows of {} tokens", options.against, options.context);
     chart.value_label = "mean KLD, nats";
     for (std::size_t index = 1; index < scores.size(); ++index)
-        chart.bars.push_back({fmt::format("{} ({:.2f} bits)", scores[index].cache,
-                                          scores[index].bits_per_value_total),
-                              scores[index].score.divergence_mean});
+        chart.bars.emplace_back(fmt::format("{} ({:.2f} bits)", scores[index].cache,
+                                            scores[index].bits_per_value_total),
+                                scores[index].score.divergence_mean);
     return draw_bars(chart);
 }
 

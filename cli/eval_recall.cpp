@@ -190,7 +190,7 @@ std::string draw(const RecallResult& result) {
     for (const CacheRecall& recall : result.caches) {
         std::vector<double> values;
         for (const Recall& depth : recall.by_depth) values.push_back(depth.accuracy);
-        map.rows.push_back({recall.score.cache, values});
+        map.rows.emplace_back(recall.score.cache, values);
     }
     return draw_heat_map(map);
 }

@@ -58,6 +58,7 @@ std::vector<Fact> make_facts(int count, std::uint64_t document) {
 
 std::vector<double> make_depths(int count) {
     std::vector<double> depths;
+    depths.reserve(static_cast<std::size_t>(count));
     for (int index = 0; index < count; ++index)
         depths.push_back(count > 1 ? static_cast<double>(index) / (count - 1) : 0.5);
     return depths;

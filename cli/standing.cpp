@@ -57,7 +57,7 @@ Json to_json(const Standing& standing) {
 }
 
 std::string bits(const Json& json, const char* name) {
-    const auto text = json.at(name).get<std::string>();
+    auto text = json.at(name).get<std::string>();
     if (text.find_first_not_of("01") != std::string::npos)
         throw Failure(fmt::format("{} holds what is neither 0 nor 1", name));
     return text;

@@ -131,7 +131,8 @@ void Axis::choose_steps(double low, double high) {
         if (factor * power >= rough) step = factor * power;
     const double first = std::floor(low / step);
     const double last = std::max(std::ceil(high / step - 1e-9), first + 1);
-    for (double tick = first; tick <= last; ++tick) ticks_.push_back(tick * step);
+    const auto steps = static_cast<int>(last - first);
+    for (int i = 0; i <= steps; ++i) ticks_.push_back((first + i) * step);
 }
 
 } // namespace innerkv::cli
