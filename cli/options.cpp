@@ -149,6 +149,11 @@ read_calibration(const std::string& path, const std::string& caches, const std::
             throw UsageError(fmt::format("--calibration: the cache {} quantizes nothing and has no "
                                          "key transform; leave one of the two out",
                                          cache));
+        // paper:PRESET, and settings of norm, centre or rotation.
+        if (session.transform != TransformPolicy::from_preset(find_preset(session.preset.name)))
+            throw UsageError(fmt::format("--calibration brings norm, centre and rotation, and {} "
+                                         "names others; leave one of the two out",
+                                         cache));
     }
     if (codec == kPaperCodec)
         throw UsageError(

@@ -65,6 +65,7 @@ struct TransformPolicy {
     float norm_threshold = 1.2f;
 
     static TransformPolicy from_preset(const Preset& preset);
+    friend bool operator==(const TransformPolicy&, const TransformPolicy&) = default;
 };
 
 /// Counts may be up to 2^24 each, tokens up to 2^40.

@@ -87,6 +87,14 @@ class CalibrateTest(ProgramTest):
             self.fail_with(innerkv(*command, "--key-norm", "none"), 2, "--calibration", "--key-norm")
             self.fail_with(innerkv(*command, "--codec", "paper"), 2, "--calibration", "--codec")
         self.fail_with(innerkv(*evaluate, "--cache", "base,f16"), 2, "f16")
+        for cache in ("paper:base", "base+norm=none", "base+centre=off", "base+rotate=off",
+                      "base+calibration=64", "base+epoch=512"):
+            self.fail_with(innerkv(*evaluate, "--cache", f"k4v4,{cache}"), 2, "--calibration", cache,
+                           "names others")
+        self.fail_with(innerkv(*evaluate, "--cache", "sim:q4_0+rot"), 2, "--calibration",
+                       "somebody else's cache")
+        # Windows are no part of a key transform: only the model is missing.
+        self.fail_with(innerkv(*evaluate, "--cache", "base+sink=4+recent=64"), 1, "x")
 
     def test_nothing_it_reads_is_overwritten(self):
         for option, path in (("--text", RANDOM_MODEL), ("--text", TEXT)):

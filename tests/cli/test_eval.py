@@ -134,6 +134,31 @@ class LongTest(EvalTest):
         self.assertRegex(text, r"^1 document of 300 tokens, all scored: 299 tokens; .*\n.*\nbase .*\n$")
 
 
+class ContenderTest(EvalTest):
+    """Names of other caches and of settings, beside the ppl that has tests of its own."""
+    CASES = {"recall": ("--ctx", 700, "--depths", 2, "--documents", 1),
+             "repeat": ("--ctx", 600, "--passage", 64, "--documents", 1),
+             "long": ("--ctx", 400, "--starts", 1, "--generate", 4)}
+    CACHES = ["base", "paper:base", "base+sink=0", "sim:q4_0+rot", "sim:kivi2"]
+
+    def test_run_everywhere(self):
+        for measurement, arguments in self.CASES.items():
+            with self.subTest(measurement=measurement):
+                result = self.evaluate(measurement, *arguments, "--cache", ",".join(self.CACHES))
+                entries = {entry["cache"]: entry for entry in result["results"]}
+                self.assertEqual(list(entries), self.CACHES)
+                divergences = [entry["kld_mean"] for entry in entries.values()]
+                self.assertGreater(min(divergences), 0)
+                self.assertEqual(len(set(divergences)), len(self.CACHES))  # no two are one cache
+                self.assertLess(entries["base"]["kld_mean"], entries["paper:base"]["kld_mean"])
+
+    def test_unknown(self):
+        for measurement, arguments in self.CASES.items():
+            for cache, part in (("sim:q3_9", "sim:q4_0"), ("base+sinks=4", "sink=N")):
+                self.fail_with(innerkv(*arguments_of(measurement, *arguments, "--cache", cache)), 2,
+                               cache.split("+")[-1], part)
+
+
 class PlotTest(EvalTest):
     CASES = (("ppl", "--ctx", 300, "--chunks", 2),
              ("recall", "--ctx", 600, "--depths", 4, "--documents", 1),
@@ -238,6 +263,26 @@ class ResumeTest(EvalTest):
         self.fail_with(innerkv("eval", "long", "-m", RANDOM_MODEL, "--resume", self.file, *text,
                                "--ctx", 128), 1, "eval ppl", "eval long")
         self.assertEqual(self.file.read_bytes(), before)
+
+    def test_another_calibration(self):
+        paths = [self.file.with_name(f"{chunks}.gguf") for chunks in (1, 2)]
+        for chunks, path in enumerate(paths, 1):
+            self.succeed(innerkv("calibrate", "-m", RANDOM_MODEL, "--threads", 1, "--text",
+                                 DATA / "wikitext-small.txt", "--ctx", 256, "--chunks", chunks, "-o",
+                                 path))
+        self.succeed(self.resumed("repeat", "--calibration", paths[0]))
+        before = self.file.read_bytes()
+        self.succeed(self.resumed("repeat", "--calibration", paths[0]))
+        self.fail_with(self.resumed("repeat", "--calibration", paths[1]), 1, self.file, "calibration")
+        self.fail_with(self.resumed("repeat"), 1, self.file, "calibration")
+        self.assertEqual(self.file.read_bytes(), before)
+
+    def test_all_is_told_of_what_the_file_remembers(self):
+        """Bits belong to a cache's format, and no cache runs where everything is in the file."""
+        caches = "base,paper:small,sim:q4_0"
+        first = self.json(self.resumed("repeat", "--cache", caches))
+        self.assertEqual([entry["bits_per_value"] for entry in first["results"]], [3.5, 3.0, 4.5])
+        self.assertEqual(self.json(self.resumed("repeat", "--cache", caches)), first)
 
     def test_broken_files(self):
         for contents, parts in ((b"Once upon a time", ("not a file that --resume wrote",)),
