@@ -84,12 +84,18 @@ void scale_queries(const ItemRows& rows, int dim, float* q) {
         for (int c = 0; c < dim; ++c) q[row * kMaxDim + c] *= scale;
 }
 
-/// Rows of q as given, [rows][kMaxDim], those that kernels may not get zeroed.
-void load_queries(const ItemRows& rows, bool* faulty, float* q) {
-    const int head_dim = rows.shape.format.head_dim;
-    for (int row = 0; row < rows.rows; ++row) std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
-    clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
-}
+/// q of every row times the logits' scale, for keys as they are; those that kernels may not get zeroed.
+struct ScaledQueries {
+    alignas(64) float q[kMaxRows * kMaxDim];
+
+    ScaledQueries(const ItemRows& rows, bool* faulty) {
+        const int head_dim = rows.shape.format.head_dim;
+        for (int row = 0; row < rows.rows; ++row)
+            std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
+        clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
+        scale_queries(rows, head_dim, q);
+    }
+};
 
 /// Pages whose logits are made in one call: as many epochs as LogitOffsets has room for.
 constexpr int kMaxEpochs = 64;
@@ -98,10 +104,8 @@ constexpr int kMaxEpochs = 64;
 class LogitOffsets {
 public:
     LogitOffsets(const cpu::Kernel& kernel, const ItemRows& rows, const KeyTransform& transform,
-                 bool* faulty)
-        : kernel_(kernel), rows_(rows), centres_(rows.block.sequence->centres) {
-        load_queries(rows, faulty, q_);
-        scale_queries(rows, rows.shape.format.head_dim, q_);
+                 const float* scaled_q)
+        : kernel_(kernel), rows_(rows), centres_(rows.block.sequence->centres), q_(scaled_q) {
         for (int row = 0; row < rows.rows; ++row)
             at_[row] = key_centre_logit(transform, rows.shape.format.head_dim, q_ + row * kMaxDim);
     }
@@ -134,9 +138,9 @@ private:
     const cpu::Kernel& kernel_;
     const ItemRows& rows_;
     const CentreRun& centres_;
+    const float* q_;
     int first_page_ = 0;
-    alignas(64) float q_[kMaxRows * kMaxDim];
-    alignas(64) float at_[kMaxEpochs * kMaxRows] = {};
+    alignas(64) float at_[kMaxEpochs * kMaxRows]; ///< those of rows that there are
 };
 
 /// q' of every row.
@@ -206,45 +210,54 @@ void transform_values_back(const ItemRows& rows, const KeyTransform& transform,
     }
 }
 
+/// `attend` gets the quantized pages in as many walks as their epochs need.
+template <typename Attend>
+void walk_epochs(const ItemRows& rows, PageInterval pages, LogitOffsets& offsets,
+                 const SoftmaxState& state, const Attend& attend) {
+    while (pages.count() > 0) {
+        const PageInterval taken = offsets.take(pages);
+        pages.first = taken.last;
+        RowVisibility visibility;
+        attend(make_walk(rows, rows.block.sequence->quantized, taken, visibility, state));
+    }
+}
+
 void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
-                          const PageInterval& pages, const SoftmaxState& state, bool* faulty) {
+                          const PageInterval& pages, const ScaledQueries& scaled,
+                          const SoftmaxState& state, bool* faulty) {
     const SequenceView& sequence = *rows.block.sequence;
     const PageFormat& format = rows.shape.format;
     const KeyTransform transform =
         sequence.transforms.empty() ? KeyTransform{}
                                     : sequence.transforms[static_cast<std::size_t>(rows.kv_head)];
     TransformedQueries queries(rows, transform, faulty);
-    LogitOffsets offsets(kernel, rows, transform, faulty);
-    const IntegerQueries integers(kernel, rows, queries);
-    scale_queries(rows, format.padded_dim(), queries.q);
-    for (PageInterval left = pages; left.count() > 0;) {
-        const PageInterval taken = offsets.take(left);
-        left.first = taken.last;
-        RowVisibility visibility;
-        const cpu::Walk walk = make_walk(rows, sequence.quantized, taken, visibility, state);
-        if (arithmetic == Arithmetic::integer)
+    LogitOffsets offsets(kernel, rows, transform, scaled.q);
+    if (arithmetic == Arithmetic::integer) {
+        const IntegerQueries integers(kernel, rows, queries);
+        walk_epochs(rows, pages, offsets, state, [&](const cpu::Walk& walk) {
             attend_integer(kernel, format, walk, integers, offsets);
-        else
+        });
+    } else {
+        scale_queries(rows, format.padded_dim(), queries.q);
+        walk_epochs(rows, pages, offsets, state, [&](const cpu::Walk& walk) {
             attend_exact(kernel, format, walk, queries.q, offsets);
+        });
     }
     transform_values_back(rows, transform, state);
 }
 
 void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageShare& pages,
-                    const SoftmaxState& state, bool* faulty) {
+                    const ScaledQueries& scaled, const SoftmaxState& state) {
     const SequenceView& sequence = *rows.block.sequence;
     const int head_dim = rows.shape.format.head_dim;
-    alignas(64) float q[kMaxRows * kMaxDim];
     alignas(64) const float no_offset[kMaxRows] = {};
-    load_queries(rows, faulty, q);
-    scale_queries(rows, head_dim, q);
     RowVisibility visibility;
     if (pages.sink.count() > 0)
         kernel.attend_f16({make_walk(rows, sequence.sink, pages.sink, visibility, state), head_dim,
-                           q, no_offset});
+                           scaled.q, no_offset});
     if (pages.recent.count() > 0)
         kernel.attend_f16({make_walk(rows, sequence.recent, pages.recent, visibility, state),
-                           head_dim, q, no_offset});
+                           head_dim, scaled.q, no_offset});
 }
 
 } // namespace
@@ -252,10 +265,11 @@ void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageS
 void attend_pages(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
                   const PageShare& pages, const SoftmaxState& state) {
     bool faulty[kMaxRows] = {};
+    const ScaledQueries scaled(rows, faulty);
     if (pages.quantized.count() > 0)
-        attend_quantized_run(kernel, arithmetic, rows, pages.quantized, state, faulty);
+        attend_quantized_run(kernel, arithmetic, rows, pages.quantized, scaled, state, faulty);
     if (pages.sink.count() + pages.recent.count() > 0)
-        attend_windows(kernel, rows, pages, state, faulty);
+        attend_windows(kernel, rows, pages, scaled, state);
     for (int row = 0; row < rows.rows; ++row)
         if (faulty[row] && state.weight[row] > 0.0f)
             state.weight[row] = std::numeric_limits<float>::quiet_NaN();
