@@ -31,8 +31,8 @@ SettlePlan plan_settle(const LayerRule& rule, const LayerState& state) {
         if (!rule.calibration_ready(state.length)) return plan;
         plan.calibrate = true;
     }
-    const std::int64_t quantized_first = LayerState::grid_page(rule, state.quantized_first);
-    const std::int64_t recent_first = LayerState::grid_page(rule, state.recent_first);
+    const std::int64_t quantized_first = rule.grid_page(state.quantized_first);
+    const std::int64_t recent_first = rule.grid_page(state.recent_first);
     const std::int64_t outside = rule.grid_pages_outside(state.length);
     plan.drop_sink = std::max<std::int64_t>(0, rule.sink_pages_outside(state.length) -
                                                    state.dropped_sink_pages(rule));
@@ -190,17 +190,15 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     make_centres(append, head);
     const std::span<const KeyTransform> transforms =
         append.calibration ? append.calibration->heads : cache_.transforms(layer_, state);
-    PageTransform transform;
-    if (!transforms.empty()) transform.transform = transforms[index];
-    const std::int64_t recent_first = LayerState::grid_page(rule_, state.recent_first);
+    const std::int64_t recent_first = rule_.grid_page(state.recent_first);
     std::int64_t source = append.settle.drop_recent;
     for (const Page& page : append.quantized_pages.pages()) {
-        const std::byte* centre = centre_of(append, recent_first + source);
-        if (centre)
-            transform.centre = centre + index * f16_row_bytes(cache_.config.format.head_dim);
+        const PageTransform transform = page_transform(
+            cache_.config.format, transforms, centres_of(append, recent_first + source), index);
         quantize_f16_page(cache_.config.format, transform,
-                          state.recent.pointers()[static_cast<std::size_t>(source++)] + f16_offset,
+                          state.recent.pointers()[static_cast<std::size_t>(source)] + f16_offset,
                           page.data + offset);
+        ++source;
     }
 }
 
@@ -208,7 +206,7 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
 void LayerAppend::make_centres(const SequenceAppend& append, int head) const {
     const int head_dim = cache_.config.format.head_dim;
     const auto index = static_cast<std::size_t>(head);
-    const std::int64_t recent_first = LayerState::grid_page(rule_, append.state->recent_first);
+    const std::int64_t recent_first = rule_.grid_page(append.state->recent_first);
     std::int64_t first_page = append.settle.new_epochs.first * rule_.epoch_pages - recent_first;
     for (const Page& centre : append.centres.pages()) {
         key_centre(head_dim, rule_.recent_tokens + kPageTokens,
@@ -220,8 +218,8 @@ void LayerAppend::make_centres(const SequenceAppend& append, int head) const {
 }
 
 /// The centres of a page's epoch: new ones, or those that are there.
-const std::byte* LayerAppend::centre_of(const SequenceAppend& append,
-                                        std::int64_t grid_page) const {
+const std::byte* LayerAppend::centres_of(const SequenceAppend& append,
+                                         std::int64_t grid_page) const {
     if (rule_.epoch_pages == 0) return nullptr;
     const std::int64_t epoch = grid_page / rule_.epoch_pages;
     const EpochRange& fresh = append.settle.new_epochs;

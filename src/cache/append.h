@@ -80,7 +80,7 @@ private:
     void store_side(const SequenceAppend& append, Side side, int head) const;
     void settle_head(const SequenceAppend& append, int head) const;
     void make_centres(const SequenceAppend& append, int head) const;
-    const std::byte* centre_of(const SequenceAppend& append, std::int64_t grid_page) const;
+    const std::byte* centres_of(const SequenceAppend& append, std::int64_t grid_page) const;
     void store_head(const SequenceAppend& append, int head) const;
     void commit_settle(SequenceAppend& append) noexcept;
     void commit_rows(SequenceAppend& append) noexcept;

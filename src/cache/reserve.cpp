@@ -34,12 +34,18 @@ Need f16_need(const CacheState& cache, const LayerRule& rule, const SequenceStat
     return {sink + bounded, divide_up(cache.config.max_append, kPageTokens) + (copies ? 1 : 0)};
 }
 
+/// Whether pages are quantized, and epochs begun, by the time the sequence has `end` tokens.
+bool settles(const LayerRule& rule, const SequenceState& sequence, const LayerState& state,
+             std::int64_t end) {
+    const bool calibrated = rule.calibration_tokens == 0 || state.transform;
+    return sequence.settles && (calibrated || rule.calibration_ready(end));
+}
+
 Need quantized_need(const CacheState& cache, const LayerRule& rule, const SequenceState& sequence,
                     const LayerState& state, int tokens) {
     const std::int64_t end = state.length + tokens;
-    const bool calibrated = rule.calibration_tokens == 0 || state.transform;
-    if (!sequence.settles || !(calibrated || rule.calibration_ready(end))) return {};
-    const std::int64_t settled = (state.recent_first - rule.sink_tokens) / kPageTokens;
+    if (!settles(rule, sequence, state, end)) return {};
+    const std::int64_t settled = rule.grid_page(state.recent_first);
     const std::int64_t all = std::max<std::int64_t>(0, rule.settled_pages(end) - settled);
     if (rule.sliding_window == 0) return {all, 0};
     const std::int64_t peak = rule.peak_windowed_pages();
@@ -52,9 +58,7 @@ Need quantized_need(const CacheState& cache, const LayerRule& rule, const Sequen
 Need centre_need(const CacheState& cache, const LayerRule& rule, const SequenceState& sequence,
                  const LayerState& state, int tokens) {
     const std::int64_t end = state.length + tokens;
-    const bool calibrated = rule.calibration_tokens == 0 || state.transform;
-    if (rule.epoch_pages == 0 || !sequence.settles || !(calibrated || rule.calibration_ready(end)))
-        return {};
+    if (rule.epoch_pages == 0 || !settles(rule, sequence, state, end)) return {};
     const std::int64_t left = std::max(rule.settled_pages(end), rule.grid_pages_outside(end));
     const std::int64_t all =
         std::max<std::int64_t>(0, rule.epochs(0, left).last - state.epochs(rule).last);

@@ -34,6 +34,8 @@ struct LayerRule {
     /// Grid pages that share a centre of keys; 0: none have one.
     int epoch_pages = 0;
 
+    /// The grid page that a token behind the sink is in.
+    std::int64_t grid_page(std::int64_t token) const { return (token - sink_tokens) / kPageTokens; }
     std::int64_t sink_pages(std::int64_t length) const;
     std::int64_t grid_pages(std::int64_t length) const;
     /// Norm and value centres can be computed.

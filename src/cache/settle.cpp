@@ -2,6 +2,7 @@
 #include "cache/settle.h"
 
 #include "cache/rows.h"
+#include "cache/rules.h"
 #include "innerkv/codec.h"
 #include "transform/transform.h"
 
@@ -35,6 +36,12 @@ struct WithCentre {
 };
 
 } // namespace
+
+PageTransform page_transform(const PageFormat& format, std::span<const KeyTransform> transforms,
+                             const std::byte* centres, std::size_t head) {
+    return {transforms.empty() ? KeyTransform{} : transforms[head],
+            centres ? centres + head * f16_row_bytes(format.head_dim) : nullptr};
+}
 
 void quantize_f16_page(const PageFormat& format, const PageTransform& given,
                        const std::byte* f16_page, std::byte* page) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "innerkv/format.h"
 #include "innerkv/view.h"
@@ -16,6 +17,11 @@ struct PageTransform {
     KeyTransform transform;
     const std::byte* centre = nullptr;
 };
+
+/// Of one KV head's page: `transforms` as CacheState::transforms, `centres` those of all heads in the page's
+/// epoch, or null.
+PageTransform page_transform(const PageFormat& format, std::span<const KeyTransform> transforms,
+                             const std::byte* centres, std::size_t head);
 
 /// Quantizes the 32 tokens of an fp16 page.
 void quantize_f16_page(const PageFormat& format, const PageTransform& given,

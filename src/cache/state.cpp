@@ -158,7 +158,7 @@ std::span<const KeyTransform> CacheState::transforms(int layer, const LayerState
 CentreRun CacheState::centres(int layer, const LayerState& state) const {
     const LayerRule& rule = rules[static_cast<std::size_t>(layer)];
     if (state.quantized.empty() || rule.epoch_pages == 0) return {};
-    const auto first = LayerState::grid_page(rule, state.quantized_first) % rule.epoch_pages;
+    const auto first = rule.grid_page(state.quantized_first) % rule.epoch_pages;
     return {state.centres.pointers(), rule.epoch_pages, static_cast<int>(first)};
 }
 

@@ -35,12 +35,8 @@ struct LayerState {
     std::int64_t recent_first = 0;    ///< quantized_first + 32 * quantized.size()
     std::shared_ptr<const LayerTransform> transform;
 
-    /// Index on the grid of a token there.
-    static std::int64_t grid_page(const LayerRule& rule, std::int64_t token) {
-        return (token - rule.sink_tokens) / kPageTokens;
-    }
     EpochRange epochs(const LayerRule& rule) const {
-        return rule.epochs(grid_page(rule, quantized_first), grid_page(rule, recent_first));
+        return rule.epochs(rule.grid_page(quantized_first), rule.grid_page(recent_first));
     }
     /// Filled rows of the last page, 0 where it is full or there is none.
     int partial_rows(const LayerRule& rule) const;

@@ -37,7 +37,7 @@ void check_window(const CacheState& cache, int layer, const LayerState& state,
 }
 
 /// Centres of the KV heads of one page of the run; null: there are none.
-const std::byte* centre_of_page(const CentreRun& centres, std::int64_t page) {
+const std::byte* centres_of_page(const CentreRun& centres, std::int64_t page) {
     if (centres.epochs.empty()) return nullptr;
     return centres
         .epochs[static_cast<std::size_t>((centres.first_page + page) / centres.epoch_pages)];
@@ -53,14 +53,11 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
         const std::size_t f16_stride = f16_format(format.head_dim).page_bytes();
         const std::byte* source = state.quantized.pointers()[static_cast<std::size_t>(whole)];
         const std::span<const KeyTransform> transforms = cache.transforms(layer, state);
-        const std::byte* centre = centre_of_page(cache.centres(layer, state), whole);
-        for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head) {
-            PageTransform transform;
-            if (!transforms.empty()) transform.transform = transforms[head];
-            if (centre) transform.centre = centre + head * f16_row_bytes(format.head_dim);
-            dequantize_to_f16_page(format, transform, source + head * format.page_bytes(), kept,
+        const std::byte* centres = centres_of_page(cache.centres(layer, state), whole);
+        for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head)
+            dequantize_to_f16_page(format, page_transform(format, transforms, centres, head),
+                                   source + head * format.page_bytes(), kept,
                                    page->data + head * f16_stride);
-        }
     }
     state.quantized.keep_front(cache.quantized_pool, whole);
     state.recent.keep_front(cache.f16_pool, 0);

@@ -19,6 +19,13 @@ struct Call {
     AttentionOptions options;
 };
 
+/// One epoch, its centre any bytes that are there.
+void give_centre(Call& c, int epoch_pages, int first_page) {
+    static const std::byte* centres[1];
+    centres[0] = c.sequence.quantized.pages[0];
+    c.sequence.centres = {centres, epoch_pages, first_page};
+}
+
 struct Fault {
     const char* name;
     const char* message; ///< a part of it
@@ -80,20 +87,10 @@ const Fault kFaults[] = {
          c.sequence.transforms = {&transform, 1};
      }},
     {"CentresTooFew", "1 centres for epochs of 1 pages and a quantized run of 2 from page 0 on",
-     [](Call& c) {
-         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
-         c.sequence.centres = {centres, 1, 0};
-     }},
+     [](Call& c) { give_centre(c, 1, 0); }},
     {"CentresBeginBeyondAnEpoch", "epochs of 4 pages and the run begins at page 4",
-     [](Call& c) {
-         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
-         c.sequence.centres = {centres, 4, 4};
-     }},
-    {"EpochsOfNoPages", "epochs of 0 pages",
-     [](Call& c) {
-         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
-         c.sequence.centres = {centres, 0, 0};
-     }},
+     [](Call& c) { give_centre(c, 4, 4); }},
+    {"EpochsOfNoPages", "epochs of 0 pages", [](Call& c) { give_centre(c, 0, 0); }},
     {"NullCentre", "a centre is null",
      [](Call& c) {
          static const std::byte* const centres[] = {nullptr};
@@ -108,8 +105,7 @@ const Fault kFaults[] = {
      [](Call& c) {
          static const float centre[64] = {};
          static const KeyTransform transforms[2] = {{nullptr, centre}, {}};
-         static const std::byte* const centres[] = {c.sequence.quantized.pages[0]};
-         c.sequence.centres = {centres, 8, 0};
+         give_centre(c, 8, 0);
          c.sequence.transforms = transforms;
      }},
     {"NullPage", "quantized run has a null page",

@@ -166,9 +166,8 @@ void Model::compare_page(const std::byte* group, const ModelLayer& layer,
 }
 
 void Model::compare_transforms(const SequenceView& view, ModelLayer& layer, int index) const {
-    const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
     const std::size_t heads =
-        layer.transform && !never_quantizes ? static_cast<std::size_t>(config_.kv_heads) : 0;
+        layer.transform && quantizes(index) ? static_cast<std::size_t>(config_.kv_heads) : 0;
     ASSERT_EQ(view.transforms.size(), heads);
     for (std::size_t head = 0; head < heads; ++head) {
         ModelTransform& expected = (*layer.transform)[head];

@@ -52,17 +52,19 @@ int Model::window(int index) const {
                                           : config_.sliding_window[static_cast<std::size_t>(index)];
 }
 
+/// A page is dropped before it is old enough where the window is no longer than the recent one.
+bool Model::quantizes(int index) const {
+    const bool drops_first = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
+    return config_.format.quantized() && !drops_first;
+}
+
 bool Model::calibrates(int index) const {
     const TransformPolicy& policy = config_.transform;
     const bool wanted = policy.norm == KeyNormPolicy::prefill || policy.value_centre;
-    const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
-    return wanted && config_.format.quantized() && !never_quantizes;
+    return wanted && quantizes(index);
 }
 
-bool Model::has_epochs(int index) const {
-    const bool never_quantizes = window(index) > 0 && window(index) <= config_.recent_tokens + 1;
-    return config_.transform.centre && config_.format.quantized() && !never_quantizes;
-}
+bool Model::has_epochs(int index) const { return config_.transform.centre && quantizes(index); }
 
 /// An epoch gets its centre when its first page leaves the recent window, unless none of its pages stays.
 std::vector<std::int64_t> Model::new_epochs(const Settling& settling, const ModelLayer& layer,

@@ -127,6 +127,7 @@ private:
     std::shared_ptr<ModelCentre> centre_of(const ModelLayer& layer, std::int64_t epoch);
     void drop_centres(ModelLayer& layer) const;
     ModelTransform calibrate_head(const ModelLayer& layer, int head) const;
+    bool quantizes(int index) const;
     bool calibrates(int index) const;
     int window(int index) const;
     bool starts_page(std::int64_t position) const;
