@@ -215,12 +215,7 @@ void add_attention(CLI::App& parent, Action& action) {
         ->capture_default_str();
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->bench.threads);
-            return bench_attention(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->bench.threads, bench_attention);
 }
 
 } // namespace

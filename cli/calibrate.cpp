@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv calibrate`: a model's static key transform, taken from a text.
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 
@@ -15,6 +14,7 @@
 #include "output.h"
 #include "progress.h"
 #include "runner/calibrator.h"
+#include "stretches.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
@@ -55,19 +55,6 @@ void protect_inputs(const CalibrateOptions& options) {
     }
 }
 
-/// How many windows the text has, as many as wanted at most; throws Failure where it has not one.
-int choose_windows(const CalibrateOptions& options, std::size_t tokens) {
-    const auto available = static_cast<int>(tokens / static_cast<std::size_t>(options.window));
-    if (available == 0)
-        throw Failure(fmt::format("{} has {} tokens, fewer than one window of {}; choose a smaller "
-                                  "--ctx or a longer text",
-                                  options.text, tokens, options.window));
-    if (options.windows > available)
-        log_warning(fmt::format("{} has {} windows of {} tokens, not {}", options.text, available,
-                                options.window, options.windows));
-    return std::min(options.windows, available);
-}
-
 /// False: interrupted.
 bool walk(runner::Calibrator& calibrator, const runner::Model& model,
           std::span<runner::Token> tokens, int window, int windows) {
@@ -98,13 +85,10 @@ Json to_json(const CalibrateOptions& options, const runner::Calibration& calibra
 int calibrate(const CalibrateOptions& options) {
     protect_inputs(options);
     const std::string text = read_text(options.text);
-    const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
-    if (options.window > model->info().context_length)
-        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for",
-                                  options.window, model->info().context_length,
-                                  model->info().name));
+    const std::shared_ptr<runner::Model> model = load_model(options.model, options.window);
     std::vector<runner::Token> tokens = model->tokenize(text, false, false);
-    const int windows = choose_windows(options, tokens.size());
+    const int windows = choose_stretches(options.text, tokens.size(), options.windows,
+                                         static_cast<std::size_t>(options.window), "window");
     runner::Calibrator calibrator(model, options.window, options.threads);
     catch_interrupts();
     if (!walk(calibrator, *model, tokens, options.window, windows)) {
@@ -145,12 +129,7 @@ void add_calibrate_command(CLI::App& app, Action& action) {
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return calibrate(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, calibrate);
 }
 
 } // namespace innerkv::cli

@@ -7,8 +7,6 @@
 
 #include <fmt/format.h>
 
-#include "utf8.h"
-
 namespace innerkv::cli {
 namespace {
 
@@ -56,7 +54,7 @@ Json to_json(const runner::Calibration& calibration) {
 
 std::string to_text(const runner::Calibration& calibration) {
     const Summary summary = summarize(calibration);
-    const std::pair<const char*, std::string> lines[] = {
+    const NamedLine lines[] = {
         {"holds", "a calibration: norm and centre of keys"},
         {"model", fmt::format("{}, {}", calibration.model, calibration.architecture)},
         {"model hash", calibration.model_hash},
@@ -67,10 +65,7 @@ std::string to_text(const runner::Calibration& calibration) {
                               summary.least_norm, summary.largest_norm, summary.largest_ratio)},
         {"centres", fmt::format("up to {:.4g}", summary.largest_centre)},
     };
-    std::string text;
-    for (const auto& [name, value] : lines)
-        text += fmt::format("{:<15} {}\n", name, printable(value));
-    return text;
+    return named_lines(lines);
 }
 
 } // namespace innerkv::cli

@@ -6,13 +6,12 @@
 
 #include <fmt/format.h>
 
-#include "errors.h"
 #include "innerkv/attention.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
 #include "journal.h"
-#include "log.h"
 #include "progress.h"
+#include "stretches.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
@@ -103,13 +102,9 @@ EvalInput read_input(const EvalOptions& options) {
     EvalInput input;
     input.calibration = read_calibration(options.calibration, options.caches, options.codec);
     const std::string text = read_text(options.text);
-    input.model = runner::Model::load(options.model);
-    const runner::ModelInfo& info = input.model->info();
-    if (options.context > info.context_length)
-        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for",
-                                  options.context, info.context_length, info.name));
+    input.model = load_model(options.model, options.context);
     input.tokens = input.model->tokenize(text, false, false);
-    input.text_fingerprint = fingerprint(text);
+    input.text_fingerprint = runner::hash_of(text);
     catch_interrupts();
     return input;
 }
@@ -119,19 +114,6 @@ std::vector<runner::Token> EvalInput::opened(std::size_t begin, std::size_t coun
     std::vector<runner::Token> stretch(first, first + static_cast<std::ptrdiff_t>(count));
     stretch.front() = model->bos().value_or(stretch.front());
     return stretch;
-}
-
-int choose_stretches(const EvalOptions& options, const EvalInput& input, int wanted,
-                     std::size_t length, const std::string& noun) {
-    const auto available = static_cast<int>(input.tokens.size() / length);
-    if (available == 0)
-        throw Failure(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
-                                  "--ctx or a longer text",
-                                  options.text, input.tokens.size(), noun, length));
-    if (wanted > available)
-        log_warning(fmt::format("{} has {} {}s of {} tokens, not {}", options.text, available, noun,
-                                length, wanted));
-    return wanted == 0 ? available : std::min(wanted, available);
 }
 
 std::int64_t Evaluation::count_done(std::size_t count) const {

@@ -57,11 +57,6 @@ struct EvalInput {
 /// Throws Failure where the model or the text cannot be read or --ctx is beyond the model's.
 EvalInput read_input(const EvalOptions& options);
 
-/// How many of `wanted` stretches of `length` tokens the text has; 0 wants all. Warns where they are
-/// fewer and throws Failure where there is none. `noun` is what they are called.
-int choose_stretches(const EvalOptions& options, const EvalInput& input, int wanted,
-                     std::size_t length, const std::string& noun);
-
 /// What is measured as a whole, and lost as a whole where the run is stopped inside.
 struct EvalItem {
     std::int64_t tokens = 0;               ///< that each cache processes, for the progress bar

@@ -8,6 +8,7 @@
 #include "chart.h"
 #include "errors.h"
 #include "eval.h"
+#include "stretches.h"
 
 namespace innerkv::cli {
 namespace {
@@ -173,7 +174,8 @@ int eval_long(const LongOptions& options) {
                                      options.context, options.generate));
     const EvalInput input = read_input(options);
     const auto length = static_cast<std::size_t>(options.context);
-    const int documents = choose_stretches(options, input, options.documents, length, "document");
+    const int documents =
+        choose_stretches(options.text, input.tokens.size(), options.documents, length, "document");
     const auto count = static_cast<std::size_t>(documents);
     const std::vector<Start> starts = make_starts(options, documents);
     const Evaluation evaluation = evaluate(
@@ -210,12 +212,7 @@ void add_eval_long(CLI::App& parent, Action& action) {
         ->check(whole_range(1, 1 << 20))
         ->capture_default_str();
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return eval_long(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, eval_long);
 }
 
 } // namespace innerkv::cli

@@ -6,6 +6,7 @@
 
 #include "chart.h"
 #include "eval.h"
+#include "stretches.h"
 
 namespace innerkv::cli {
 namespace {
@@ -79,7 +80,8 @@ std::string draw(const PplOptions& options, const std::vector<CacheScore>& score
 int eval_ppl(const PplOptions& options) {
     const EvalInput input = read_input(options);
     const auto size = static_cast<std::size_t>(options.context);
-    const int windows = choose_stretches(options, input, options.windows, size, "window");
+    const int windows =
+        choose_stretches(options.text, input.tokens.size(), options.windows, size, "window");
     const std::vector<EvalItem> items = make_windows(input, size, windows);
     const Evaluation evaluation = evaluate(options, input, {{"chunks", windows}}, items);
     const std::int64_t finished = evaluation.count_done(items.size());
@@ -104,12 +106,7 @@ void add_eval_ppl(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(1, kMostWindows));
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return eval_ppl(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, eval_ppl);
 }
 
 } // namespace innerkv::cli

@@ -11,6 +11,7 @@
 #include "eval.h"
 #include "innerkv/format.h"
 #include "planting.h"
+#include "stretches.h"
 
 namespace innerkv::cli {
 namespace {
@@ -197,8 +198,8 @@ std::string draw(const RecallResult& result) {
 
 int eval_recall(const RecallOptions& options) {
     const EvalInput input = read_input(options);
-    const int count =
-        choose_stretches(options, input, options.documents, document_length(options), "document");
+    const int count = choose_stretches(options.text, input.tokens.size(), options.documents,
+                                       document_length(options), "document");
     std::vector<PlantedDocument> documents;
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(count); ++index) {
@@ -234,12 +235,7 @@ void add_eval_recall(CLI::App& parent, Action& action) {
         ->capture_default_str();
     add_documents_option(*command, options->documents);
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return eval_recall(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, eval_recall);
 }
 
 } // namespace innerkv::cli

@@ -8,6 +8,7 @@
 #include "chart.h"
 #include "errors.h"
 #include "eval.h"
+#include "stretches.h"
 
 namespace innerkv::cli {
 namespace {
@@ -129,8 +130,8 @@ int eval_repeat(const RepeatOptions& options) {
                                      "--passage",
                                      options.context, options.passage, kLeastBetween, least));
     const EvalInput input = read_input(options);
-    const int documents =
-        choose_stretches(options, input, options.documents, length - passage, "document");
+    const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,
+                                           length - passage, "document");
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(documents); ++index)
         items.push_back(make_document(input, index * (length - passage), length, passage));
@@ -160,12 +161,7 @@ void add_eval_repeat(CLI::App& parent, Action& action) {
         ->capture_default_str();
     add_documents_option(*command, options->documents);
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return eval_repeat(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, eval_repeat);
 }
 
 } // namespace innerkv::cli

@@ -11,7 +11,6 @@
 #include "options.h"
 #include "output.h"
 #include "runner/runner.h"
-#include "utf8.h"
 
 namespace innerkv::cli {
 namespace {
@@ -49,7 +48,7 @@ Json to_json(const runner::ModelInfo& info) {
 }
 
 std::string to_text(const runner::ModelInfo& info) {
-    const std::pair<const char*, std::string> lines[] = {
+    const NamedLine lines[] = {
         {"file", info.path},
         {"size", format_bytes(info.file_bytes)},
         {"name", info.name},
@@ -65,10 +64,7 @@ std::string to_text(const runner::ModelInfo& info) {
         {"sliding window", describe_windows(info)},
         {"chat template", info.has_chat_template ? "yes" : "no"},
     };
-    std::string text;
-    for (const auto& [name, value] : lines)
-        text += fmt::format("{:<15} {}\n", name, printable(value));
-    return text;
+    return named_lines(lines);
 }
 
 int inspect(const InspectOptions& options) {

@@ -12,32 +12,11 @@
 #include <unistd.h>
 
 #include "errors.h"
+#include "runner/hash.h"
 #include "standing.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
-namespace {
-
-class Fnv {
-public:
-    void add(std::string_view bytes) {
-        for (const char byte : bytes)
-            state_ = (state_ ^ static_cast<std::uint8_t>(byte)) * 0x100000001b3U;
-    }
-    std::string text() const { return fmt::format("{:016x}", state_); }
-
-private:
-    std::uint64_t state_ = 0xcbf29ce484222325U;
-};
-
-} // namespace
-
-std::string fingerprint(std::string_view bytes) {
-    Fnv hash;
-    hash.add(bytes);
-    return hash.text();
-}
-
 std::string file_fingerprint(const std::string& path) {
     constexpr std::uint64_t kSamples = 256;
     constexpr std::uint64_t kSampleBytes = 16384;
@@ -45,7 +24,7 @@ std::string file_fingerprint(const std::string& path) {
     const std::streamoff size = file.tellg();
     if (!file || size < 0) throw Failure(fmt::format("cannot read {}", path));
     const auto bytes = static_cast<std::uint64_t>(size);
-    Fnv hash;
+    runner::Hash hash;
     hash.add(std::to_string(bytes));
     std::string sample;
     for (std::uint64_t index = 0; index < kSamples; ++index) {

@@ -51,9 +51,7 @@ private:
 /// Where two objects differ first, "ctx is 512 there and 1024 here"; empty where they do not.
 std::string header_difference(const Json& theirs, const Json& ours);
 
-/// 64 bits that tell texts apart, in hexadecimal: FNV-1a.
-std::string fingerprint(std::string_view bytes);
-/// The same of a file's size and of samples from its beginning to its end: a model is too large to be
+/// A hash of a file's size and of samples from its beginning to its end: a model is too large to be
 /// read whole. Throws Failure where it cannot be read.
 std::string file_fingerprint(const std::string& path);
 

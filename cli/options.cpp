@@ -34,40 +34,47 @@ std::string preset_names() {
     return names;
 }
 
+namespace {
+
+using CheckName = std::function<void(const std::string&)>;
+
+CLI::Option* add_name(CLI::App& command, const std::string& flags, std::string& value,
+                      const std::string& description, const char* type, const CheckName& check) {
+    return command.add_option(flags, value, description)
+        ->type_name(type)
+        ->check(accepted_by(check))
+        ->capture_default_str();
+}
+
+CheckName each(const CheckName& check) {
+    return [check](const std::string& list) {
+        for (const std::string& name : split_list(list)) check(name);
+    };
+}
+
+void check_preset(const std::string& name) { find_preset(name); }
+void check_contender(const std::string& name) { runner::make_options(name, 1); }
+
+} // namespace
+
 CLI::Option* add_preset_option(CLI::App& command, const std::string& flags, std::string& preset,
                                const std::string& description) {
-    return command.add_option(flags, preset, description)
-        ->type_name("PRESET")
-        ->check(accepted_by([](const std::string& name) { find_preset(name); }))
-        ->capture_default_str();
+    return add_name(command, flags, preset, description, "PRESET", check_preset);
 }
 
 CLI::Option* add_presets_option(CLI::App& command, std::string& presets,
                                 const std::string& description) {
-    return command.add_option("--cache", presets, description)
-        ->type_name("A,B,...")
-        ->check(accepted_by([](const std::string& list) {
-            for (const std::string& name : split_list(list)) find_preset(name);
-        }))
-        ->capture_default_str();
+    return add_name(command, "--cache", presets, description, "A,B,...", each(check_preset));
 }
 
 CLI::Option* add_contender_option(CLI::App& command, const std::string& flags,
                                   std::string& contender, const std::string& description) {
-    return command.add_option(flags, contender, description)
-        ->type_name("NAME")
-        ->check(accepted_by([](const std::string& name) { runner::make_options(name, 1); }))
-        ->capture_default_str();
+    return add_name(command, flags, contender, description, "NAME", check_contender);
 }
 
 CLI::Option* add_contenders_option(CLI::App& command, std::string& contenders,
                                    const std::string& description) {
-    return command.add_option("--cache", contenders, description)
-        ->type_name("A,B,...")
-        ->check(accepted_by([](const std::string& list) {
-            for (const std::string& name : split_list(list)) runner::make_options(name, 1);
-        }))
-        ->capture_default_str();
+    return add_name(command, "--cache", contenders, description, "A,B,...", each(check_contender));
 }
 
 CLI::Option* add_model_option(CLI::App& command, std::string& path) {

@@ -11,6 +11,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "commands.h"
 #include "runner/calibration.h"
 #include "runner/runner.h"
 
@@ -39,6 +40,17 @@ CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::stri
 /// As many threads as there are cores at most, with a warning: ggml's threads wait for each other at every
 /// node of a graph, and one that has no core holds up all.
 void limit_threads(int& threads);
+/// Lets the command's action be `run` with the options, of which `threads` is a part, limited.
+template <typename Options>
+void on_chosen(CLI::App& command, Action& action, const std::shared_ptr<Options>& options,
+               int& threads, int (*run)(const Options&)) {
+    command.callback([&action, options, &threads, run] {
+        action = [options, &threads, run] {
+            limit_threads(threads);
+            return run(*options);
+        };
+    });
+}
 /// "none", "prefill", or empty for the preset's own.
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
 /// Unknown names are refused with the list of those there are.

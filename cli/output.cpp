@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "errors.h"
+#include "utf8.h"
 
 namespace innerkv::cli {
 
@@ -41,6 +42,13 @@ std::string Table::text() const {
         line.erase(line.find_last_not_of(' ') + 1);
         text += line + "\n";
     }
+    return text;
+}
+
+std::string named_lines(std::span<const NamedLine> lines) {
+    std::string text;
+    for (const auto& [name, value] : lines)
+        text += fmt::format("{:<15} {}\n", name, printable(value));
     return text;
 }
 

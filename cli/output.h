@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -30,6 +32,10 @@ public:
 private:
     std::vector<std::vector<std::string>> rows_;
 };
+
+/// What something is, line by line: names of up to 15 letters and values, made printable.
+using NamedLine = std::pair<const char*, std::string>;
+std::string named_lines(std::span<const NamedLine> lines);
 
 /// "512 bytes", "1.5 MiB".
 std::string format_bytes(std::uint64_t bytes);

@@ -243,12 +243,7 @@ void add_run_command(CLI::App& app, Action& action) {
     command->add_flag("-v,--verbose", options->verbose, "Show messages of ggml and llama.cpp");
     add_json_option(*command, options->json);
     command->footer(kExamples);
-    command->callback([options, &action] {
-        action = [options] {
-            limit_threads(options->threads);
-            return run(*options);
-        };
-    });
+    on_chosen(*command, action, options, options->threads, run);
 }
 
 } // namespace innerkv::cli

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runner/calibration.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <span>
 
 #include "backend.h"
 #include "gguf_file.h"
+#include "hash.h"
 #include "innerkv/codec.h"
 #include "log.h"
 #include "model.h"
@@ -35,30 +34,6 @@ constexpr const char* kHeadDimKey = "innerkv.calibration.head_dim";
 constexpr const char* kHashKey = "innerkv.calibration.hash";
 constexpr const char* kNormTensor = "norm";
 constexpr const char* kCentreTensor = "centre";
-
-class Hash {
-public:
-    void add(const void* data, std::size_t bytes) {
-        const auto* next = static_cast<const unsigned char*>(data);
-        for (const unsigned char* end = next + bytes; next != end; ++next) {
-            state_ = (state_ ^ *next) * 0x100000001b3u;
-        }
-    }
-    void add(std::int64_t number) { add(&number, sizeof number); }
-    /// With its length, so that what follows cannot be taken for a part of it.
-    void add_text(std::string_view text) {
-        add(static_cast<std::int64_t>(text.size()));
-        add(text.data(), text.size());
-    }
-    std::string text() const {
-        char digits[17];
-        std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(state_));
-        return digits;
-    }
-
-private:
-    std::uint64_t state_ = 0xcbf29ce484222325u;
-};
 
 /// Of everything that the file says: a damaged one is told from a good one.
 std::string hash_of(const Calibration& calibration) {
@@ -238,7 +213,7 @@ std::vector<KeyTransform> Calibration::transforms() const {
 
 std::string hash_of(std::string_view text) {
     Hash hash;
-    hash.add(text.data(), text.size());
+    hash.add(text);
     return hash.text();
 }
 

@@ -63,7 +63,9 @@ class LlamaEngine final : public Engine {
 public:
     LlamaEngine(const ModelInfo& info, const SessionOptions& options, const Rival& rival)
         : info_(info), type_(find_type(rival.type)), batch_(options.chunk) {
-        check_shape(rival);
+        if (rival.cache.k.codec) {
+            rival.cache.k.codec->check(info_.head_dim);
+        }
         cpu_device();
         const CaughtLog log;
         model_.reset(llama_model_load_from_file(info.path.c_str(), llama_model_default_params()));
@@ -162,22 +164,6 @@ private:
     private:
         llama_batch batch_;
     };
-
-    void check_shape(const Rival& rival) const {
-        const auto block = static_cast<int>(ggml_blck_size(type_));
-        if (info_.head_dim % block != 0) {
-            throw InvalidArgument(rival.type + " has blocks of " + std::to_string(block) +
-                                  " channels; a head dimension of " +
-                                  std::to_string(info_.head_dim) + " is not a multiple of that");
-        }
-        if (rival.rotate && info_.head_dim % kRotation != 0) {
-            throw InvalidArgument("llama.cpp rotates head dimensions that are multiples of " +
-                                  std::to_string(kRotation) + ", not " +
-                                  std::to_string(info_.head_dim) + "; name the type without +rot");
-        }
-    }
-
-    static constexpr int kRotation = 64;
 
     ModelInfo info_;
     ggml_type type_;

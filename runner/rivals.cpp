@@ -128,8 +128,12 @@ Rival parse_rival(std::string_view name) {
     rival.type = type;
     if (rival.libllama) {
         const bool f16 = type == kF16Type && !rival.rotate;
-        if (windows || (!f16 && !find_block_type(type))) {
+        const simulated::BlockType* const block_type = find_block_type(type);
+        if (windows || (!f16 && !block_type)) {
             refuse(name);
+        }
+        if (block_type) {
+            rival.cache = block_cache(*block_type, rival.rotate);
         }
         return rival;
     }

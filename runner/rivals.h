@@ -13,7 +13,7 @@ struct Rival {
     bool libllama = false;       ///< run by libllama itself, which has no windows
     std::string type;            ///< codec or cache type, such as "q4_0"
     bool rotate = false;         ///< llama.cpp's Hadamard rotation
-    simulated::Definition cache; ///< unless libllama runs it
+    simulated::Definition cache; ///< without codecs: f16
 };
 
 /// Throws InvalidArgument listing the names there are.

@@ -14,8 +14,6 @@ namespace {
 constexpr int kBlock = 32;
 constexpr int kSmallestRotation = 64;
 
-float rounded_to_f16(float value) { return float_from_f16(f16_from_float(value)); }
-
 /// 0 where the scale is too small for it: the stored scale is 0 then, and so is every value.
 float inverse(float scale) {
     const float reciprocal = 1.0f / scale;

@@ -8,7 +8,12 @@
 #include <string_view>
 #include <vector>
 
+#include "innerkv/codec.h"
+
 namespace innerkv::runner::simulated {
+
+/// What an fp16 parameter gives back.
+inline float rounded_to_f16(float value) { return float_from_f16(f16_from_float(value)); }
 
 /// One side of one KV head.
 class Codec {

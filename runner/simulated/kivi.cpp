@@ -13,8 +13,6 @@ namespace {
 
 constexpr int kGroup = 32;
 
-float rounded_to_f16(float value) { return float_from_f16(f16_from_float(value)); }
-
 /// 32 values, `stride` elements apart: the minimum and the step are fp16, codes are computed under both.
 void round_group(float* values, std::size_t stride, int bits) {
     float minimum = values[0];

@@ -68,7 +68,7 @@ private:
         }
         const auto dim = static_cast<int>(row.size());
         const auto norm = static_cast<float>(std::sqrt(square));
-        const float stored = float_from_f16(f16_from_float(std::min(norm, kLargestF16)));
+        const float stored = rounded_to_f16(std::min(norm, kLargestF16));
         if (stored == 0.0f) {
             std::fill(row.begin(), row.end(), 0.0f);
             return;

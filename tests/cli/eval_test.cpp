@@ -15,6 +15,7 @@
 #include "errors.h"
 #include "journal.h"
 #include "planting.h"
+#include "runner/calibration.h"
 #include "standing.h"
 
 namespace innerkv::cli {
@@ -261,8 +262,8 @@ TEST_F(JournalTest, OneRunAtATime) {
 
 TEST_F(JournalTest, Fingerprints) {
     // Of "" and "foobar" as the authors of FNV publish them.
-    EXPECT_EQ(fingerprint(""), "cbf29ce484222325");
-    EXPECT_EQ(fingerprint("foobar"), "85944171f73967e8");
+    EXPECT_EQ(runner::hash_of(""), "cbf29ce484222325");
+    EXPECT_EQ(runner::hash_of("foobar"), "85944171f73967e8");
     const std::string bytes(3'000'000, 'a');
     write(bytes);
     const std::string whole = file_fingerprint(path_);
@@ -273,7 +274,7 @@ TEST_F(JournalTest, Fingerprints) {
         EXPECT_NE(file_fingerprint(path_), whole) << place;
     }
     write("");
-    EXPECT_EQ(file_fingerprint(path_), fingerprint("0"));
+    EXPECT_EQ(file_fingerprint(path_), runner::hash_of("0"));
     EXPECT_THROW(file_fingerprint("no-such-file"), Failure);
 }
 

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stretches.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "errors.h"
+#include "log.h"
+
+namespace innerkv::cli {
+
+std::shared_ptr<runner::Model> load_model(const std::string& path, int context) {
+    std::shared_ptr<runner::Model> model = runner::Model::load(path);
+    const runner::ModelInfo& info = model->info();
+    if (context > info.context_length)
+        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for", context,
+                                  info.context_length, info.name));
+    return model;
+}
+
+int choose_stretches(const std::string& text, std::size_t tokens, int wanted, std::size_t length,
+                     const std::string& noun) {
+    const auto available = static_cast<int>(tokens / length);
+    if (available == 0)
+        throw Failure(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
+                                  "--ctx or a longer text",
+                                  text, tokens, noun, length));
+    if (wanted > available)
+        log_warning(fmt::format("{} has {} {}s of {} tokens, not {}", text, available, noun, length,
+                                wanted));
+    return wanted == 0 ? available : std::min(wanted, available);
+}
+
+} // namespace innerkv::cli

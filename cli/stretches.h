@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model and how much of a text it reads: what measuring and calibrating begin with.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "runner/runner.h"
+
+namespace innerkv::cli {
+
+/// Throws Failure where --ctx, `context`, is beyond the model's.
+std::shared_ptr<runner::Model> load_model(const std::string& path, int context);
+
+/// How many of `wanted` stretches of `length` tokens a text of so many tokens has; 0 wants all. Warns where
+/// they are fewer and throws Failure where there is none. `noun` is what they are called.
+int choose_stretches(const std::string& text, std::size_t tokens, int wanted, std::size_t length,
+                     const std::string& noun);
+
+} // namespace innerkv::cli
