@@ -100,7 +100,7 @@ void limit_threads(int& threads) {
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm) {
     return command
         .add_option("--key-norm", key_norm, "Channel norms of keys, instead of the preset's")
-        ->check(CLI::IsMember({"none", "prefill"}));
+        ->check(CLI::IsMember({"none", "prefill", "balanced"}));
 }
 
 CLI::Option* add_codec_option(CLI::App& command, std::string& codec) {
@@ -130,7 +130,7 @@ runner::SessionOptions session_options(const std::string& contender, int context
         session.transform = TransformPolicy::from_preset(session.preset);
     }
     if (key_norm.empty() || !session.preset.k.quantized()) return session;
-    session.preset.key_norm = key_norm == "none" ? KeyNormPolicy::none : KeyNormPolicy::prefill;
+    session.preset.key_norm = find_key_norm(key_norm).value();
     session.transform.norm = session.preset.key_norm;
     return session;
 }

@@ -25,21 +25,35 @@ Rows rows(const ggml_tensor* tensor, int token) {
 
 void run_op(ggml_tensor* out, int thread, int threads, void* data) {
     const auto& op = *static_cast<const LayerAttention*>(data);
-    // sources: K, V and, where something is attended to, q
     op.driver->run(op.layer, op.shape,
-                   {.q = out->src[2], .k = out->src[0], .v = out->src[1], .out = out}, thread,
+                   {.q = out->src[0], .k = out->src[1], .v = out->src[2], .out = out}, thread,
                    threads);
 }
 
+/// What an op that attends to nothing has in place of its result.
+constexpr std::int64_t kNoResult = 1;
+
 } // namespace
 
-ggml_tensor* LayerAttention::add_to(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
-                                    ggml_tensor* v) {
-    ggml_tensor* sources[] = {k, v, q};
-    const std::int64_t width = q ? q->ne[0] * q->ne[1] : 1;
-    const std::int64_t tokens = q ? q->ne[2] : 1;
-    return ggml_custom_4d(context, GGML_TYPE_F32, width, tokens, 1, 1, sources, q ? 3 : 2, run_op,
+ggml_tensor* LayerAttention::add_op(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
+                                    ggml_tensor* v, std::int64_t width, std::int64_t tokens) {
+    ggml_tensor* sources[] = {q, k, v};
+    return ggml_custom_4d(context, GGML_TYPE_F32, width, tokens, 1, 1, sources, 3, run_op,
                           GGML_N_TASKS_MAX, this);
+}
+
+ggml_tensor* LayerAttention::attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
+                                    ggml_tensor* v) {
+    return add_op(context, q, k, v, q->ne[0] * q->ne[1], q->ne[2]);
+}
+
+ggml_tensor* LayerAttention::append(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
+                                    ggml_tensor* v) {
+    return add_op(context, q, k, v, kNoResult, kNoResult);
+}
+
+bool AttentionDriver::attends(const Tensors& tensors) {
+    return ggml_nelements(tensors.out) > kNoResult;
 }
 
 AttentionDriver::AttentionDriver(KvStore& store, Arithmetic arithmetic, std::string_view isa)
@@ -93,7 +107,7 @@ void AttentionDriver::run(int layer, const AttentionShape& shape, const Tensors&
         if (thread == 0) {
             guarded([&] { start_attention(layer, shape, tensors, begin, end, threads); });
         }
-        if (!tensors.q) {
+        if (!attends(tensors)) {
             continue;
         }
         barrier_.wait(threads);
@@ -107,15 +121,18 @@ void AttentionDriver::run(int layer, const AttentionShape& shape, const Tensors&
 }
 
 void AttentionDriver::start_append(int layer, const Tensors& tensors, int begin, int end) {
-    parts_ =
-        store_.start_append(layer, end - begin, rows(tensors.k, begin), rows(tensors.v, begin));
+    parts_ = store_.start_append(layer, {.tokens = end - begin,
+                                         .k = rows(tensors.k, begin),
+                                         .v = rows(tensors.v, begin),
+                                         .q = rows(tensors.q, begin),
+                                         .q_heads = static_cast<int>(tensors.q->ne[1])});
     next_ = 0;
 }
 
 void AttentionDriver::start_attention(int layer, const AttentionShape& shape,
                                       const Tensors& tensors, int begin, int end, int threads) {
     store_.commit();
-    if (!tensors.q) {
+    if (!attends(tensors)) {
         return;
     }
     view_ = store_.view(layer);

@@ -27,8 +27,8 @@ public:
     std::exception_ptr finish() noexcept;
 
     /// Called by each of `threads` threads at once. k, v: [head_dim, kv_heads, tokens] as ggml counts,
-    /// f32; q: [head_dim, q_heads, tokens], or null where only K and V are wanted; out: like q,
-    /// contiguous.
+    /// f32; q: [head_dim, q_heads, tokens]; out: like q, contiguous, or one element where the rows are
+    /// appended and nothing is attended to.
     struct Tensors {
         const ggml_tensor* q = nullptr;
         const ggml_tensor* k = nullptr;
@@ -39,6 +39,7 @@ public:
              int threads) noexcept;
 
 private:
+    static bool attends(const Tensors& tensors);
     void start_append(int layer, const Tensors& tensors, int begin, int end);
     void start_attention(int layer, const AttentionShape& shape, const Tensors& tensors, int begin,
                          int end, int threads);
@@ -66,9 +67,14 @@ struct LayerAttention {
     int layer = 0;
     AttentionShape shape;
 
-    /// The op's result: [head_dim * q_heads, tokens]. Without q nothing is attended to: the op appends
-    /// K and V, and its result means nothing.
-    ggml_tensor* add_to(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
+    /// Appends, then attends: [head_dim * q_heads, tokens].
+    ggml_tensor* attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
+    /// Appends alone; the result means nothing.
+    ggml_tensor* append(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
+
+private:
+    ggml_tensor* add_op(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
+                        std::int64_t width, std::int64_t tokens);
 };
 
 } // namespace innerkv::runner

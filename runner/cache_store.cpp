@@ -20,8 +20,9 @@ int CacheStore::step(std::int64_t position, int tokens) const {
     return std::min(tokens, static_cast<int>(kPageTokens - in_page));
 }
 
-int CacheStore::start_append(int layer, int tokens, const Rows& k, const Rows& v) {
-    const AppendRows batch[] = {{.sequence = sequence_, .tokens = tokens, .k = k, .v = v}};
+int CacheStore::start_append(int layer, const AppendRows& rows) {
+    AppendRows batch[] = {rows};
+    batch[0].sequence = sequence_;
     append_.emplace(cache_.begin_append(layer, batch));
     return append_->parts();
 }

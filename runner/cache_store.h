@@ -16,7 +16,7 @@ public:
     PageFormat format() const override { return cache_.config().format; }
     int step(std::int64_t position, int tokens) const override;
     void reserve(int tokens) override { cache_.reserve(sequence_, tokens); }
-    int start_append(int layer, int tokens, const Rows& k, const Rows& v) override;
+    int start_append(int layer, const AppendRows& rows) override;
     void run_part(int part) override { append_->run(part); }
     void commit() override { append_->commit(); }
     void drop() noexcept override { append_.reset(); }

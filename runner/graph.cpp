@@ -31,7 +31,7 @@ public:
     ggml_tensor* layer(ggml_tensor* x, std::size_t index, LayerAttention& attention) const {
         const LayerWeights& w = weights_.layers[index];
         const Heads heads = query_key_value(norm(x, w.attention_norm), index);
-        ggml_tensor* y = attention.add_to(context_, heads.q, heads.k, heads.v);
+        ggml_tensor* y = attention.attend(context_, heads.q, heads.k, heads.v);
         y = linear(w.attention_out, y, w.attention_out_bias);
         if (index + 1 == weights_.layers.size() && output_rows_) {
             y = ggml_get_rows(context_, y, output_rows_);
@@ -42,10 +42,10 @@ public:
         return ggml_add(context_, post_norm(y, w.ffn_post_norm), x);
     }
 
-    /// The last layer where no token's logits are wanted: its K and V are all that is left to do.
+    /// The last layer where no token's logits are wanted: appending is all that is left to do.
     ggml_tensor* append_only(ggml_tensor* x, std::size_t index, LayerAttention& attention) const {
         const Heads heads = query_key_value(norm(x, weights_.layers[index].attention_norm), index);
-        return attention.add_to(context_, nullptr, heads.k, heads.v);
+        return attention.append(context_, heads.q, heads.k, heads.v);
     }
 
     /// [vocabulary_size, outputs]

@@ -26,8 +26,9 @@ public:
 
     /// Throws unless appends of so many tokens in all cannot run out of memory.
     virtual void reserve(int tokens) = 0;
-    /// One append to one layer, fp32 rows; returns its parts, which threads may share.
-    virtual int start_append(int layer, int tokens, const Rows& k, const Rows& v) = 0;
+    /// One append to one layer, fp32 rows, of the store's own sequence; returns its parts, which threads
+    /// may share.
+    virtual int start_append(int layer, const AppendRows& rows) = 0;
     virtual void run_part(int part) = 0;
     /// Makes the append visible.
     virtual void commit() = 0;

@@ -35,6 +35,14 @@ bool parse_choice(std::string_view setting, std::string_view value, std::string_
     return value == yes;
 }
 
+KeyNormPolicy parse_norm(std::string_view setting, std::string_view value) {
+    const std::optional<KeyNormPolicy> norm = find_key_norm(value);
+    if (!norm) {
+        refuse(setting);
+    }
+    return *norm;
+}
+
 void apply(std::string_view setting, SessionOptions& options) {
     const std::size_t equals = std::min(setting.find('='), setting.size());
     const std::string_view key = setting.substr(0, equals);
@@ -48,9 +56,7 @@ void apply(std::string_view setting, SessionOptions& options) {
     } else if (key == "epoch") {
         options.transform.centre_epoch = parse_tokens(setting, value);
     } else if (key == "norm") {
-        options.transform.norm = parse_choice(setting, value, "prefill", "none")
-                                     ? KeyNormPolicy::prefill
-                                     : KeyNormPolicy::none;
+        options.transform.norm = parse_norm(setting, value);
     } else if (key == "centre") {
         options.transform.centre = parse_choice(setting, value, "on", "off");
     } else if (key == "rotate") {

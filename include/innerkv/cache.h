@@ -43,8 +43,23 @@ struct Rows {
 
 /// Which steps key and value rows take on their way into a page (view.h, KeyTransform), and where norm
 /// and centres come from. In order: subtract the centre, divide by the norm, rotate; so where there are
-/// both, the norm is taken from centred keys: n_c = sqrt(max over tokens |K[t,c] - mean[c]|), 1 for
-/// channels where that is 0. Transformed values beyond fp16 saturate.
+/// both, the norm is taken from centred keys, k = K - mean. Per KV head and channel c, over the calibration
+/// tokens t:
+///
+///     prefill     n_c = sqrt(max_t |k[t,c]|), 1 where that is 0
+///     balanced    r_c = (sum_t k[t,c]^2 / sum_t q[t,c]^2)^(1/4), over all query heads of the KV head;
+///                 n_c = r_c / (median of r), brought closer to 1 by a factor of up to 1.4; within
+///                 1/4096 .. 4096; 1 where a sum is 0
+///       without queries, and m_c = max_t |k[t,c]|, M = 4 * (median of m):
+///                 n_c = sqrt(m_c), or m_c / sqrt(M) where m_c > M; 1 where m_c is 0
+///
+/// Rotation gives every channel of a row the same rounding error e, and the logit one of
+/// |e| * |q n|, where |e| goes with |k / n|. The product is least at n_c^2 = |k_c| / |q_c|
+/// (Cauchy-Schwarz), and then a model whose keys are f times as large in some channels, and its queries
+/// 1/f, quantizes as well as before. Small imbalances are left alone: 128 tokens do not tell
+/// them well. Medians are the lower of two, over channels above 0.
+///
+/// Transformed values beyond fp16 saturate.
 struct TransformPolicy {
     KeyNormPolicy norm = KeyNormPolicy::none;
     /// Subtract a mean key, per channel: of the epoch that the page belongs to. The keys' mean drifts with
@@ -55,13 +70,14 @@ struct TransformPolicy {
     /// Norm and value centre are taken from this many tokens behind the sink, per sequence, layer and
     /// KV head. Until they are there (and the recent window beside them) nothing is quantized and no
     /// sliding window drops a page; so they do not depend on how a prompt was cut. They stay for the
-    /// life of the sequence and its forks, also where truncate() takes those tokens away.
+    /// life of the sequence and its forks, also where truncate() takes those tokens away. (Until the norm
+    /// is taken, queries of tokens that truncate() takes away count as well, unless it goes back to the sink.)
     int calibration_tokens = 128;
     /// Tokens of an epoch, a multiple of 32; epochs follow each other from the sink's end on. An epoch's
     /// centre is the mean of the recent_tokens + 32 tokens from its first on, which are all fp16 when its
     /// first page is quantized: so it does not depend on how tokens came. Rounded to fp16.
     int centre_epoch = 256;
-    /// A norm whose max / min over channels is below this is dropped.
+    /// A prefill norm whose max / min over channels is below this is dropped.
     float norm_threshold = 1.2f;
 
     static TransformPolicy from_preset(const Preset& preset);
@@ -147,6 +163,10 @@ struct AppendRows {
     int tokens = 0;
     Rows k;
     Rows v;
+    /// Queries of these tokens, [tokens, q_heads, head_dim], for KeyNormPolicy::balanced; other policies
+    /// do not look at them. Without data there are none. q_heads is a multiple of kv_heads.
+    Rows q = {};
+    int q_heads = 0;
 };
 
 class Cache {

@@ -68,6 +68,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -171,7 +172,8 @@ inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
 
 enum class KeyNormPolicy : std::uint8_t {
     none,
-    prefill,   ///< per sequence, from its first tokens outside the windows (the paper, section 4)
+    prefill,   ///< per sequence, from its first keys outside the windows (the paper, section 4)
+    balanced,  ///< likewise, from keys and queries (TransformPolicy in cache.h)
     calibrated ///< `static` in the command line: one set per model, given by the caller
 };
 
@@ -190,6 +192,9 @@ struct Preset {
 };
 
 std::span<const Preset> presets();
+
+/// none, prefill or balanced, by name; nothing for other names.
+std::optional<KeyNormPolicy> find_key_norm(std::string_view name);
 
 /// The preset with the codecs and the key transform of the InnerQ paper: symmetric codes, key norm alone.
 Preset paper_preset(Preset preset);

@@ -65,8 +65,8 @@ void Store::reserve(int tokens) {
     }
 }
 
-int Store::start_append(int layer, int tokens, const Rows& k, const Rows& v) {
-    append_ = {&layers_[static_cast<std::size_t>(layer)], tokens, k, v};
+int Store::start_append(int layer, const AppendRows& rows) {
+    append_ = {&layers_[static_cast<std::size_t>(layer)], rows.tokens, rows.k, rows.v};
     return kv_heads_;
 }
 

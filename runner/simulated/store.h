@@ -52,7 +52,7 @@ public:
     PageFormat format() const override { return {kF16, kF16, head_dim_}; }
     int step(std::int64_t position, int tokens) const override;
     void reserve(int tokens) override;
-    int start_append(int layer, int tokens, const Rows& k, const Rows& v) override;
+    int start_append(int layer, const AppendRows& rows) override;
     void run_part(int part) override;
     void commit() override;
     void drop() noexcept override { append_ = {}; }

@@ -12,14 +12,16 @@
 namespace innerkv::paging {
 namespace {
 
-[[noreturn]] void refuse_value(const SequenceAppend& append, int layer, int head, Side side,
-                               const BadValue& bad) {
-    throw InvalidArgument(
-        std::string("append: ") + (side == Side::k ? "K" : "V") + " of sequence " +
-        std::to_string(static_cast<std::int32_t>(append.rows.sequence)) + ", layer " +
-        std::to_string(layer) + ", token " + std::to_string(append.state->length + bad.token) +
-        ", KV head " + std::to_string(head) + ", channel " + std::to_string(bad.channel) + " is " +
-        std::to_string(bad.value) + "; values must be finite and within fp16 (65504)");
+/// `rows` and `heads` name what the value was found in.
+[[noreturn]] void refuse_value(const SequenceAppend& append, int layer, const char* rows,
+                               const char* heads, const BadValue& bad) {
+    throw InvalidArgument(std::string("append: ") + rows + " of sequence " +
+                          std::to_string(static_cast<std::int32_t>(append.rows.sequence)) +
+                          ", layer " + std::to_string(layer) + ", token " +
+                          std::to_string(append.state->length + bad.token) + ", " + heads +
+                          " head " + std::to_string(bad.head) + ", channel " +
+                          std::to_string(bad.channel) + " is " + std::to_string(bad.value) +
+                          "; values must be finite and within fp16 (65504)");
 }
 
 } // namespace
@@ -84,12 +86,22 @@ void LayerAppend::check_batch(std::span<const AppendRows> batch) const {
                                   " tokens; the count must not be negative");
         check_rows(rows.k, "K", rows.tokens, parts(), cache_.config.format.head_dim);
         check_rows(rows.v, "V", rows.tokens, parts(), cache_.config.format.head_dim);
+        check_queries(rows);
         for (const AppendRows& earlier : batch.first(i))
             if (earlier.sequence == rows.sequence)
                 throw InvalidArgument("append: sequence " +
                                       std::to_string(static_cast<std::int32_t>(rows.sequence)) +
                                       " is in the batch twice; join its rows into one entry");
     }
+}
+
+void LayerAppend::check_queries(const AppendRows& rows) const {
+    if (!rows.q.data) return;
+    if (rows.q_heads < 1 || rows.q_heads % parts() != 0)
+        throw InvalidArgument("append: " + std::to_string(rows.q_heads) + " query heads for " +
+                              std::to_string(parts()) +
+                              " KV heads; queries come from a multiple of them");
+    check_rows(rows.q, "Q", rows.tokens, rows.q_heads, cache_.config.format.head_dim);
 }
 
 void LayerAppend::plan(const AppendRows& rows, bool settles) {
@@ -100,6 +112,13 @@ void LayerAppend::plan(const AppendRows& rows, bool settles) {
     const std::int64_t end = state.length + rows.tokens;
     append.new_sink_pages = rule_.sink_pages(end) - rule_.sink_pages(state.length);
     append.new_recent_pages = rule_.grid_pages(end) - rule_.grid_pages(state.length);
+    if (rule_.balances && rows.q.data && !state.transform) {
+        const std::int64_t first = std::max<std::int64_t>(rule_.sink_tokens, state.length);
+        const std::int64_t last =
+            std::min<std::int64_t>(rule_.sink_tokens + rule_.calibration_tokens, end);
+        append.first_query = static_cast<int>(first - state.length);
+        append.queries = static_cast<int>(std::max<std::int64_t>(0, last - first));
+    }
     const int partial = state.partial_rows(rule_);
     if (rows.tokens > 0 && partial > 0) {
         const PageList& list = state.last_list(rule_);
@@ -136,6 +155,9 @@ void LayerAppend::prepare(SequenceAppend& append) {
     append.state->sink.reserve(append.new_sink_pages);
     append.state->recent.reserve(append.new_recent_pages);
     if (append.settle.calibrate) append.calibration = make_layer_transform(cache_.config);
+    if (append.queries > 0)
+        append.query_power =
+            std::make_shared<QueryPower>(query_power_bytes(cache_.config) / sizeof(float));
     place_rows(append);
 }
 
@@ -186,6 +208,9 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     const auto index = static_cast<std::size_t>(head);
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
+                       state.queries ? state.queries->data() +
+                                           std::ptrdiff_t{head} * cache_.config.format.head_dim
+                                     : nullptr,
                        append.calibration->heads[index]);
     make_centres(append, head);
     const std::span<const KeyTransform> transforms =
@@ -238,6 +263,22 @@ void LayerAppend::store_head(const SequenceAppend& append, int head) const {
                   append.f16_pages.pages().front().data + offset);
     store_side(append, Side::k, head);
     store_side(append, Side::v, head);
+    add_queries(append, head);
+}
+
+void LayerAppend::add_queries(const SequenceAppend& append, int head) const {
+    if (append.queries == 0) return;
+    const int head_dim = cache_.config.format.head_dim;
+    const int group = append.rows.q_heads / parts();
+    float* sums = append.query_power->data() + std::ptrdiff_t{head} * head_dim;
+    const std::shared_ptr<const QueryPower>& before = append.state->queries;
+    if (before)
+        std::copy_n(before->data() + std::ptrdiff_t{head} * head_dim, head_dim, sums);
+    else
+        std::fill_n(sums, head_dim, 0.0f);
+    const std::optional<BadValue> bad = add_squares(append.rows.q, head * group, group, head_dim,
+                                                    append.first_query, append.queries, sums);
+    if (bad) refuse_value(append, layer_, "Q", "query", *bad);
 }
 
 void LayerAppend::store_side(const SequenceAppend& append, Side side, int head) const {
@@ -248,7 +289,7 @@ void LayerAppend::store_side(const SequenceAppend& append, Side side, int head) 
         const std::optional<BadValue> bad =
             store_rows(rows, head, head_dim, write.first_token, write.tokens, side,
                        write.page + offset, write.first_row);
-        if (bad) refuse_value(append, layer_, head, side, *bad);
+        if (bad) refuse_value(append, layer_, side == Side::k ? "K" : "V", "KV", *bad);
     }
 }
 
@@ -277,13 +318,17 @@ void LayerAppend::commit_rows(SequenceAppend& append) noexcept {
     for (const Page& page : pages.first(sink_pages)) state.sink.push_back(page);
     for (const Page& page : pages.subspan(sink_pages)) state.recent.push_back(page);
     append.f16_pages.keep();
+    if (append.query_power) state.queries = std::move(append.query_power);
     state.length += append.rows.tokens;
 }
 
 void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
     LayerState& state = *append.state;
     const SettlePlan& settle = append.settle;
-    if (append.calibration) state.transform = std::move(append.calibration);
+    if (append.calibration) {
+        state.transform = std::move(append.calibration);
+        state.queries.reset();
+    }
 
     state.sink.release_front(cache_.f16_pool, settle.drop_sink);
     state.quantized.release_front(cache_.quantized_pool, settle.drop_quantized);

@@ -48,12 +48,15 @@ struct SequenceAppend {
     SettlePlan settle;
     std::int64_t new_sink_pages = 0;
     std::int64_t new_recent_pages = 0;
+    int first_query = 0; ///< of the rows given, whose squares are added to the sequence's
+    int queries = 0;
     int copied_rows = 0; ///< of a shared partial page, which is replaced by a copy; 0: none
     PageHold quantized_pages;
     PageHold f16_pages; ///< the copy if there is one, sink pages, recent pages
     PageHold centres;   ///< of settle.new_epochs
     std::vector<PageWrite> writes;
     std::shared_ptr<LayerTransform> calibration; ///< null unless settle.calibrate
+    std::shared_ptr<QueryPower> query_power;     ///< those of the state and the new ones
 };
 
 class LayerAppend {
@@ -73,6 +76,7 @@ public:
 
 private:
     void check_batch(std::span<const AppendRows> batch) const;
+    void check_queries(const AppendRows& rows) const;
     void plan(const AppendRows& rows, bool settles);
     void take_pages(const std::string& what);
     void prepare(SequenceAppend& append);
@@ -81,6 +85,7 @@ private:
     void settle_head(const SequenceAppend& append, int head) const;
     void make_centres(const SequenceAppend& append, int head) const;
     const std::byte* centres_of(const SequenceAppend& append, std::int64_t grid_page) const;
+    void add_queries(const SequenceAppend& append, int head) const;
     void store_head(const SequenceAppend& append, int head) const;
     void commit_settle(SequenceAppend& append) noexcept;
     void commit_rows(SequenceAppend& append) noexcept;

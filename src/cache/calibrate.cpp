@@ -16,6 +16,11 @@ namespace {
 /// Smaller magnitudes are rounding errors of the mean, not data: fp16's smallest number.
 constexpr float kSmallestMagnitude = 0x1p-24f;
 
+/// The constants of KeyNormPolicy::balanced (TransformPolicy in cache.h).
+constexpr float kBalance = 1.4f;
+constexpr float kLargestBalance = 4096.0f;
+constexpr float kOutlier = 4.0f;
+
 using Channels = std::array<float, kMaxTransformedDim>;
 
 /// The calibration tokens of one KV head.
@@ -41,25 +46,111 @@ void mean(const Sample& sample, Side side, float* out) {
     for (int c = 0; c < sample.head_dim; ++c) out[c] = static_cast<float>(sum[c] / sample.tokens);
 }
 
-/// Writes the norm to `out`; false where it is to be dropped.
-bool key_norm(const Sample& sample, const float* centre, float threshold, float* out) {
-    Channels largest{};
+/// Calls `visit` with every key, minus the centre.
+template <typename Visit>
+void for_each_key(const Sample& sample, const Channels& centre, Visit&& visit) {
     Channels row;
     for (int token = 0; token < sample.tokens; ++token) {
         sample.load(Side::k, token, row.data());
-        for (int c = 0; c < sample.head_dim; ++c)
-            largest[c] = std::max(largest[c], std::abs(row[c] - (centre ? centre[c] : 0.0f)));
+        for (int c = 0; c < sample.head_dim; ++c) row[c] -= centre[c];
+        visit(row);
     }
+}
+
+/// max over tokens |K - centre|, 0 where it is a rounding error.
+Channels magnitudes(const Sample& sample, const Channels& centre) {
+    Channels largest{};
+    for_each_key(sample, centre, [&](const Channels& row) {
+        for (int c = 0; c < sample.head_dim; ++c)
+            largest[c] = std::max(largest[c], std::abs(row[c]));
+    });
+    for (float& magnitude : largest)
+        if (magnitude < kSmallestMagnitude) magnitude = 0.0f;
+    return largest;
+}
+
+/// sqrt(largest), 1 where that is 0; false where it is to be dropped.
+bool prefill_norm(const Sample& sample, const Channels& centre, float threshold, float* out) {
+    const Channels largest = magnitudes(sample, centre);
     float most = 0.0f;
     float least = 0.0f;
     for (int c = 0; c < sample.head_dim; ++c) {
         out[c] = 1.0f;
-        if (largest[c] < kSmallestMagnitude) continue;
+        if (largest[c] == 0.0f) continue;
         out[c] = std::sqrt(largest[c]);
         most = std::max(most, out[c]);
         least = least == 0.0f ? out[c] : std::min(least, out[c]);
     }
     return most > 0.0f && most >= threshold * least;
+}
+
+/// Lower median of what is above 0; 0 where nothing is.
+float median(const float* values, int count) {
+    Channels sorted;
+    float* const end =
+        std::copy_if(values, values + count, sorted.data(), [](float v) { return v > 0.0f; });
+    if (end == sorted.data()) return 0.0f;
+    float* const middle = sorted.data() + (end - sorted.data() - 1) / 2;
+    std::nth_element(sorted.data(), middle, end);
+    return *middle;
+}
+
+/// By how much each channel's keys are larger than its queries, (sum K^2 / sum q^2)^(1/4); 0 where one
+/// of the two is silent.
+Channels imbalances(const Sample& sample, const Channels& centre, const float* query_power) {
+    std::array<double, kMaxTransformedDim> power{};
+    for_each_key(sample, centre, [&](const Channels& row) {
+        for (int c = 0; c < sample.head_dim; ++c) power[c] += double{row[c]} * double{row[c]};
+    });
+    const double least = double{kSmallestMagnitude} * double{kSmallestMagnitude} * sample.tokens;
+    Channels ratio{};
+    for (int c = 0; c < sample.head_dim; ++c)
+        if (power[c] >= least && query_power[c] > 0.0f)
+            ratio[c] = static_cast<float>(std::sqrt(std::sqrt(power[c] / double{query_power[c]})));
+    return ratio;
+}
+
+/// 1 within kBalance of 1, and that much closer to 1 beyond.
+float shrunk(float ratio) {
+    if (ratio > kBalance) return std::min(ratio / kBalance, kLargestBalance);
+    if (ratio * kBalance < 1.0f) return std::max(ratio * kBalance, 1.0f / kLargestBalance);
+    return 1.0f;
+}
+
+/// False where all norms are 1.
+bool balanced_norm(const Sample& sample, const Channels& centre, const float* query_power,
+                   float* out) {
+    const Channels ratio = imbalances(sample, centre, query_power);
+    const float middle = median(ratio.data(), sample.head_dim);
+    bool any = false;
+    for (int c = 0; c < sample.head_dim; ++c) {
+        out[c] = ratio[c] > 0.0f ? shrunk(ratio[c] / middle) : 1.0f;
+        any = any || out[c] != 1.0f;
+    }
+    return any;
+}
+
+/// Without queries: sqrt(largest), and of outliers so much that the bound's root is left.
+void bounded_norm(const Sample& sample, const Channels& centre, float* out) {
+    const Channels largest = magnitudes(sample, centre);
+    const float bound = kOutlier * median(largest.data(), sample.head_dim);
+    for (int c = 0; c < sample.head_dim; ++c) {
+        out[c] = 1.0f;
+        if (largest[c] == 0.0f) continue;
+        out[c] = largest[c] > bound ? largest[c] / std::sqrt(bound) : std::sqrt(largest[c]);
+    }
+}
+
+/// Writes the norm to `out`; false where it is to be dropped.
+bool key_norm(const TransformPolicy& policy, const Sample& sample, const float* query_power,
+              float* out) {
+    Channels centre{};
+    if (policy.centre) mean(sample, Side::k, centre.data());
+    if (policy.norm == KeyNormPolicy::prefill)
+        return prefill_norm(sample, centre, policy.norm_threshold, out);
+    if (query_power) return balanced_norm(sample, centre, query_power, out);
+    bounded_norm(sample, centre, out);
+    return true;
 }
 
 } // namespace
@@ -75,7 +166,7 @@ std::shared_ptr<LayerTransform> make_layer_transform(const CacheConfig& config) 
         return array;
     };
     for (KeyTransform& head : transform->heads) {
-        head.norm = place(config.transform.norm == KeyNormPolicy::prefill);
+        head.norm = place(norm_from_sequence(config.transform));
         head.value_centre = place(config.transform.value_centre);
         head.rotate = config.transform.rotate;
     }
@@ -83,16 +174,13 @@ std::shared_ptr<LayerTransform> make_layer_transform(const CacheConfig& config) 
 }
 
 void calibrate_head(const CacheConfig& config, std::span<const std::byte* const> pages,
-                    std::size_t head_offset, KeyTransform& head) {
+                    std::size_t head_offset, const float* query_power, KeyTransform& head) {
     const Sample sample{pages, head_offset, config.format.head_dim,
                         config.transform.calibration_tokens};
     // The arrays are this calibration's own; KeyTransform shows them to readers as const.
     if (head.value_centre) mean(sample, Side::v, const_cast<float*>(head.value_centre));
-    if (!head.norm) return;
-    Channels centre;
-    if (config.transform.centre) mean(sample, Side::k, centre.data());
-    if (!key_norm(sample, config.transform.centre ? centre.data() : nullptr,
-                  config.transform.norm_threshold, const_cast<float*>(head.norm)))
+    if (head.norm &&
+        !key_norm(config.transform, sample, query_power, const_cast<float*>(head.norm)))
         head.norm = nullptr;
 }
 

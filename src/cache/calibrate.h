@@ -14,16 +14,10 @@ namespace innerkv::paging {
 std::shared_ptr<LayerTransform> make_layer_transform(const CacheConfig& config);
 
 /// Fills the arrays of `head` from the first calibration_tokens rows of these fp16 pages; page i is
-/// at pages[i] + head_offset. Sets head.norm to null where the norm is dropped.
-///
-///     value_centre    mean over tokens of V
-///     norm            sqrt(max over tokens |K - mean over tokens of K|), without the mean where the
-///                     policy has no centre; 1 for a channel where that is 0
-///
-/// The norm is dropped where its largest element is less than norm_threshold times the smallest,
-/// channels of zeros left out.
+/// at pages[i] + head_offset. TransformPolicy (cache.h) has the formulas. `query_power`, [head_dim]: sums
+/// of squares of the queries of this KV head, or null. Sets head.norm to null where the norm is dropped.
 void calibrate_head(const CacheConfig& config, std::span<const std::byte* const> pages,
-                    std::size_t head_offset, KeyTransform& head);
+                    std::size_t head_offset, const float* query_power, KeyTransform& head);
 
 /// The mean key of the first `tokens` rows of these pages, fp16 [head_dim].
 void key_centre(int head_dim, int tokens, std::span<const std::byte* const> pages,

@@ -116,7 +116,8 @@ void check_capacity(const CacheConfig& config) {
     check_bytes(
         static_cast<double>(capacity.quantized_pages + capacity.f16_pages + capacity.centres) *
             static_cast<double>(f16_group_bytes(config)) +
-        layer_states * static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config)));
+        layer_states * static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config) +
+                                           query_power_bytes(config)));
 }
 
 } // namespace

@@ -103,7 +103,8 @@ CachePlan plan_cache(const CacheConfig& config) {
         chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
         chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
         chunk_ends(paging::centre_group_bytes(config), capacity.centres) +
-        layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config));
+        layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config) +
+                        paging::query_power_bytes(config));
     return plan;
 }
 

@@ -65,7 +65,26 @@ std::optional<BadValue> store_elements(const Rows& rows, int head, int head_dim,
     for (int t = 0; t < tokens; ++t) {
         const Element* in = data + (first_token + t) * rows.token_stride;
         const int channel = store_row(in, head_dim, row_of(page, side, head_dim, first_row + t));
-        if (channel < head_dim) return BadValue{first_token + t, channel, to_float(in[channel])};
+        if (channel < head_dim)
+            return BadValue{first_token + t, head, channel, to_float(in[channel])};
+    }
+    return std::nullopt;
+}
+
+template <typename Element>
+std::optional<BadValue> add_squares_of(const Rows& rows, int first_head, int heads, int head_dim,
+                                       int first_token, int tokens, float* sums) {
+    const auto* data = static_cast<const Element*>(rows.data);
+    for (int t = first_token; t < first_token + tokens; ++t) {
+        for (int head = first_head; head < first_head + heads; ++head) {
+            const Element* in = data + t * rows.token_stride + head * rows.head_stride;
+            for (int c = 0; c < head_dim; ++c) {
+                const float value = to_float(in[c]);
+                // Written so that NaN fails.
+                if (!(std::abs(value) <= kLargestF16)) return BadValue{t, head, c, value};
+                sums[c] += value * value;
+            }
+        }
     }
     return std::nullopt;
 }
@@ -80,7 +99,7 @@ void check_stride(const char* side, const char* name, std::ptrdiff_t stride, int
 
 } // namespace
 
-void check_rows(const Rows& rows, const char* side, int tokens, int kv_heads, int head_dim) {
+void check_rows(const Rows& rows, const char* side, int tokens, int heads, int head_dim) {
     if (tokens == 0) return;
     const std::string subject = std::string("append: ") + side + " rows ";
     if (rows.type != RowType::f32 && rows.type != RowType::f16 && rows.type != RowType::bf16)
@@ -89,7 +108,7 @@ void check_rows(const Rows& rows, const char* side, int tokens, int kv_heads, in
     if (reinterpret_cast<std::uintptr_t>(rows.data) % element_bytes(rows.type) != 0)
         throw InvalidArgument(subject + "are not aligned to their element type");
     if (tokens > 1) check_stride(side, "token_stride", rows.token_stride, head_dim);
-    if (kv_heads > 1) check_stride(side, "head_stride", rows.head_stride, head_dim);
+    if (heads > 1) check_stride(side, "head_stride", rows.head_stride, head_dim);
 }
 
 std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int first_token,
@@ -98,6 +117,14 @@ std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int
                        : rows.type == RowType::f16 ? store_elements<Half>
                                                    : store_elements<BFloat16>;
     return store(rows, head, head_dim, first_token, tokens, side, page, first_row);
+}
+
+std::optional<BadValue> add_squares(const Rows& rows, int first_head, int heads, int head_dim,
+                                    int first_token, int tokens, float* sums) {
+    const auto add = rows.type == RowType::f32   ? add_squares_of<float>
+                     : rows.type == RowType::f16 ? add_squares_of<Half>
+                                                 : add_squares_of<BFloat16>;
+    return add(rows, first_head, heads, head_dim, first_token, tokens, sums);
 }
 
 void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to) {

@@ -13,13 +13,14 @@ namespace innerkv::paging {
 
 enum class Side : std::uint8_t { k, v };
 
-/// Throws InvalidArgument unless `tokens` rows of `kv_heads` heads can be read with these strides.
-/// `side` begins the message's subject: "K" or "V".
-void check_rows(const Rows& rows, const char* side, int tokens, int kv_heads, int head_dim);
+/// Throws InvalidArgument unless `tokens` rows of `heads` heads can be read with these strides. `side`
+/// begins the message's subject: "K", "V" or "Q".
+void check_rows(const Rows& rows, const char* side, int tokens, int heads, int head_dim);
 
 /// A value that fp16 cannot hold.
 struct BadValue {
     int token = 0; ///< of the rows
+    int head = 0;
     int channel = 0;
     float value = 0.0f;
 };
@@ -28,6 +29,11 @@ struct BadValue {
 /// on. Stops at the first value that is not finite or beyond fp16 and returns it.
 std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int first_token,
                                    int tokens, Side side, std::byte* page, int first_row);
+
+/// Adds the squares of rows first_token .. first_token + tokens - 1 of `heads` heads to `sums`, [head_dim],
+/// token by token. Stops as store_rows does.
+std::optional<BadValue> add_squares(const Rows& rows, int first_head, int heads, int head_dim,
+                                    int first_token, int tokens, float* sums);
 
 /// Copies the first `rows` rows of K and V.
 void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to);

@@ -70,6 +70,7 @@ LayerRule layer_rule(const CacheConfig& config, int layer) {
     rule.quantizes = config.format.quantized() && outlives;
     if (rule.quantizes && calibrates(config))
         rule.calibration_tokens = config.transform.calibration_tokens;
+    rule.balances = rule.calibration_tokens > 0 && config.transform.norm == KeyNormPolicy::balanced;
     if (rule.quantizes && config.transform.centre)
         rule.epoch_pages = config.transform.centre_epoch / kPageTokens;
     return rule;
@@ -77,14 +78,22 @@ LayerRule layer_rule(const CacheConfig& config, int layer) {
 
 bool calibrates(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
-    return config.format.quantized() &&
-           (policy.norm == KeyNormPolicy::prefill || policy.value_centre);
+    return config.format.quantized() && (norm_from_sequence(policy) || policy.value_centre);
+}
+
+bool norm_from_sequence(const TransformPolicy& policy) {
+    return policy.norm == KeyNormPolicy::prefill || policy.norm == KeyNormPolicy::balanced;
+}
+
+std::size_t query_power_bytes(const CacheConfig& config) {
+    if (!config.format.quantized() || config.transform.norm != KeyNormPolicy::balanced) return 0;
+    return sizeof(float) * static_cast<std::size_t>(config.kv_heads) *
+           static_cast<std::size_t>(config.format.head_dim);
 }
 
 std::size_t layer_transform_bytes(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
-    const int arrays =
-        (policy.norm == KeyNormPolicy::prefill ? 1 : 0) + (policy.value_centre ? 1 : 0);
+    const int arrays = (norm_from_sequence(policy) ? 1 : 0) + (policy.value_centre ? 1 : 0);
     return sizeof(float) * static_cast<std::size_t>(arrays) *
            static_cast<std::size_t>(config.kv_heads) *
            static_cast<std::size_t>(config.format.head_dim);

@@ -31,6 +31,7 @@ struct LayerRule {
     bool quantizes = false;
     /// Tokens behind the sink that norm and value centres are taken from; 0: nothing to calibrate.
     int calibration_tokens = 0;
+    bool balances = false; ///< queries of those tokens count too
     /// Grid pages that share a centre of keys; 0: none have one.
     int epoch_pages = 0;
 
@@ -64,8 +65,12 @@ LayerRule layer_rule(const CacheConfig& config, int layer);
 /// Norm or value centres are to be taken from each sequence's first tokens.
 bool calibrates(const CacheConfig& config);
 
+bool norm_from_sequence(const TransformPolicy& policy);
+
 /// Bytes of the norms and value centres that one sequence has in one layer.
 std::size_t layer_transform_bytes(const CacheConfig& config);
+/// Of the queries' sums of squares that it has there until the norm is taken; 0: none are kept.
+std::size_t query_power_bytes(const CacheConfig& config);
 
 /// Bytes of a page group: [kv_heads] pages.
 std::size_t quantized_group_bytes(const CacheConfig& config);

@@ -23,6 +23,9 @@ struct LayerTransform {
     std::vector<KeyTransform> heads; ///< [kv_heads]
 };
 
+/// Sums over query heads and tokens of q^2, [kv_heads, head_dim].
+using QueryPower = std::vector<float>;
+
 /// One sequence in one layer.
 struct LayerState {
     PageList sink;
@@ -34,6 +37,8 @@ struct LayerState {
     std::int64_t quantized_first = 0; ///< first token of the quantized run; on the grid
     std::int64_t recent_first = 0;    ///< quantized_first + 32 * quantized.size()
     std::shared_ptr<const LayerTransform> transform;
+    std::shared_ptr<const QueryPower>
+        queries; ///< of the calibration tokens, until there is a transform
 
     EpochRange epochs(const LayerRule& rule) const {
         return rule.epochs(rule.grid_page(quantized_first), rule.grid_page(recent_first));

@@ -73,6 +73,7 @@ void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::
     state.recent.keep_front(cache.f16_pool, 0);
     state.centres.keep_front(cache.centre_pool, 0);
     state.quantized_first = state.recent_first = rule.sink_tokens;
+    state.queries.reset();
 }
 
 void cut_layer(CacheState& cache, int layer, LayerState& state, std::int64_t length,

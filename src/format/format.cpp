@@ -17,7 +17,7 @@ constexpr int kRecentTokens = 96;
 
 constexpr Preset quantized_preset(std::string_view name, Codec k, Codec v,
                                   std::string_view summary) {
-    return {name, k, v, kSinkTokens, kRecentTokens, KeyNormPolicy::prefill, true, summary};
+    return {name, k, v, kSinkTokens, kRecentTokens, KeyNormPolicy::balanced, true, summary};
 }
 
 constexpr Preset kPresets[] = {
@@ -60,10 +60,18 @@ void PageFormat::validate() const {
 
 std::span<const Preset> presets() { return kPresets; }
 
+std::optional<KeyNormPolicy> find_key_norm(std::string_view name) {
+    if (name == "none") return KeyNormPolicy::none;
+    if (name == "prefill") return KeyNormPolicy::prefill;
+    if (name == "balanced") return KeyNormPolicy::balanced;
+    return std::nullopt;
+}
+
 Preset paper_preset(Preset preset) {
     for (Codec* codec : {&preset.k, &preset.v})
         if (codec->kind == CodecKind::affine) *codec = symmetric(codec->bits);
     preset.rotate = false;
+    if (preset.key_norm == KeyNormPolicy::balanced) preset.key_norm = KeyNormPolicy::prefill;
     return preset;
 }
 

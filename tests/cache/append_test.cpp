@@ -103,6 +103,7 @@ INSTANTIATE_TEST_SUITE_P(
                     CutCase{"norm", 0, 64, 0, {KeyNormPolicy::prefill, false, false, false, 128}},
                     CutCase{
                         "all_steps", 64, 128, 0, {KeyNormPolicy::prefill, true, true, true, 50}},
+                    CutCase{"balanced", 32, 96, 0, {KeyNormPolicy::balanced, true, true}},
                     CutCase{"window", 32, 32, 150, {KeyNormPolicy::prefill, true, true, true, 64}},
                     CutCase{"narrow_window", 32, 96, 60, {KeyNormPolicy::prefill}}),
     [](const auto& tested) { return std::string(tested.param.name); });

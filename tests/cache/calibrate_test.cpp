@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "innerkv/codec.h"
+#include "innerkv/error.h"
 #include "test_cache.h"
 
 namespace innerkv::test {
@@ -135,6 +136,86 @@ TEST(Calibrate, ChannelsOfZerosHaveNormOneAndDoNotCount) {
     EXPECT_EQ(uneven.transforms[0].norm[0], 1.0f);
     EXPECT_EQ(uneven.transforms[0].norm[8], 3.0f);
     EXPECT_EQ(uneven.transforms[0].norm[16], 2.0f);
+}
+
+/// A cache that has seen 40 keys and queries: k(c), -k(c), k(c) ... and q(c).
+template <typename Key, typename Query>
+std::vector<float> balanced_norm(Key k, Query q, bool with_queries = true) {
+    CacheConfig config = calibrating({KeyNormPolicy::balanced, false, false, false, 40});
+    Cache cache(config);
+    TestSequence rows(config, 100);
+    for (int token = 0; token < 100; ++token) {
+        const float sign = token % 2 == 0 ? 1.0f : -1.0f;
+        for (int c = 0; c < 64; ++c) {
+            for (int head = 0; head < config.kv_heads; ++head)
+                rows.k.poke(token, head, c, sign * k(c));
+            // What comes behind the calibration tokens does not count.
+            for (int head = 0; head < rows.q.heads(); ++head)
+                rows.q.poke(token, head, c, token < 40 ? q(c) : 1000.0f);
+        }
+    }
+    const SequenceId id = cache.create();
+    AppendRows batch[] = {rows.rows(id, 0, 100)};
+    if (!with_queries) batch[0].q = {};
+    cache.append(0, batch);
+    cache.settle(id);
+    const KeyTransform& head = cache.view(0, id).transforms[1];
+    return head.norm ? std::vector<float>(head.norm, head.norm + 64) : std::vector<float>();
+}
+
+TEST(Calibrate, BalancedNormSharesImbalanceBetweenKeysAndQueries) {
+    const std::vector<float> norm = balanced_norm(
+        [](int c) {
+            return c == 3 ? 32.0f : c == 7 ? 0.25f : c == 9 ? 2.0f : c == 11 ? 0.0f : 1.0f;
+        },
+        [](int c) {
+            return c == 3 ? 1.0f / 32.0f : c == 5 ? 16.0f : c == 11 ? 7.0f : c == 13 ? 0.0f : 1.0f;
+        });
+    ASSERT_EQ(norm.size(), 64u);
+    EXPECT_NEAR(norm[3], 32.0f / 1.4f, 1e-4f); // sqrt(32 * 32), and closer to 1
+    EXPECT_NEAR(norm[5], 1.4f / 4.0f, 1e-5f);
+    EXPECT_NEAR(norm[7], 1.4f / 2.0f, 1e-5f);
+    EXPECT_NEAR(norm[9], std::sqrt(2.0f) / 1.4f, 1e-5f);
+    EXPECT_EQ(norm[11], 1.0f);
+    EXPECT_EQ(norm[13], 1.0f);
+    EXPECT_EQ(norm[0], 1.0f);
+}
+
+TEST(Calibrate, BalancedNormIsDroppedWhereNothingIsOutOfBalance) {
+    EXPECT_TRUE(balanced_norm([](int c) { return c < 20 ? 1.9f : 1.0f; }, [](int) { return 3.0f; })
+                    .empty());
+}
+
+TEST(Calibrate, BalancedNormWithoutQueriesBoundsOutliers) {
+    const std::vector<float> norm = balanced_norm(
+        [](int c) {
+            return c == 3 ? 400.0f : c == 4 ? 16.0f : c == 5 ? 0.0f : 4.0f;
+        },
+        [](int) { return 1.0f; }, false);
+    ASSERT_EQ(norm.size(), 64u);
+    EXPECT_EQ(norm[3], 100.0f); // 400 / sqrt(4 * 4)
+    EXPECT_EQ(norm[4], 4.0f);
+    EXPECT_EQ(norm[5], 1.0f);
+    EXPECT_EQ(norm[0], 2.0f);
+}
+
+TEST(Calibrate, QueriesThatAreNotFiniteAreRefused) {
+    const CacheConfig config = calibrating({KeyNormPolicy::balanced, false, false, false, 40});
+    Cache cache(config);
+    TestSequence rows(config, 10);
+    rows.q.poke(7, 3, 9, NAN);
+    const SequenceId id = cache.create();
+    try {
+        rows.append(cache, id, 0, 10);
+        ADD_FAILURE() << "accepted";
+    } catch (const InvalidArgument& error) {
+        EXPECT_NE(std::string(error.what())
+                      .find("Q of sequence 0, layer 0, token 7, query head 3, "
+                            "channel 9 is nan"),
+                  std::string::npos)
+            << error.what();
+    }
+    EXPECT_EQ(cache.length(id, 0), 0);
 }
 
 TEST(Calibrate, WaitsForItsTokensAndTheRecentWindow) {

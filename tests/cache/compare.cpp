@@ -70,7 +70,8 @@ void Model::compare_usage(const Cache& cache) const {
             if (calibrates(index) && sequence.layers[static_cast<std::size_t>(index)].transform)
                 transforms.insert(sequence.layers[static_cast<std::size_t>(index)].transform.get());
     const TransformPolicy& policy = config_.transform;
-    const int arrays = (policy.norm == KeyNormPolicy::prefill) + policy.value_centre;
+    const int arrays = (policy.norm == KeyNormPolicy::prefill) +
+                       (policy.norm == KeyNormPolicy::balanced) + policy.value_centre;
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const auto dim = static_cast<std::size_t>(config_.format.head_dim);
     EXPECT_EQ(usage.bytes_in_use,

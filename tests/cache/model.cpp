@@ -60,7 +60,8 @@ bool Model::quantizes(int index) const {
 
 bool Model::calibrates(int index) const {
     const TransformPolicy& policy = config_.transform;
-    const bool wanted = policy.norm == KeyNormPolicy::prefill || policy.value_centre;
+    const bool wanted = policy.norm == KeyNormPolicy::prefill ||
+                        policy.norm == KeyNormPolicy::balanced || policy.value_centre;
     return wanted && quantizes(index);
 }
 
@@ -191,6 +192,7 @@ void Model::apply(const Settling& settling, ModelLayer& layer, int index) {
         layer.transform = std::make_shared<std::vector<ModelTransform>>();
         for (int head = 0; head < config_.kv_heads; ++head)
             layer.transform->push_back(calibrate_head(layer, head));
+        layer.query_power.clear();
     }
     const auto drop_front = [](std::vector<ModelPagePtr>& pages, int count) {
         pages.erase(pages.begin(), pages.begin() + count);
@@ -216,6 +218,7 @@ ModelTransform Model::calibrate_head(const ModelLayer& layer, int head) const {
     };
     ModelTransform transform;
     transform.rotate = policy.rotate;
+    if (policy.norm == KeyNormPolicy::balanced) balance(layer, head, transform);
     double most = 0.0;
     double least = 1e30;
     for (std::size_t c = 0; c < dim; ++c) {
@@ -237,10 +240,72 @@ ModelTransform Model::calibrate_head(const ModelLayer& layer, int head) const {
         most = std::max(most, std::sqrt(largest));
         least = std::min(least, std::sqrt(largest));
     }
+    if (policy.norm != KeyNormPolicy::prefill) return transform;
     const double threshold = static_cast<double>(policy.norm_threshold);
     transform.norm_is_close = std::abs(most / least - threshold) < 1e-3;
     if (most < threshold * least && !transform.norm_is_close) transform.norm.clear();
     return transform;
+}
+
+namespace {
+
+double lower_median(std::vector<double> values) {
+    std::erase_if(values, [](double value) { return value <= 0.0; });
+    std::sort(values.begin(), values.end());
+    return values.empty() ? 0.0 : values[(values.size() - 1) / 2];
+}
+
+} // namespace
+
+/// The formulas of TransformPolicy (cache.h) for KeyNormPolicy::balanced.
+void Model::balance(const ModelLayer& layer, int head, ModelTransform& transform) const {
+    const auto dim = static_cast<std::size_t>(config_.format.head_dim);
+    const std::size_t first = static_cast<std::size_t>(head) * dim;
+    const auto tokens =
+        std::span(layer.tokens)
+            .subspan(static_cast<std::size_t>(config_.sink_tokens),
+                     static_cast<std::size_t>(config_.transform.calibration_tokens));
+    std::vector<double> power(dim);
+    std::vector<double> largest(dim);
+    for (std::size_t c = 0; c < dim; ++c) {
+        double mean = 0.0;
+        for (const ModelToken& token : tokens)
+            mean += from_f16(token.k[first + c]) / static_cast<double>(tokens.size());
+        if (!config_.transform.centre) mean = 0.0;
+        for (const ModelToken& token : tokens) {
+            const double key = from_f16(token.k[first + c]) - mean;
+            power[c] += key * key;
+            largest[c] = std::max(largest[c], std::abs(key));
+        }
+    }
+    if (layer.query_power.empty()) {
+        const double bound = 4.0 * lower_median(largest);
+        for (const double m : largest)
+            transform.norm.push_back(m == 0.0    ? 1.0
+                                     : m > bound ? m / std::sqrt(bound)
+                                                 : std::sqrt(m));
+        return;
+    }
+    std::vector<double> ratio(dim);
+    for (std::size_t c = 0; c < dim; ++c)
+        if (layer.query_power[first + c] > 0.0)
+            ratio[c] = std::pow(power[c] / layer.query_power[first + c], 0.25);
+    const double median = lower_median(ratio);
+    for (const double r : ratio) {
+        const double n = r > 0.0 ? r / median : 1.0;
+        transform.norm.push_back(n > 1.4 ? n / 1.4 : n < 1.0 / 1.4 ? n * 1.4 : 1.0);
+    }
+}
+
+void Model::add_queries(ModelLayer& layer, const TestRows& q, int token) const {
+    const int dim = config_.format.head_dim;
+    const int group = q.heads() / config_.kv_heads;
+    layer.query_power.resize(static_cast<std::size_t>(config_.kv_heads * dim));
+    for (int head = 0; head < q.heads(); ++head)
+        for (int c = 0; c < dim; ++c) {
+            const double value = q.value(token, head, c);
+            layer.query_power[static_cast<std::size_t>(head / group * dim + c)] += value * value;
+        }
 }
 
 ModelNeed Model::append_need(SequenceId id, int layer, int tokens) const {
@@ -262,7 +327,8 @@ ModelNeed Model::append_need(SequenceId id, int layer, int tokens) const {
     return need;
 }
 
-void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& v, bool copies) {
+void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& v,
+                   const TestRows* q, bool copies) {
     ModelSequence& sequence = sequences.at(id);
     ModelLayer& state = sequence.layers[static_cast<std::size_t>(layer)];
     if (sequence.settles) apply(settling(state, layer), state, layer);
@@ -274,6 +340,11 @@ void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& 
         const std::int64_t position = state.length();
         if (starts_page(position))
             (position < config_.sink_tokens ? state.sink : state.recent).push_back(new_f16_page());
+        const std::int64_t behind_sink = position - config_.sink_tokens;
+        if (q && config_.transform.norm == KeyNormPolicy::balanced && quantizes(layer) &&
+            !state.transform && behind_sink >= 0 &&
+            behind_sink < config_.transform.calibration_tokens)
+            add_queries(state, *q, t);
         ModelToken token;
         for (int head = 0; head < heads; ++head) {
             token.k.insert(token.k.end(), k.expected(t, head), k.expected(t, head) + dim);
@@ -347,6 +418,7 @@ void Model::cut_layer(ModelLayer& layer, std::int64_t length, int index, Sequenc
         layer.recent.clear();
         layer.quantized_first = layer.recent_first = config_.sink_tokens;
         layer.centres.clear();
+        layer.query_power.clear();
     } else if (length >= layer.recent_first) {
         layer.recent.resize(static_cast<std::size_t>(
             (length - layer.recent_first + kPageTokens - 1) / kPageTokens));

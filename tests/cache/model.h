@@ -65,6 +65,8 @@ struct ModelLayer {
     /// [kv_heads]; null until calibrated, or where there is none. Forks share it.
     std::shared_ptr<std::vector<ModelTransform>> transform;
     std::map<std::int64_t, std::shared_ptr<ModelCentre>> centres; ///< by epoch
+    std::vector<double>
+        query_power; ///< [kv_heads * head_dim], until calibrated; empty: no queries came
 
     std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
 };
@@ -94,7 +96,9 @@ public:
 
     ModelNeed append_need(SequenceId id, int layer, int tokens) const;
     /// `copies` as append_need said before any sequence of the batch changed.
-    void append(SequenceId id, int layer, const TestRows& k, const TestRows& v, bool copies);
+    /// Without queries q is null.
+    void append(SequenceId id, int layer, const TestRows& k, const TestRows& v, const TestRows* q,
+                bool copies);
     ModelNeed settle_need(SequenceId id) const;
     void settle(SequenceId id);
     /// False where a sliding window has dropped what the shorter sequence needs.
@@ -127,6 +131,8 @@ private:
     std::shared_ptr<ModelCentre> centre_of(const ModelLayer& layer, std::int64_t epoch);
     void drop_centres(ModelLayer& layer) const;
     ModelTransform calibrate_head(const ModelLayer& layer, int head) const;
+    void balance(const ModelLayer& layer, int head, ModelTransform& transform) const;
+    void add_queries(ModelLayer& layer, const TestRows& q, int token) const;
     bool quantizes(int index) const;
     bool calibrates(int index) const;
     int window(int index) const;

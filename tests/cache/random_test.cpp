@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 #include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -39,6 +40,11 @@ CacheConfig with_transform(CacheConfig config, bool norm, bool centre, bool rota
                            bool value_centre, int calibration_tokens) {
     config.transform = {norm ? KeyNormPolicy::prefill : KeyNormPolicy::none, centre, rotate,
                         value_centre, calibration_tokens};
+    return config;
+}
+
+CacheConfig with_norm(CacheConfig config, KeyNormPolicy norm, bool centre, int calibration_tokens) {
+    config.transform = {norm, centre, false, false, calibration_tokens};
     return config;
 }
 
@@ -96,6 +102,11 @@ std::vector<RandomCase> random_cases() {
         {"base", base64, 200},
         {"base_norm", with_transform(base64, true, false, false, false, 128), 200},
         {"base_all_steps", with_transform(base80, true, true, true, true, 40), 120},
+        {"base_balanced", with_norm(base64, KeyNormPolicy::balanced, true, 100), 200},
+        {"balanced_windows",
+         with_norm(with_windows(shape("k4v4", 64, 4, 32), {0, 150, 40}), KeyNormPolicy::balanced,
+                   false, 64),
+         200},
         {"short_epochs", with_epochs(with_transform(base64, false, true, true, false, 1), 64), 200},
         {"epochs_and_windows",
          with_epochs(with_transform(with_windows(shape("k8v8", 64, 32, 32), {0, 100, 300}), true,
@@ -188,8 +199,22 @@ private:
     TestRows rows(int tokens, int side) {
         const auto type = static_cast<RowType>(random_.between(0, 2));
         const auto order = static_cast<TestRows::Order>(random_.between(0, 1));
-        return TestRows(random_, tokens, config_.kv_heads, config_.format.head_dim, side, type,
-                        order);
+        const int heads = side == 2 ? config_.kv_heads * random_.between(1, 3) : config_.kv_heads;
+        return TestRows(random_, tokens, heads, config_.format.head_dim, side, type, order);
+    }
+
+    /// With queries, or now and then without.
+    static AppendRows entry(SequenceId id, const TestRows& k, const TestRows& v,
+                            const std::optional<TestRows>& q) {
+        AppendRows entry{id, k.tokens(), k.rows(), v.rows()};
+        if (!q) return entry;
+        entry.q = q->rows();
+        entry.q_heads = q->heads();
+        return entry;
+    }
+    std::optional<TestRows> queries(int tokens) {
+        if (random_.one_in(20)) return std::nullopt;
+        return rows(tokens, 2);
     }
 
     void create() {
@@ -223,13 +248,15 @@ private:
     bool append(int layer, const std::vector<SequenceId>& ids, const std::vector<int>& tokens) {
         std::vector<TestRows> k;
         std::vector<TestRows> v;
+        std::vector<std::optional<TestRows>> q;
         std::vector<AppendRows> batch;
         std::vector<ModelNeed> needs;
         ModelNeed total;
         for (std::size_t i = 0; i < ids.size(); ++i) {
             k.push_back(rows(tokens[i], 0));
             v.push_back(rows(tokens[i], 1));
-            batch.push_back({ids[i], tokens[i], k.back().rows(), v.back().rows()});
+            q.push_back(queries(tokens[i]));
+            batch.push_back(entry(ids[i], k.back(), v.back(), q.back()));
             needs.push_back(model_.append_need(ids[i], layer, tokens[i]));
             total += needs.back();
         }
@@ -239,7 +266,7 @@ private:
         }
         cache_.append(layer, batch);
         for (std::size_t i = 0; i < ids.size(); ++i)
-            model_.append(ids[i], layer, k[i], v[i], needs[i].copies);
+            model_.append(ids[i], layer, k[i], v[i], q[i] ? &*q[i] : nullptr, needs[i].copies);
         return true;
     }
 
@@ -313,7 +340,8 @@ private:
         if (!model_.fits(model_.append_need(id, layer, tokens))) return;
         const TestRows k = rows(tokens, 0);
         const TestRows v = rows(tokens, 1);
-        const AppendRows batch[] = {{id, tokens, k.rows(), v.rows()}};
+        const std::optional<TestRows> q = queries(tokens);
+        const AppendRows batch[] = {entry(id, k, v, q)};
         Append append = cache_.begin_append(layer, batch);
         const int parts = random_.between(0, append.parts());
         for (int part = 0; part < parts; ++part) append.run(part);
@@ -368,6 +396,15 @@ private:
         refused(bad);
         bad = good;
         bad.v.data = nullptr;
+        refused(bad);
+        bad = good;
+        bad.q = k.rows();
+        bad.q_heads = 2 * config_.kv_heads + (config_.kv_heads > 1 ? 1 : 0);
+        if (config_.kv_heads > 1) refused(bad);
+        bad.q_heads = 0;
+        refused(bad);
+        bad.q_heads = config_.kv_heads;
+        bad.q.token_stride = 1;
         refused(bad);
         bad = good;
         bad.tokens = -1;

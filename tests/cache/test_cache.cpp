@@ -15,18 +15,22 @@ CacheConfig small_config(std::string_view preset, int head_dim) {
 
 namespace {
 
+constexpr int kQueries = 2; ///< side of TestRows
+
 TestRows make_rows(const CacheConfig& config, int tokens, std::uint64_t seed, int side) {
     Random random(seed + static_cast<std::uint64_t>(1000 * side));
-    return TestRows(random, tokens, config.kv_heads, config.format.head_dim, side);
+    const int heads = side == kQueries ? 2 * config.kv_heads : config.kv_heads;
+    return TestRows(random, tokens, heads, config.format.head_dim, side);
 }
 
 } // namespace
 
 TestSequence::TestSequence(const CacheConfig& config, int count, std::uint64_t seed)
-    : k(make_rows(config, count, seed, 0)), v(make_rows(config, count, seed, 1)), tokens(count) {}
+    : k(make_rows(config, count, seed, 0)), v(make_rows(config, count, seed, 1)),
+      q(make_rows(config, count, seed, kQueries)), tokens(count) {}
 
 AppendRows TestSequence::rows(SequenceId id, int first, int count) const {
-    return {id, count, k.slice(first), v.slice(first)};
+    return {id, count, k.slice(first), v.slice(first), q.slice(first), q.heads()};
 }
 
 void TestSequence::append(Cache& cache, SequenceId id, int first, int count) const {

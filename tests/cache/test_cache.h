@@ -14,7 +14,7 @@ namespace innerkv::test {
 /// One layer, two KV heads, room for 4 sequences and 2000 tokens; no transform.
 CacheConfig small_config(std::string_view preset = "base", int head_dim = 64);
 
-/// K and V of one sequence from which any tokens can be appended.
+/// K, V and queries (of twice as many heads) of one sequence from which any tokens can be appended.
 struct TestSequence {
     TestSequence(const CacheConfig& config, int count, std::uint64_t seed = 1);
 
@@ -26,6 +26,7 @@ struct TestSequence {
 
     TestRows k;
     TestRows v;
+    TestRows q;
     int tokens;
 };
 

@@ -12,13 +12,14 @@ namespace {
 
 constexpr int kPadding = 3; ///< elements between rows
 
+constexpr int kSides = 3; ///< K, V, queries
 constexpr int kHeads = 8;
 constexpr int kChannels = 256;
 
 /// Some channels are large, some are shifted, some are zero. [side, head, channel].
 std::vector<Channel> make_channels() {
     std::vector<Channel> channels;
-    for (int i = 0; i < 2 * kHeads * kChannels; ++i) {
+    for (int i = 0; i < kSides * kHeads * kChannels; ++i) {
         Random random(static_cast<std::uint64_t>(i + 1));
         Channel channel{0.0f, 0.0f};
         if (!random.one_in(40)) {
@@ -60,19 +61,19 @@ float Random::unit() {
     return static_cast<float>(static_cast<std::int32_t>(next() >> 32)) * 0x1p-31f;
 }
 
-TestRows::TestRows(Random& random, int tokens, int kv_heads, int head_dim, int side, RowType type,
+TestRows::TestRows(Random& random, int tokens, int heads, int head_dim, int side, RowType type,
                    Order order)
-    : tokens_(tokens), kv_heads_(kv_heads), head_dim_(head_dim), type_(type) {
+    : tokens_(tokens), heads_(heads), head_dim_(head_dim), type_(type) {
     const std::ptrdiff_t row = head_dim + kPadding;
-    token_stride_ = order == Order::token_major ? row * kv_heads : row;
+    token_stride_ = order == Order::token_major ? row * heads : row;
     head_stride_ = order == Order::token_major ? row : row * std::max(1, tokens);
     const auto elements = static_cast<std::size_t>(row) * static_cast<std::size_t>(tokens) *
-                          static_cast<std::size_t>(kv_heads);
+                          static_cast<std::size_t>(heads);
     if (type == RowType::f32) f32_.resize(elements);
     if (type != RowType::f32) half_.resize(elements, 0x7FFF); // NaN between rows
-    expected_.resize(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(kv_heads) *
+    expected_.resize(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(heads) *
                      static_cast<std::size_t>(head_dim));
-    for (int head = 0; head < kv_heads; ++head)
+    for (int head = 0; head < heads; ++head)
         for (int token = 0; token < tokens; ++token)
             fill_row(random, token, head, channels_of(side, head));
 }
@@ -107,7 +108,14 @@ Rows TestRows::slice(int first) const {
 }
 
 std::uint16_t* TestRows::expected_row(int token, int head) {
-    return expected_.data() + static_cast<std::ptrdiff_t>(token * kv_heads_ + head) * head_dim_;
+    return expected_.data() + static_cast<std::ptrdiff_t>(token * heads_ + head) * head_dim_;
+}
+
+float TestRows::value(int token, int head, int channel) const {
+    const std::size_t at = place(token, head) + static_cast<std::size_t>(channel);
+    return type_ == RowType::f32   ? f32_[at]
+           : type_ == RowType::f16 ? float_from_f16(half_[at])
+                                   : float_from_bf16(half_[at]);
 }
 
 void TestRows::poke(int token, int head, int channel, float value) {

@@ -33,20 +33,23 @@ struct Channel {
     float scale;
 };
 
-/// [tokens, kv_heads, head_dim] of one side; head_dim to 256, kv_heads to 8.
+/// [tokens, heads, head_dim] of one side, K, V or queries; head_dim to 256, heads to 8.
 class TestRows {
 public:
     enum class Order : std::uint8_t { token_major, head_major };
 
     /// Channels have offsets and scales of their own, the same for every call with the same `side`.
-    TestRows(Random& random, int tokens, int kv_heads, int head_dim, int side,
+    TestRows(Random& random, int tokens, int heads, int head_dim, int side,
              RowType type = RowType::f32, Order order = Order::token_major);
 
     Rows rows() const;
     int tokens() const { return tokens_; }
+    int heads() const { return heads_; }
+    /// As the caller holds it.
+    float value(int token, int head, int channel) const;
     /// fp16 bits of one row, [head_dim].
     const std::uint16_t* expected(int token, int head) const {
-        return expected_.data() + static_cast<std::ptrdiff_t>(token * kv_heads_ + head) * head_dim_;
+        return expected_.data() + static_cast<std::ptrdiff_t>(token * heads_ + head) * head_dim_;
     }
     /// Replaces one value; f32 rows only.
     void poke(int token, int head, int channel, float value);
@@ -59,7 +62,7 @@ private:
     void fill_row(Random& random, int token, int head, const Channel* channels);
 
     int tokens_;
-    int kv_heads_;
+    int heads_;
     int head_dim_;
     RowType type_;
     std::ptrdiff_t token_stride_;

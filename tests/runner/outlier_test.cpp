@@ -168,5 +168,21 @@ TEST(OutlierModel, RealSmolLM2NeedsANorm) {
     EXPECT_LT(divergence(model, other, options), 0.3 * without) << without;
 }
 
+/// The norm of the presets balances keys against queries, so such a change undoes itself.
+TEST(OutlierModel, RealSmolLM2LosesLittleWithTheDefaultNorm) {
+    const std::string path = real_model("smollm2");
+    ASSERT_FALSE(path.empty());
+    constexpr std::size_t window = 640;
+    SessionOptions options = make_options("k4v4", window);
+    options.threads = 1;
+    const auto divergence_at = [&](float factor) {
+        const std::shared_ptr<Model> model = load_and_remove(make_outliers(path, factor, kPairs));
+        const std::vector<Token> text = model->tokenize(sample_text(4000), false, false);
+        return divergence(model, std::span(text).first(window), options);
+    };
+    const double plain = divergence_at(1.0f);
+    EXPECT_LT(divergence_at(kFactor), 1.2 * plain) << plain;
+}
+
 } // namespace
 } // namespace innerkv::runner::test

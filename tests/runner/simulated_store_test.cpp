@@ -68,8 +68,8 @@ protected:
             const int tokens =
                 store.step(token, static_cast<int>(std::min<std::int64_t>(to - token, largest)));
             store.reserve(tokens);
-            const int parts =
-                store.start_append(0, tokens, rows_from(k_, token), rows_from(v_, token));
+            const int parts = store.start_append(
+                0, {.tokens = tokens, .k = rows_from(k_, token), .v = rows_from(v_, token)});
             ASSERT_EQ(parts, kHeads);
             for (int part = 0; part < parts; ++part) {
                 store.run_part(part);
@@ -269,7 +269,7 @@ TEST_F(StoreTest, ValuesBeyondFp16AreRefused) {
         Values broken = v_;
         broken[kRow + 70] = bad;
         store.reserve(3);
-        store.start_append(0, 3, rows_from(k_, 0), rows_from(broken, 0));
+        store.start_append(0, {.tokens = 3, .k = rows_from(k_, 0), .v = rows_from(broken, 0)});
         EXPECT_NO_THROW(store.run_part(0));
         EXPECT_THROW(store.run_part(1), InvalidArgument);
         store.drop();
