@@ -185,7 +185,8 @@ public:
     void truncate(SequenceId sequence, std::int64_t length);
 
     /// With exact_prefill: the prompt is complete, quantize what lies outside the windows, in every
-    /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was.
+    /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was; after
+    /// std::bad_alloc some layers may have settled, and another call goes on with the others.
     void settle(SequenceId sequence);
 
     std::int64_t length(SequenceId sequence, int layer) const;
