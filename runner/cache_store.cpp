@@ -2,6 +2,7 @@
 #include "cache_store.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "innerkv/plan.h"
 
@@ -24,6 +25,12 @@ int CacheStore::start_append(int layer, int tokens, const Rows& k, const Rows& v
     const AppendRows batch[] = {{.sequence = sequence_, .tokens = tokens, .k = k, .v = v}};
     append_.emplace(cache_.begin_append(layer, batch));
     return append_->parts();
+}
+
+void CacheStore::commit() {
+    if (!append_->commit()) {
+        throw std::logic_error("an append was to be committed before all of its parts had run");
+    }
 }
 
 void CacheStore::clear() {

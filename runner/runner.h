@@ -127,8 +127,10 @@ struct CacheReport {
 
 /// One sequence decoding on one model. Not for several threads at once.
 ///
-/// Where processing fails inside (a model whose keys or values are not finite, memory), the session is
-/// as it was before the chunk that failed; it is empty where a sliding window had dropped tokens since.
+/// Where processing fails inside (a model whose keys or values are not finite, memory), the session has the
+/// tokens that it had before the chunk that failed, and no logits. In layers that had processed some of the
+/// chunk they are as after truncate(): what had left the recent window by then stays quantized. The session
+/// is empty where they cannot be had back: a sliding window has dropped some, or memory is short.
 class Session {
 public:
     /// Throws InvalidArgument (a context beyond the model's, ...) before anything large is allocated.

@@ -132,7 +132,7 @@ public:
     void run(int part);
     /// Makes the append visible. False, and nothing happens, where a part has not run to its end (run
     /// it, or drop the append) and where it was committed before.
-    bool commit() noexcept;
+    [[nodiscard]] bool commit() noexcept;
 
 private:
     friend class Cache;

@@ -266,6 +266,11 @@ bool LayerAppend::commit() noexcept {
     return true;
 }
 
+void LayerAppend::finish() {
+    for (int part = 0; part < parts(); ++part) run(part);
+    static_cast<void>(commit()); // all parts have run
+}
+
 void LayerAppend::commit_rows(SequenceAppend& append) noexcept {
     LayerState& state = *append.state;
     std::span<const Page> pages = append.f16_pages.pages();
@@ -328,11 +333,7 @@ void CacheState::settle(SequenceId id) {
     SequenceState& target = sequence(id);
     check_free(*this, "settling", settle_need(target));
     // Layer by layer: the pool has room for one layer's new pages beside those that it drops for them.
-    for (int layer = 0; layer < config.layers; ++layer) {
-        LayerAppend append(*this, layer, id);
-        for (int part = 0; part < append.parts(); ++part) append.run(part);
-        append.commit();
-    }
+    for (int layer = 0; layer < config.layers; ++layer) LayerAppend(*this, layer, id).finish();
     target.settles = true;
 }
 
