@@ -46,9 +46,7 @@ CacheReport CacheStore::report(std::int64_t length) const {
     report.bytes = usage.bytes_in_use;
     report.quantized_pages = usage.quantized_pages;
     report.f16_bytes = f16_sequence_bytes(config, length);
-    // Of whole blocks: what a head dimension's padding costs is in the bytes.
-    report.bits_per_value =
-        PageFormat{config.format.k, config.format.v, kBlockChannels}.bits_per_value();
+    report.bits_per_value = config.format.bits_per_value();
     return report;
 }
 

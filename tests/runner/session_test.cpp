@@ -272,6 +272,9 @@ TEST_F(SessionTest, ReportCountsBytes) {
     Session base(model_, test_options("base", kTokens));
     base.prompt(first(576));
     EXPECT_LT(base.cache_report().bytes * 3 / 2, f16.cache_report().bytes);
+    // 3.5, with 80 channels padded to 128: as `plan` has it, and the page.
+    EXPECT_DOUBLE_EQ(base.cache_report().bits_per_value, 5.6);
+    EXPECT_EQ(f16.cache_report().bits_per_value, 16.0);
 }
 
 class WindowTest : public SessionTest {
