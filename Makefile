@@ -1,6 +1,6 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan asan-runner install clean configure
+.PHONY: help run build test model bench lint format asan asan-runner tsan install clean configure
 
 MODEL ?= smollm2
 export FILE ?= tests/data/alice-opening.txt
@@ -46,7 +46,7 @@ bench: build ## Decode attention against ggml's on one thread
 	build/innerkv bench attention --head-dim 128 --q-heads 32 --kv-heads 8 --context 8192 \
 	    --batch 1 --threads 1 --cache base,k4v4,k8v8 --peer ggml:f16,ggml:q8_0,ggml:q4_0
 
-lint: configure ## Formatting, clang-tidy and the scripts
+lint: configure ## clang-format, clang-tidy, shellcheck, pyflakes
 	@tools/setup lint
 	@tools/lint.py build
 
@@ -66,8 +66,14 @@ asan-runner: ## The runner's tests on random models, likewise
 	@cmake --build build-asan-ubsan-program --target runner_tests
 	@tools/run_tests.py build-asan-ubsan-program -L '^runner$$' -E Parity
 
+tsan: ## The tests that use threads, under ThreadSanitizer
+	@tools/setup build
+	@cmake --preset tsan >/dev/null
+	@cmake --build build-tsan --target attention_tests cache_tests
+	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads)'
+
 install: configure ## The library and the program, under PREFIX
-	@cmake --build build
+	@cmake --build build --target innerkv innerkv-cli
 	@cmake --install build --prefix "$(PREFIX)"
 
 clean: ## Removes the build directories; downloads and ggml stay in the cache

@@ -126,6 +126,12 @@ runner::SessionOptions session_options(const std::string& contender, int context
     runner::SessionOptions session = runner::make_options(contender, context);
     if (!session.rival.empty()) return session;
     if (codec == kPaperCodec) {
+        if (session.transform != TransformPolicy::from_preset(session.preset))
+            throw UsageError(
+                fmt::format("--codec paper has its own key norm alone and would undo the "
+                            "settings of {}; leave --codec out and name the cache "
+                            "paper:PRESET with its settings",
+                            contender));
         session.preset = paper_preset(session.preset);
         session.transform = TransformPolicy::from_preset(session.preset);
     }
@@ -133,6 +139,12 @@ runner::SessionOptions session_options(const std::string& contender, int context
     session.preset.key_norm = find_key_norm(key_norm).value();
     session.transform.norm = session.preset.key_norm;
     return session;
+}
+
+void check_context(int context, const runner::ModelInfo& info) {
+    if (context > info.context_length)
+        throw Failure(fmt::format("--context {} is beyond the {} tokens that {} was made for",
+                                  context, info.context_length, info.name));
 }
 
 CLI::Option* add_calibration_option(CLI::App& command, std::string& path) {

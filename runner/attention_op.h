@@ -7,6 +7,7 @@
 #include <exception>
 #include <mutex>
 #include <optional>
+#include <string>
 
 #include "ggml.h"
 #include "innerkv/attention.h"
@@ -48,7 +49,7 @@ private:
 
     KvStore& store_;
     Arithmetic arithmetic_;
-    std::string_view isa_;
+    std::string isa_;
     std::int64_t position_ = 0;
 
     SpinBarrier barrier_;

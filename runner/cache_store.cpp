@@ -2,6 +2,7 @@
 #include "cache_store.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "innerkv/plan.h"
 
@@ -27,6 +28,12 @@ int CacheStore::start_append(int layer, const AppendRows& rows) {
     return append_->parts();
 }
 
+void CacheStore::commit() {
+    if (!append_->commit()) {
+        throw std::logic_error("an append was to be committed before all of its parts had run");
+    }
+}
+
 void CacheStore::clear() {
     cache_.remove(sequence_);
     sequence_ = cache_.create();
@@ -40,9 +47,7 @@ CacheReport CacheStore::report(std::int64_t length) const {
     report.bytes = usage.bytes_in_use;
     report.quantized_pages = usage.quantized_pages;
     report.f16_bytes = f16_sequence_bytes(config, length);
-    // Of whole blocks: what a head dimension's padding costs is in the bytes.
-    report.bits_per_value =
-        PageFormat{config.format.k, config.format.v, kBlockChannels}.bits_per_value();
+    report.bits_per_value = config.format.bits_per_value();
     return report;
 }
 

@@ -18,7 +18,7 @@ public:
     void reserve(int tokens) override { cache_.reserve(sequence_, tokens); }
     int start_append(int layer, const AppendRows& rows) override;
     void run_part(int part) override { append_->run(part); }
-    void commit() override { append_->commit(); }
+    void commit() override;
     void drop() noexcept override { append_.reset(); }
     SequenceView view(int layer) const override { return cache_.view(layer, sequence_); }
     void settle() override { cache_.settle(sequence_); }

@@ -18,7 +18,6 @@ namespace {
 
 constexpr const char* kType = "innerkv-calibration";
 constexpr std::uint32_t kVersion = 1;
-constexpr float kSmallestNorm = 0x1p-24f; ///< the cache's bounds: cache.h, CacheConfig::calibrated
 constexpr std::int64_t kMostOfAnything = 1 << 20;
 
 constexpr const char* kTypeKey = "general.type";
@@ -130,11 +129,6 @@ void check_version(const GgufFile& file) {
     }
 }
 
-struct FreeMetadata {
-    void operator()(gguf_context* context) const { gguf_free(context); }
-};
-using MetadataPtr = std::unique_ptr<gguf_context, FreeMetadata>;
-
 MetadataPtr make_metadata(const Calibration& calibration) {
     MetadataPtr metadata(gguf_init_empty());
     const auto text = [&](const char* key, const std::string& value) {
@@ -219,7 +213,7 @@ std::string hash_of(std::string_view text) {
 
 std::string hash_of(const Model& model) {
     Hash hash;
-    const GgufFile& file = model.impl().file;
+    const GgufFile& file = ModelAccess::parts(model).file;
     hash.add_text(model.info().architecture);
     for (const TensorEntry& tensor : file.tensors()) {
         hash.add_text(tensor.name);

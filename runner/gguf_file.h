@@ -27,6 +27,11 @@ struct TensorEntry {
     std::size_t bytes = 0;
 };
 
+struct FreeMetadata {
+    void operator()(gguf_context* context) const { gguf_free(context); }
+};
+using MetadataPtr = std::unique_ptr<gguf_context, FreeMetadata>;
+
 class GgufFile {
 public:
     /// Maps the file and reads its directory. Throws ModelError naming the fault.
@@ -58,10 +63,6 @@ public:
     [[noreturn]] void fail(const std::string& what) const;
 
 private:
-    struct Free {
-        void operator()(gguf_context* context) const { gguf_free(context); }
-    };
-
     std::int64_t find(const std::string& key) const;
     void check_keys() const;
     void read_tensors();
@@ -69,7 +70,7 @@ private:
 
     std::string path_;
     MappedFile mapping_;
-    std::unique_ptr<gguf_context, Free> metadata_;
+    MetadataPtr metadata_;
     std::vector<TensorEntry> tensors_;
     std::unordered_map<std::string, std::size_t> tensor_index_;
 };

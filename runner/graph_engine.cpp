@@ -20,7 +20,8 @@ std::unique_ptr<KvStore> make_store(const Model& model, const SessionOptions& op
     const ModelInfo& info = model.info();
     if (!options.rival.empty()) {
         simulated::Definition cache = parse_rival(options.rival).cache;
-        if (cache.llama_order && model.impl().parameters.architecture->interleaved_rope) {
+        if (cache.llama_order &&
+            ModelAccess::parts(model).parameters.architecture->interleaved_rope) {
             cache.k.codec = simulated::interleaved(cache.k.codec);
         }
         return std::make_unique<simulated::Store>(info, std::move(cache));
@@ -33,7 +34,7 @@ public:
     GraphEngine(std::shared_ptr<Model> model, const SessionOptions& options)
         : model_(std::move(model)), store_(make_store(*model_, options)),
           backend_(options.threads, kPolling), driver_(*store_, options.arithmetic, options.isa) {
-        const Parameters& parameters = model_->impl().parameters;
+        const Parameters& parameters = ModelAccess::parts(*model_).parameters;
         for (int layer = 0; layer < parameters.layers; ++layer) {
             attention_.push_back(
                 {.driver = &driver_,
@@ -81,7 +82,7 @@ private:
         std::unique_ptr<Graph>& slot = tokens == 1 ? decode_graph_ : chunk_graph_;
         if (!slot || slot->tokens() != tokens || slot->outputs() != outputs) {
             slot.reset();
-            const Model::Impl& parts = model_->impl();
+            const auto& parts = ModelAccess::parts(*model_);
             slot = std::make_unique<Graph>(parts.parameters, parts.weights, attention_, tokens,
                                            outputs);
         }

@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "engine.h"
 #include "innerkv/error.h"
+#include "innerkv/plan.h"
 #include "llama.h"
 #include "log.h"
 #include "rivals.h"
@@ -62,7 +63,8 @@ struct FreeLlamaContext {
 class LlamaEngine final : public Engine {
 public:
     LlamaEngine(const ModelInfo& info, const SessionOptions& options, const Rival& rival)
-        : info_(info), type_(find_type(rival.type)), batch_(options.chunk) {
+        : info_(info), config_(cache_config(info, options)), type_(find_type(rival.type)),
+          batch_(options.chunk) {
         if (rival.cache.k.codec) {
             rival.cache.k.codec->check(info_.head_dim);
         }
@@ -121,20 +123,17 @@ public:
         throw InvalidArgument("a cache inside libllama cannot be viewed; choose a preset");
     }
     CacheReport report(std::int64_t length) const override {
-        std::int64_t tokens = 0;
-        for (int layer = 0; layer < info_.layers; ++layer) {
-            const int window = info_.sliding_window[static_cast<std::size_t>(layer)];
-            tokens += window == 0 ? length : std::min<std::int64_t>(length, window);
-        }
         CacheReport report;
         report.tokens = length;
         report.bits_per_value = 8.0 * static_cast<double>(ggml_type_size(type_)) /
                                 static_cast<double>(ggml_blck_size(type_));
-        const auto values = static_cast<std::size_t>(2 * tokens * info_.kv_heads * info_.head_dim);
-        report.bytes = ggml_row_size(type_, static_cast<std::int64_t>(values));
-        report.f16_bytes = sizeof(ggml_fp16_t) * values;
+        report.f16_bytes = f16_sequence_bytes(config_, length);
+        const auto values = static_cast<std::int64_t>(report.f16_bytes / sizeof(ggml_fp16_t));
+        report.bytes = ggml_row_size(type_, values);
         if (ggml_is_quantized(type_)) {
-            report.quantized_pages = (tokens + kPageTokens - 1) / kPageTokens;
+            const std::int64_t page_values =
+                std::int64_t{2} * kPageTokens * info_.kv_heads * info_.head_dim;
+            report.quantized_pages = (values + page_values - 1) / page_values;
         }
         return report;
     }
@@ -166,6 +165,7 @@ private:
     };
 
     ModelInfo info_;
+    CacheConfig config_; ///< of fp16, to compare with
     ggml_type type_;
     Batch batch_;
     std::unique_ptr<llama_model, FreeModel> model_;

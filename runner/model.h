@@ -20,4 +20,8 @@ struct Model::Impl {
     Weights weights;
 };
 
+struct ModelAccess {
+    static const Model::Impl& parts(const Model& model) { return *model.impl_; }
+};
+
 } // namespace innerkv::runner

@@ -77,10 +77,9 @@ public:
     /// where there is none.
     std::string chat_prompt(std::span<const ChatMessage> messages) const;
 
-    struct Impl;
-    Impl& impl() const { return *impl_; }
-
 private:
+    friend struct ModelAccess; // the runner's own: model.h
+    struct Impl;
     Model();
     std::unique_ptr<Impl> impl_;
 };
@@ -121,14 +120,17 @@ struct CacheReport {
         0; ///< in use: pages, windows, transforms; what they would be where simulated
     std::int64_t quantized_pages = 0; ///< of all layers; 0: windows hold everything
     std::size_t f16_bytes = 0;        ///< what an f16 cache of the same tokens takes
-    /// Of the format: scales, zero-points and norms counted, windows and padding not.
+    /// Of the format, PageFormat::bits_per_value: everything in a page counts, scales, zero-points and padding
+    /// (of rivals, their blocks with minima and norms); windows and the transforms of a sequence don't.
     double bits_per_value = 0.0;
 };
 
 /// One sequence decoding on one model. Not for several threads at once.
 ///
-/// Where processing fails inside (a model whose keys or values are not finite, memory), the session is
-/// as it was before the chunk that failed; it is empty where a sliding window had dropped tokens since.
+/// Where processing fails inside (a model whose keys or values are not finite, memory), the session has the
+/// tokens that it had before the chunk that failed, and no logits. In layers that had processed some of the
+/// chunk they are as after truncate(): what had left the recent window by then stays quantized. The session
+/// is empty where they cannot be had back: a sliding window has dropped some, or memory is short.
 class Session {
 public:
     /// Throws InvalidArgument (a context beyond the model's, ...) before anything large is allocated.

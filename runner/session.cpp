@@ -163,16 +163,16 @@ struct Session::Impl {
         logits.clear();
         try {
             engine->truncate(length);
-        } catch (const Error&) {
-            // A sliding window has dropped what the shorter sequence needs.
+        } catch (...) {
+            // A sliding window has dropped what the shorter sequence needs, or memory is short.
             start_over();
         }
     }
 
     void start_over() {
-        engine->clear();
         length = 0;
         logits.clear();
+        engine->clear();
     }
 
     /// Tokens of the next chunk: chunks end at page boundaries where they can.

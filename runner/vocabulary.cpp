@@ -11,11 +11,6 @@
 namespace innerkv::runner {
 namespace {
 
-struct FreeMetadata {
-    void operator()(gguf_context* context) const { gguf_free(context); }
-};
-using MetadataPtr = std::unique_ptr<gguf_context, FreeMetadata>;
-
 /// libllama asserts these instead of reporting them.
 void check_tokens(const GgufFile& file) {
     const std::string kind = file.text("tokenizer.ggml.model").value_or("(none)");

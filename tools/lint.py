@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""clang-format, clang-tidy and shellcheck on the project's files; last line `N passed, N failed`.
+"""clang-format, clang-tidy, shellcheck and pyflakes on the project's files; last line `N passed, N failed`.
 
     tools/lint.py BUILD_DIR       check; BUILD_DIR holds compile_commands.json
     tools/lint.py --fix-format    format the sources in place
@@ -37,8 +37,12 @@ def sources():
     return [path for path in tracked_files() if path.suffix in SOURCES]
 
 
-def scripts():
-    """Shell scripts, known by their first line."""
+def python_scripts():
+    return [path for path in tracked_files() if path.suffix == ".py"]
+
+
+def shell_scripts():
+    """Known by their first line."""
     found = []
     for path in tracked_files():
         with open(path, "rb") as file:
@@ -57,8 +61,14 @@ def check_format(path):
     return result.returncode == 0, result.stdout
 
 
-def check_script(path):
+def check_shell(path):
     result = run(["shellcheck", path])
+    return result.returncode == 0, result.stdout
+
+
+def check_python(path):
+    """Syntax, names that are not there, imports that nobody uses."""
+    result = run(["pyflakes3", path])
     return result.returncode == 0, result.stdout
 
 
@@ -133,7 +143,10 @@ def main():
         raise fetch.Failure("usage: tools/lint.py BUILD_DIR | --fix-format")
     tidy = Tidy(Path(sys.argv[1]).resolve())
     checks = [(f"format {path.relative_to(ROOT)}", check_format, path) for path in sources()]
-    checks += [(f"shellcheck {path.relative_to(ROOT)}", check_script, path) for path in scripts()]
+    checks += [(f"shellcheck {path.relative_to(ROOT)}", check_shell, path)
+               for path in shell_scripts()]
+    checks += [(f"pyflakes {path.relative_to(ROOT)}", check_python, path)
+               for path in python_scripts()]
     checks += [(f"clang-tidy {entry['file']}", tidy.check, entry) for entry in tidy.entries()]
     passed, failed = run_checks(checks)
     print(f"{passed} passed, {failed} failed", flush=True)

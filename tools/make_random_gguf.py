@@ -35,6 +35,7 @@ class Model:
     fused_qkv: bool = False
     rope_factors: bool = False
     rope_scaling: str = ""  # linear or yarn, by 4
+    local_rope_base: float = 0.0  # of layers with a window
     window: int = 0
     window_list: bool = False  # the pattern as one boolean a layer
     attention_soft_cap: float = 0.0
@@ -76,6 +77,8 @@ MODELS = {
     "gemma3": Model("gemma3", 256, 4, 1, embedding_dim=320, layers=7, window=48),
     "gemma3-caps": Model("gemma3", 64, 4, 2, layers=7, window=33, logit_soft_cap=6.0, tied=False),
     "gemma3-list": Model("gemma3", 64, 4, 2, Type.F16, layers=4, window=64, window_list=True),
+    "gemma3-linear": Model("gemma3", 64, 4, 2, layers=7, window=48, rope_scaling="linear"),
+    "gemma3-bases": Model("gemma3", 64, 4, 2, layers=7, window=48, local_rope_base=300.0),
     "gemma3-no-window": Model("gemma3", 64, 4, 2, rope_scaling="linear"),
 }
 
@@ -137,6 +140,8 @@ def add_metadata(writer, model):
     writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(50000.0)
+    if model.local_rope_base:
+        writer.add_rope_freq_base_swa(model.local_rope_base)
     if model.rope_scaling:
         kind = gguf.RopeScalingType(model.rope_scaling)
         writer.add_rope_scaling_type(kind)

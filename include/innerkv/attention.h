@@ -69,8 +69,8 @@ std::string_view select_isa(std::string_view isa = {});
 ///
 /// With Arithmetic::integer an output is within about 1% of attention on the dequantized contents
 /// (L2 norm; logits that spread by 1), more where logits spread further: docs/kernels.md has the figures.
-/// Quantized pages give the same bits on every instruction set; a different number of threads, which
-/// splits sums elsewhere, differs by fp32 rounding.
+/// Quantized pages then give the same bits on every instruction set. fp16 windows and Arithmetic::exact
+/// differ by fp32 rounding, and so does a different number of threads, which splits sums elsewhere.
 class Attention {
 public:
     Attention(const AttentionShape& shape, std::span<const QueryBlock> blocks,

@@ -84,6 +84,10 @@ struct TransformPolicy {
     friend bool operator==(const TransformPolicy&, const TransformPolicy&) = default;
 };
 
+/// Of KeyNormPolicy::calibrated: fp16's smallest number, below which a norm would only amplify what fp16
+/// cannot hold.
+inline constexpr float kSmallestNorm = 0x1p-24f;
+
 /// Counts may be up to 2^24 each, tokens up to 2^40.
 struct CacheConfig {
     int layers = 0;
@@ -97,7 +101,7 @@ struct CacheConfig {
     std::vector<int> sliding_window;
     /// Per layer and KV head, [layers * kv_heads]; for KeyNormPolicy::calibrated, which takes all steps
     /// from here: the policy's centre, rotate and value_centre must then be false. Copied. Norms lie in
-    /// 2^-24 .. 65504, centres within 65504.
+    /// kSmallestNorm .. 65504, centres within 65504.
     std::vector<KeyTransform> calibrated;
     std::int64_t max_tokens = 0; ///< over all sequences: what the pool is sized for
     int max_sequences = 1;
@@ -133,9 +137,10 @@ struct CacheUsage {
 
 class Cache;
 
-/// One append to one layer, split so that threads can share it. Made by Cache::begin_append; the
-/// cache must not be used for that layer otherwise until commit(), and refuses it. Dropped without
-/// commit: the layer is as it was. Must not outlive the cache; the rows must stay until it has run.
+/// One append to one layer, split so that threads can share it. Made by Cache::begin_append. Until it is
+/// committed or dropped, the cache refuses another append to that layer and every change of a sequence;
+/// view() and length() show the layer as it was. Dropped without commit, it never happened. Must not
+/// outlive the cache; the rows must stay until it has run.
 class Append {
 public:
     ~Append();
@@ -148,7 +153,7 @@ public:
     void run(int part);
     /// Makes the append visible. False, and nothing happens, where a part has not run to its end (run
     /// it, or drop the append) and where it was committed before.
-    bool commit() noexcept;
+    [[nodiscard]] bool commit() noexcept;
 
 private:
     friend class Cache;
@@ -205,7 +210,8 @@ public:
     void truncate(SequenceId sequence, std::int64_t length);
 
     /// With exact_prefill: the prompt is complete, quantize what lies outside the windows, in every
-    /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was.
+    /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was; after
+    /// std::bad_alloc some layers may have settled, and another call goes on with the others.
     void settle(SequenceId sequence);
 
     std::int64_t length(SequenceId sequence, int layer) const;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <string>
 
 #include "innerkv/error.h"
@@ -111,7 +110,7 @@ void check_sequence(const AttentionShape& shape, const SequenceView& sequence,
 }
 
 void check_stride(std::ptrdiff_t stride, int count, int head_dim, const std::string& name) {
-    if (count > 1 && std::abs(stride) < head_dim)
+    if (count > 1 && stride < head_dim && stride > -head_dim)
         refuse(name + " is " + std::to_string(stride) + " elements, less than the head dimension " +
                std::to_string(head_dim));
 }

@@ -307,6 +307,11 @@ bool LayerAppend::commit() noexcept {
     return true;
 }
 
+void LayerAppend::finish() {
+    for (int part = 0; part < parts(); ++part) run(part);
+    static_cast<void>(commit()); // all parts have run
+}
+
 void LayerAppend::commit_rows(SequenceAppend& append) noexcept {
     LayerState& state = *append.state;
     std::span<const Page> pages = append.f16_pages.pages();
@@ -352,17 +357,28 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
     state.recent_first += kPageTokens * settle.quantize;
 }
 
+PoolCapacity CacheState::settle_need(const SequenceState& target) const {
+    PoolCapacity held; // what the layers so far took more than they gave back
+    PoolCapacity most;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const LayerState& state = target.layers[static_cast<std::size_t>(layer)];
+        const SettlePlan settle = plan_settle(rule(layer), state);
+        held.quantized_pages += settle.quantize;
+        held.centres += settle.new_epochs.count();
+        most.quantized_pages = std::max(most.quantized_pages, held.quantized_pages);
+        most.centres = std::max(most.centres, held.centres);
+        held.quantized_pages -= state.quantized.exclusive(quantized_pool, settle.drop_quantized);
+        held.centres -= state.centres.exclusive(centre_pool, settle.drop_centres);
+    }
+    return most;
+}
+
 void CacheState::settle(SequenceId id) {
     check_not_pending("settle");
     SequenceState& target = sequence(id);
-    // All layers take their pages before one changes.
-    std::vector<std::unique_ptr<LayerAppend>> layers;
-    layers.reserve(static_cast<std::size_t>(config.layers));
-    for (int layer = 0; layer < config.layers; ++layer)
-        layers.push_back(std::make_unique<LayerAppend>(*this, layer, id));
-    for (const auto& layer : layers)
-        for (int part = 0; part < layer->parts(); ++part) layer->run(part);
-    for (const auto& layer : layers) layer->commit();
+    check_free(*this, "settling", settle_need(target));
+    // Layer by layer: the pool has room for one layer's new pages beside those that it drops for them.
+    for (int layer = 0; layer < config.layers; ++layer) LayerAppend(*this, layer, id).finish();
     target.settles = true;
 }
 

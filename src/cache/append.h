@@ -72,7 +72,9 @@ public:
     int parts() const { return cache_.config.kv_heads; }
     void run(int part);
     /// False, and nothing happens, unless every part has run to its end, or once committed.
-    bool commit() noexcept;
+    [[nodiscard]] bool commit() noexcept;
+    /// All parts and the commit on the calling thread.
+    void finish();
 
 private:
     void check_batch(std::span<const AppendRows> batch) const;

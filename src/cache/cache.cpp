@@ -51,9 +51,7 @@ Append Cache::begin_append(int layer, std::span<const AppendRows> batch) {
 }
 
 void Cache::append(int layer, std::span<const AppendRows> batch) {
-    paging::LayerAppend append(*impl_, layer, batch);
-    for (int part = 0; part < append.parts(); ++part) append.run(part);
-    append.commit();
+    paging::LayerAppend(*impl_, layer, batch).finish();
 }
 
 void Cache::truncate(SequenceId sequence, std::int64_t length) {

@@ -13,9 +13,6 @@ namespace innerkv {
 namespace paging {
 namespace {
 
-/// Norms below fp16's smallest number would only amplify what fp16 cannot hold.
-constexpr float kSmallestNorm = 0x1p-24f;
-
 /// Far beyond any memory, and small enough that sums and products of counts stay within 64 bits.
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;
 constexpr std::int64_t kMostOfOthers = std::int64_t{1} << 24;

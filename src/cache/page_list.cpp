@@ -48,8 +48,8 @@ void PageList::retain_all(Pool& pool) const noexcept {
     for (const PageId page : ids_) pool.retain(page);
 }
 
-std::int64_t PageList::exclusive(const Pool& pool) const {
-    return std::count_if(ids_.begin(), ids_.end(),
+std::int64_t PageList::exclusive(const Pool& pool, std::int64_t first_entries) const {
+    return std::count_if(ids_.begin(), ids_.begin() + first_entries,
                          [&pool](PageId page) { return !pool.shared(page); });
 }
 

@@ -33,7 +33,8 @@ public:
 
     void retain_all(Pool& pool) const noexcept;
     /// Entries that no other list refers to.
-    std::int64_t exclusive(const Pool& pool) const;
+    std::int64_t exclusive(const Pool& pool) const { return exclusive(pool, size()); }
+    std::int64_t exclusive(const Pool& pool, std::int64_t first_entries) const;
 
 private:
     std::vector<PageId> ids_;

@@ -58,6 +58,13 @@ struct SequenceState {
     bool settles = true;
 };
 
+/// Groups of each pool.
+struct PoolCapacity {
+    std::int64_t quantized_pages = 0;
+    std::int64_t f16_pages = 0;
+    std::int64_t centres = 0;
+};
+
 struct CacheState {
     explicit CacheState(CacheConfig checked_config);
 
@@ -94,6 +101,8 @@ struct CacheState {
     std::int32_t next_id = 0;
 
 private:
+    /// Free groups that settling one layer after the other needs: what a layer drops, the next may take.
+    PoolCapacity settle_need(const SequenceState& target) const;
     SequenceId new_id();
     void check_sequence_count() const;
 };
@@ -107,12 +116,7 @@ void validate_length(const CacheConfig& config, std::int64_t length);
 /// Copies what config.calibrated points to and lets it point to the copy.
 std::vector<float> adopt_calibrated(CacheConfig& config);
 
-/// Groups that the pools are made for.
-struct PoolCapacity {
-    std::int64_t quantized_pages = 0;
-    std::int64_t f16_pages = 0;
-    std::int64_t centres = 0;
-};
+/// That the pools are made for.
 PoolCapacity pool_capacity(const CacheConfig& config);
 
 /// Throws OutOfPages unless the pools have so many free groups. `what` begins the message.

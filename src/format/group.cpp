@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "format/affine.h"
 #include "format/layout.h"
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
@@ -102,11 +103,6 @@ UnroundedGroup quantize(Codec codec, Values values, const QuantizeOptions& optio
     const bool asymmetric_is_better =
         l1_error(codec, asymmetric, values) < l1_error(codec, symmetric, values);
     return asymmetric_is_better ? asymmetric : symmetric;
-}
-
-/// Middle of the codes under a scale, at which a group's middle is to lie.
-float affine_zero(int bits, float scale, float steps) {
-    return scale * (steps - 0.5f * static_cast<float>((1 << bits) - 1));
 }
 
 struct AffineGroup {

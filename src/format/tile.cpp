@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "format/affine.h"
 #include "format/layout.h"
 #include "innerkv/codec.h"
 
@@ -149,10 +150,6 @@ struct AffineGroups {
     std::uint16_t scales[kTileRows];
     std::uint16_t zero_points[kTileRows];
 };
-
-float affine_zero(int bits, float scale, float steps) {
-    return scale * (steps - 0.5f * static_cast<float>((1 << bits) - 1));
-}
 
 void round_affine(int bits, const TileValues& values, const Row& scales, const Row& zeros,
                   AffineGroups& out) {

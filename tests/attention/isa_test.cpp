@@ -16,7 +16,7 @@ constexpr double kDenseError = 2e-6;
 
 class Isa : public testing::TestWithParam<std::string_view> {};
 
-/// Integer arithmetic is the same operations in the same order everywhere: the same bits.
+/// On quantized pages every operation is the same, in the same order, everywhere: the same bits.
 void expect_equal_to_scalar(const Batch& batch, std::string_view isa) {
     const Result expected = attend(batch, Arithmetic::integer);
     const Result result = attend(batch, Arithmetic::integer, isa);
@@ -99,9 +99,27 @@ TEST_P(Isa, MasksCapsAndTransforms) {
             spec.first_page = window == 40 ? 1 : 0;
             batch.add(spec, 37);
             batch.poison_unseen();
-            // A cap's division and the exponential behind it are the only fp32 before p is rounded.
             expect_close_to_scalar(batch, Arithmetic::integer, GetParam());
             expect_close_to_scalar(batch, Arithmetic::exact, GetParam());
+        }
+    }
+}
+
+/// What surrounds the integer arithmetic is fp32: products with centres, caps, masks, transforms.
+TEST_P(Isa, CentresCapsAndTransformsOfQuantizedPages) {
+    for (const char* preset : {"base", "hybrid", "k8v8"}) {
+        for (const int head_dim : {64, 80, 256}) {
+            for (const float cap : {0.0f, 3.0f}) {
+                SCOPED_TRACE(testing::Message() << preset << " " << head_dim << ", cap " << cap);
+                Batch batch(shape_of(find_preset(preset).format(head_dim), 3, 1));
+                batch.shape.soft_cap = cap;
+                SequenceSpec spec = only_quantized(32 * 21 + 15);
+                spec.transform = {true, true, true, true};
+                spec.epoch_pages = 4;
+                spec.first_page = 3;
+                batch.add(spec, 5);
+                expect_equal_to_scalar(batch, GetParam());
+            }
         }
     }
 }

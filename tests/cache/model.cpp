@@ -354,13 +354,25 @@ void Model::append(SequenceId id, int layer, const TestRows& k, const TestRows& 
     }
 }
 
+/// Layer by layer, each taking its pages before it gives back those that no fork shares.
 ModelNeed Model::settle_need(SequenceId id) const {
     ModelNeed need;
+    ModelNeed held;
     for (int index = 0; index < config_.layers; ++index) {
         const ModelLayer& layer = sequences.at(id).layers[static_cast<std::size_t>(index)];
         const Settling plan = settling(layer, index);
-        need.quantized += plan.quantize;
-        need.centres += static_cast<std::int64_t>(new_epochs(plan, layer, index).size());
+        held.quantized += plan.quantize;
+        held.centres += static_cast<std::int64_t>(new_epochs(plan, layer, index).size());
+        need.quantized = std::max(need.quantized, held.quantized);
+        need.centres = std::max(need.centres, held.centres);
+        for (int page = 0; page < plan.drop_quantized; ++page)
+            if (layer.quantized[static_cast<std::size_t>(page)].use_count() == 1) --held.quantized;
+        const std::int64_t dropped =
+            layer.quantized_first + kPageTokens * (plan.drop_quantized + plan.drop_recent);
+        for (const auto& [epoch, centre] : layer.centres)
+            if (config_.sink_tokens + (epoch + 1) * config_.transform.centre_epoch <= dropped &&
+                centre.use_count() == 1)
+                --held.centres;
     }
     return need;
 }

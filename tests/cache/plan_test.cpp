@@ -152,6 +152,26 @@ TEST(PlanBytes, ExactPrefillHasRoomForThePromptInFp16) {
     EXPECT_EQ(cache.view(0, id).quantized.tokens, 58 * 32);
 }
 
+/// Many layers with a window drop pages when they settle, and take as many new ones: each in its turn.
+TEST(PlanBytes, SettlingAllWindowedLayersFits) {
+    CacheConfig config = CacheConfig::from_preset(find_preset("base"), 18, 1, 64);
+    config.transform = {};
+    for (int layer = 0; layer < config.layers; ++layer)
+        config.sliding_window.push_back(layer % 6 == 5 ? 0 : 512);
+    config.max_tokens = 8192;
+    config.max_append = 512;
+    const TestSequence rows(config, 512);
+    Cache cache(config);
+    const SequenceId id = cache.create();
+    for (int chunk = 0; chunk < 16; ++chunk) rows.append(cache, id, 0, 512);
+    ASSERT_NO_THROW(cache.settle(id));
+    // A query at 8192 sees token 7681 and later ones: 239 pages behind the sink lie before it, and 252
+    // before the recent window.
+    EXPECT_EQ(cache.view(0, id).quantized.tokens, (252 - 239) * 32);
+    EXPECT_EQ(cache.view(5, id).quantized.tokens, 252 * 32);
+    EXPECT_LE(cache.usage().bytes_in_use, plan_cache(config).total());
+}
+
 TEST(Reserve, RefusesWhatDoesNotFitAndChangesNothing) {
     CacheConfig config = small_config();
     config.max_tokens = 300;

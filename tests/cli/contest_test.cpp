@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "contest.h"
+#include "errors.h"
 #include "options.h"
 
 namespace innerkv::cli {
@@ -133,6 +134,25 @@ TEST(Contest, StopsWhereItIsTold) {
     EXPECT_FALSE(contest.score(some_tokens(900, 8), 1));
     EXPECT_GE(contest.done(), 600);
     EXPECT_LT(contest.done(), 2 * 899);
+}
+
+/// Settings of windows stay; those of the key transform would be undone.
+TEST(SessionOptions, PaperCodecRefusesSettingsOfTheKeyTransform) {
+    for (const char* cache : {"base+norm=none", "base+centre=off", "k4v4+sink=4+rotate=off",
+                              "base+epoch=64", "base+calibration=64", "paper:base+norm=none"}) {
+        try {
+            session_options(cache, 1000, "", kPaperCodec);
+            ADD_FAILURE() << cache;
+        } catch (const UsageError& error) {
+            EXPECT_NE(std::string(error.what()).find(cache), std::string::npos) << error.what();
+        }
+        EXPECT_NO_THROW(session_options(cache, 1000, "", kOwnCodec)) << cache;
+    }
+    const runner::SessionOptions paper = session_options("base+sink=4", 1000, "", kPaperCodec);
+    EXPECT_EQ(paper.preset.sink_tokens, 4);
+    EXPECT_EQ(paper.preset.k, symmetric(3));
+    EXPECT_NO_THROW(session_options("paper:base", 1000, "", kPaperCodec));
+    EXPECT_NO_THROW(session_options("f16", 1000, "", kPaperCodec));
 }
 
 } // namespace

@@ -4,7 +4,6 @@
 import re
 import tempfile
 import unittest
-from pathlib import Path
 
 from program import DATA, NUMBER, RANDOM_MODELS, ProgramTest, model, run, story
 

@@ -34,7 +34,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Parity,
                                          "llama-biases", "llama-fused", "llama-linear",
                                          "llama-yarn", "mistral", "qwen2", "qwen2-output-bias",
                                          "qwen3", "qwen3-yarn", "gemma2", "gemma3", "gemma3-caps",
-                                         "gemma3-no-window"),
+                                         "gemma3-linear", "gemma3-bases", "gemma3-no-window"),
                          [](const auto& test) {
                              std::string name = test.param;
                              std::replace(name.begin(), name.end(), '-', '_');

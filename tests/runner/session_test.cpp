@@ -4,11 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <limits>
 
-#include "gguf_editor.h"
 #include "models.h"
 #include "reference.h"
 
@@ -152,17 +148,27 @@ TEST_F(SessionTest, QuantizedLogitsAreNearF16) {
 }
 
 TEST_F(SessionTest, ThreadsGiveTheSame) {
-    SessionOptions options = test_options("base", 256);
+    SessionOptions options = test_options("base", 512);
     options.arithmetic = Arithmetic::exact;
     options.threads = 1;
     Session one(model_, options);
-    one.prompt(first(70));
+    one.prompt(first(400));
     one.decode(7);
     options.threads = 3;
     Session three(model_, options);
-    three.prompt(first(70));
+    three.prompt(first(400));
     three.decode(7);
+    EXPECT_GE(three.view(0).quantized.tokens, 8 * kPageTokens);
     EXPECT_LT(mean_difference(one.logits(), three.logits()), tolerance("base"));
+}
+
+/// Every row, not the last alone.
+TEST_F(SessionTest, ThreadsEvaluateTheSame) {
+    SessionOptions options = test_options("base", kTokens);
+    options.arithmetic = Arithmetic::exact;
+    const std::vector<float> one = all_logits(options);
+    options.threads = 3;
+    EXPECT_LT(mean_difference(one, all_logits(options)), tolerance("base"));
 }
 
 TEST_F(SessionTest, ExactPrefillAttendsAsF16) {
@@ -266,29 +272,9 @@ TEST_F(SessionTest, ReportCountsBytes) {
     Session base(model_, test_options("base", kTokens));
     base.prompt(first(576));
     EXPECT_LT(base.cache_report().bytes * 3 / 2, f16.cache_report().bytes);
-}
-
-/// A failure inside the graph comes out as an exception and leaves the session as it was.
-TEST(SessionFailure, ValuesThatAreNotFinite) {
-    const std::string path = scratch_file("not-finite.gguf");
-    GgufEditor editor(random_model("llama-biases"));
-    editor.write(path, [](ggml_tensor& tensor) {
-        if (std::strcmp(tensor.name, "blk.1.attn_k.bias") == 0) {
-            static_cast<float*>(tensor.data)[3] = std::numeric_limits<float>::quiet_NaN();
-        }
-        return true;
-    });
-    const std::shared_ptr<Model> model = Model::load(path);
-    Session session(model, test_options("base", 256));
-    const std::vector<Token> tokens = random_tokens(100, 288, 1);
-    for (int attempt = 0; attempt < 2; ++attempt) {
-        EXPECT_THROW(session.prompt(tokens), InvalidArgument);
-        EXPECT_EQ(session.length(), 0);
-        EXPECT_EQ(session.cache_report().tokens, 0);
-        EXPECT_TRUE(session.logits().empty());
-        EXPECT_THROW(session.decode(1), InvalidArgument);
-    }
-    std::remove(path.c_str());
+    // 3.5, with 80 channels padded to 128: as `plan` has it, and the page.
+    EXPECT_DOUBLE_EQ(base.cache_report().bits_per_value, 5.6);
+    EXPECT_EQ(f16.cache_report().bits_per_value, 16.0);
 }
 
 class WindowTest : public SessionTest {

@@ -154,15 +154,24 @@ void attend_quantized(const QuantizedParams& params) {
     }
 }
 
+/// Halves added to each other until one lane is left: the same order on every instruction set.
+inline float reduce_add_halves(Floats a) {
+    alignas(64) float lanes[kLanes];
+    store(a, lanes);
+    for (int half = kLanes / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
 void centre_logits(const CentreParams& params) {
     for (int i = 0; i < params.count; ++i) {
         const std::byte* centre = params.centres[i] + params.offset;
         for (int row = 0; row < params.rows; ++row) {
             Floats sum = broadcast(0.0f);
             for (int c = 0; c < params.dim; c += kLanes)
-                sum =
-                    multiply_add(load(params.q + row * kMaxDim + c), load_f16(centre + 2 * c), sum);
-            params.logits[i * kMaxRows + row] = reduce_add(sum);
+                sum = fused_multiply_add(load(params.q + row * kMaxDim + c),
+                                         load_f16(centre + 2 * c), sum);
+            params.logits[i * kMaxRows + row] = reduce_add_halves(sum);
         }
     }
 }

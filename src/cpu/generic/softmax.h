@@ -28,11 +28,11 @@ inline Floats exp2(Floats x) {
 inline Floats tanh(Floats x) {
     const Floats square = multiply(x, x);
     Floats numerator = add(square, broadcast(378.0f));
-    numerator = multiply_add(numerator, square, broadcast(17325.0f));
-    numerator = multiply_add(numerator, square, broadcast(135135.0f));
-    Floats denominator = multiply_add(square, broadcast(28.0f), broadcast(3150.0f));
-    denominator = multiply_add(denominator, square, broadcast(62370.0f));
-    denominator = multiply_add(denominator, square, broadcast(135135.0f));
+    numerator = fused_multiply_add(numerator, square, broadcast(17325.0f));
+    numerator = fused_multiply_add(numerator, square, broadcast(135135.0f));
+    Floats denominator = fused_multiply_add(square, broadcast(28.0f), broadcast(3150.0f));
+    denominator = fused_multiply_add(denominator, square, broadcast(62370.0f));
+    denominator = fused_multiply_add(denominator, square, broadcast(135135.0f));
     const Floats near = divide(multiply(x, numerator), denominator);
 
     const Floats magnitude = absolute(x);
