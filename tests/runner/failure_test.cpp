@@ -29,7 +29,7 @@ TEST(CacheStoreCommit, ThrowsWhileAPartHasNotRun) {
     CacheStore store(config, true);
     const std::vector<float> values(2 * 64, 1.0f);
     const Rows rows{values.data(), RowType::f32, 2 * 64, 64};
-    ASSERT_EQ(store.start_append(0, 1, rows, rows), 2);
+    ASSERT_EQ(store.start_append(0, {.tokens = 1, .k = rows, .v = rows}), 2);
     store.run_part(0);
     EXPECT_THROW(store.commit(), std::logic_error);
     EXPECT_EQ(store.view(0).length, 0);
