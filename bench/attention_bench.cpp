@@ -69,6 +69,8 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
             1e6 * attention.multiply_accumulates() / kGigabyte / machine.dot_gmac_per_s;
         result.floor_us = std::max(result.floor_us, products_us);
     }
+    result.times_floor = result.median_us / result.floor_us;
+    result.min_times_floor = result.min_us / result.floor_us;
 }
 
 } // namespace

@@ -94,6 +94,8 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
                       {"percent_of_read_bandwidth", result.percent_of_read_bandwidth},
                       {"ratio", result.ratio},
                       {"floor_us", result.floor_us},
+                      {"times_floor", result.times_floor},
+                      {"min_times_floor", result.min_times_floor},
                       {"relative_error", result.relative_error},
                       {"cosine", result.cosine}};
         if (result.arithmetic_error >= 0) entry["arithmetic_error"] = result.arithmetic_error;
@@ -121,17 +123,19 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
     const bench::AttentionCase& attention = options.bench.attention;
     std::string text = fmt::format(
         "head dimension {}, {} query and {} key-value heads, {} tokens, batch {}, {} thread{}{}\n"
-        "reading {:.1f} GB/s, {} {:.0f} GMAC/s, floor of {} {:.0f} us\n",
+        "reading {:.1f} GB/s, {} {:.0f} GMAC/s\n",
         attention.head_dim, attention.q_heads, attention.kv_heads, attention.context,
         attention.batch, options.bench.threads, options.bench.threads > 1 ? "s" : "",
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
-        measured.dot_instruction, measured.dot_gmac_per_s, measured.results.front().name,
-        measured.floor_us);
-    Table table(
-        {"contender", "median us", "min us", "ratio", "MB read", "GB/s", "% of reading", "error"});
+        measured.dot_instruction, measured.dot_gmac_per_s);
+    Table table({"contender", "median us", "min us", "ratio", "floor us", "x floor", "min x floor",
+                 "MB read", "GB/s", "% of reading", "error"});
     for (const bench::ContenderResult& result : measured.results)
         table.add({result.name, fmt::format("{:.1f}", result.median_us),
                    fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
+                   fmt::format("{:.0f}", result.floor_us),
+                   fmt::format("{:.2f}", result.times_floor),
+                   fmt::format("{:.2f}", result.min_times_floor),
                    fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
                    fmt::format("{:.2f}", result.gb_per_s),
                    fmt::format("{:.0f}", result.percent_of_read_bandwidth),

@@ -119,7 +119,8 @@ class EvalPplTest(ProgramTest):
 
 class BenchAttentionTest(ProgramTest):
     FIELDS = {"name": str, "median_us": NUMBER, "min_us": NUMBER, "bytes_read": int,
-              "gb_per_s": NUMBER, "percent_of_read_bandwidth": NUMBER, "ratio": NUMBER}
+              "gb_per_s": NUMBER, "percent_of_read_bandwidth": NUMBER, "ratio": NUMBER,
+              "floor_us": NUMBER, "times_floor": NUMBER, "min_times_floor": NUMBER}
     SMALL = ("bench", "attention", "--context", 600, "--head-dim", 64, "--q-heads", 6, "--kv-heads",
              2, "--repeats", 3)
 
