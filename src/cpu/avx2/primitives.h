@@ -45,11 +45,6 @@ inline Floats load_scale_bytes(const std::byte* from) {
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
-inline Floats load_signed_bytes(const std::byte* from) {
-    const __m128i bytes = load_sixteen_bytes(from);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-}
 inline void store(Floats a, float* to) {
     _mm256_storeu_ps(to, a.low);
     _mm256_storeu_ps(to + 8, a.high);
@@ -125,6 +120,9 @@ inline float reduce_add(Floats a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline void reduce_max_columns(const Floats (&a)[kDenseColumns], float* to) {
+    for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_max(a[i]);
+}
 inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_add(a[i]);
 }
@@ -132,6 +130,10 @@ inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
 inline Sums broadcast_int(std::int32_t value) {
     const __m256i all = _mm256_set1_epi32(value);
     return {all, all};
+}
+inline Sums load_signed_bytes(const std::byte* from) {
+    const __m128i bytes = load_sixteen_bytes(from);
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
 inline Sums load_ints(const std::int32_t* from) { return {load_half(from), load_half(from + 8)}; }
 inline void store_ints(Sums a, std::int32_t* to) {
@@ -164,6 +166,10 @@ inline void store_bytes(Sums a, void* to) {
     _mm_storeu_si128(
         static_cast<__m128i*>(to),
         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
+    store_bytes(low, to);
+    store_bytes(high, to + kLanes);
 }
 
 inline Quads load_quads(const std::byte* from) { return {load_half(from), load_half(from + 32)}; }

@@ -30,9 +30,6 @@ inline __m128i load_sixteen_bytes(const std::byte* from) {
 inline Floats load_scale_bytes(const std::byte* from) {
     return {_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_sixteen_bytes(from)), 7))};
 }
-inline Floats load_signed_bytes(const std::byte* from) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_sixteen_bytes(from)))};
-}
 inline void store(Floats a, float* to) { _mm512_storeu_ps(to, a.all); }
 inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.all, b.all)}; }
 inline Floats subtract(Floats a, Floats b) { return {_mm512_sub_ps(a.all, b.all)}; }
@@ -70,6 +67,18 @@ inline Floats keep_lanes(Floats a, int begin, int end) {
 }
 inline float reduce_max(Floats a) { return _mm512_reduce_max_ps(a.all); }
 inline float reduce_add(Floats a) { return _mm512_reduce_add_ps(a.all); }
+inline __m512 max_pairs(__m512 a, __m512 b) {
+    return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+inline void reduce_max_columns(const Floats (&a)[kDenseColumns], float* to) {
+    const __m512d low = _mm512_castps_pd(max_pairs(a[0].all, a[1].all));
+    const __m512d high = _mm512_castps_pd(max_pairs(a[2].all, a[3].all));
+    const __m512 sixteen = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                                         _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    const __m256 eight =
+        _mm256_max_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps(sixteen, 1));
+    _mm_storeu_ps(to, _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+}
 inline __m512 add_pairs(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
@@ -85,6 +94,9 @@ inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
 }
 
 inline Sums broadcast_int(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Sums load_signed_bytes(const std::byte* from) {
+    return {_mm512_cvtepi8_epi32(load_sixteen_bytes(from))};
+}
 inline Sums load_ints(const std::int32_t* from) { return {_mm512_loadu_si512(from)}; }
 inline void store_ints(Sums a, std::int32_t* to) { _mm512_storeu_si512(to, a.all); }
 inline Sums multiply_ints(Sums a, Sums b) { return {_mm512_mullo_epi32(a.all, b.all)}; }
@@ -96,6 +108,13 @@ inline Sums to_ints(Floats a) {
 }
 inline void store_bytes(Sums a, void* to) {
     _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a.all));
+}
+/// To 32 bytes.
+inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
+    const __m512i words = _mm512_packus_epi32(low.all, high.all); // four and four, by 128 bits
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(bytes));
 }
 
 inline Quads load_quads(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
@@ -121,7 +140,9 @@ inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
 }
 
 inline Sums dot(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
-    return {_mm512_dpbusd_epi32(sums.all, unsigned_bytes.all, signed_bytes.all)};
+    // Not the intrinsic: GCC 12 copies the accumulator before each.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums.all) : "v"(unsigned_bytes.all), "v"(signed_bytes.all));
+    return sums;
 }
 inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
     return dot(sums, unsigned_bytes, signed_bytes);

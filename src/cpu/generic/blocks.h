@@ -2,18 +2,25 @@
 // The integer dot products of one block (32 tokens x 64 channels) with a few rows. Included inside an
 // instruction set's namespace, after expand.h.
 
+/// What zero-points do to a sum.
+enum class Zeros {
+    none,
+    values, ///< zero * sum of the other side: BlockScales::zero is what a code 0 stands for
+    steps,  ///< likewise, in eighths of a step of the scale
+};
+
 /// Rows and their scratch, from the first row of the call on.
 struct KeyBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
     const BlockScales* scales;
-    bool zero_points;
     const std::int8_t* q; ///< [rows][q_stride], at this block's first channel
     std::ptrdiff_t q_stride;
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(q) at each tile's position
+    const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
     const float* q_scales;      ///< [2][kMaxRows]
-    const float* q_weights; ///< [2][kMaxRows]: scale * sum(q), what a zero-point is multiplied by
-    float* logits;          ///< [rows][32], added to
+    const float* before;        ///< [rows][32]: logits from blocks before this one
+    float* logits;              ///< [rows][32]
 };
 
 template <Layout layout>
@@ -36,31 +43,42 @@ struct BlockSums {
     }
 };
 
+/// onto + scale * (sum * tile's scales), and what its zero-points add.
+template <Zeros zeros>
+inline Floats add_scaled(Sums sums, Floats scale, float weight, const BlockScales& scales, int tile,
+                         Floats onto) {
+    Floats sum = to_floats(sums);
+    if (zeros == Zeros::steps)
+        sum = fused_multiply_add(scales.zero[tile], broadcast(weight), sum);
+    onto = fused_multiply_add(multiply(sum, scale), scales.scale[tile], onto);
+    if (zeros == Zeros::values)
+        onto = fused_multiply_add(scales.zero[tile], broadcast(weight), onto);
+    return onto;
+}
+
 /// Sums times scales, onto the logits.
-template <int rows>
+template <Zeros zeros, int rows>
 inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
 #pragma GCC unroll 4
     for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            float* to = block.logits + row * 32 + 16 * half;
-            Floats logits = load(to);
+            const int at = row * 32 + 16 * half;
+            Floats logits = load(block.before + at);
 #pragma GCC unroll 2
             for (int group = 0; group < 2; ++group) {
                 const int tile = 2 * group + half;
                 const Floats scale = broadcast(block.q_scales[group * kMaxRows + row]);
-                logits = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
-                                            block.scales->scale[tile], logits);
-                if (block.zero_points)
-                    logits = fused_multiply_add(broadcast(block.q_weights[group * kMaxRows + row]),
-                                                block.scales->zero[tile], logits);
+                logits = add_scaled<zeros>(sums.at[row][tile], scale,
+                                           block.weights[tile * kMaxRows + row], *block.scales,
+                                           tile, logits);
             }
-            store(logits, to);
+            store(logits, block.logits + at);
         }
     }
 }
 
-template <Layout layout, int rows>
+template <Layout layout, Zeros zeros, int rows>
 void key_block(const KeyBlock& block) {
     BlockSums<rows> sums(block.starts);
 
@@ -81,42 +99,39 @@ void key_block(const KeyBlock& block) {
             }
         }
     }
-    add_logits<rows>(block, sums);
+    add_logits<zeros, rows>(block, sums);
 }
 
 struct ValueBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
     const BlockScales* scales;
-    bool zero_points;
     const std::uint8_t* p;      ///< [rows][32]
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(p) at each tile's position
+    const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
     const float* p_scales;      ///< [kMaxRows]
-    const float* p_weights;     ///< [kMaxRows]: scale * sum(p)
     float* out;                 ///< [rows][out_stride], at this block's first channel; added to
     std::ptrdiff_t out_stride;
 };
 
 /// Sums times scales, onto the output.
-template <int rows>
+template <Zeros zeros, int rows>
 inline void add_values(const ValueBlock& block, const BlockSums<rows>& sums) {
 #pragma GCC unroll 4
     for (int row = 0; row < rows; ++row) {
         const Floats scale = broadcast(block.p_scales[row]);
-        const Floats weight = broadcast(block.p_weights[row]);
 #pragma GCC unroll 4
         for (int tile = 0; tile < 4; ++tile) {
             float* to = block.out + row * block.out_stride + 16 * tile;
-            Floats out = load(to);
-            out = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
-                                     block.scales->scale[tile], out);
-            if (block.zero_points) out = fused_multiply_add(weight, block.scales->zero[tile], out);
-            store(out, to);
+            store(add_scaled<zeros>(sums.at[row][tile], scale,
+                                    block.weights[tile * kMaxRows + row], *block.scales, tile,
+                                    load(to)),
+                  to);
         }
     }
 }
 
-template <Layout layout, int rows>
+template <Layout layout, Zeros zeros, int rows>
 void value_block(const ValueBlock& block) {
     BlockSums<rows> sums(block.starts);
 
@@ -135,10 +150,11 @@ void value_block(const ValueBlock& block) {
             }
         }
     }
-    add_values<rows>(block, sums);
+    add_values<zeros, rows>(block, sums);
 }
 
-/// By layout and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is the first.
+/// By layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is
+/// the first.
 using KeyBlockFunction = void (*)(const KeyBlock&);
 using ValueBlockFunction = void (*)(const ValueBlock&);
 
@@ -147,32 +163,46 @@ constexpr int kTwoRows = kRowsInRegisters >= 2 ? 2 : 1;
 constexpr int kThreeRows = kRowsInRegisters >= 3 ? 3 : 1;
 constexpr int kFourRows = kRowsInRegisters >= 4 ? 4 : 1;
 
-template <Layout layout>
+template <Layout layout, Zeros zeros>
 constexpr KeyBlockFunction key_block_of(int rows) {
-    constexpr KeyBlockFunction functions[] = {key_block<layout, 1>, key_block<layout, kTwoRows>,
-                                              key_block<layout, kThreeRows>,
-                                              key_block<layout, kFourRows>};
+    constexpr KeyBlockFunction functions[] = {
+        key_block<layout, zeros, 1>, key_block<layout, zeros, kTwoRows>,
+        key_block<layout, zeros, kThreeRows>, key_block<layout, zeros, kFourRows>};
     return functions[rows - 1];
 }
 
-template <Layout layout>
+template <Layout layout, Zeros zeros>
 constexpr ValueBlockFunction value_block_of(int rows) {
     constexpr ValueBlockFunction functions[] = {
-        value_block<layout, 1>, value_block<layout, kTwoRows>, value_block<layout, kThreeRows>,
-        value_block<layout, kFourRows>};
+        value_block<layout, zeros, 1>, value_block<layout, zeros, kTwoRows>,
+        value_block<layout, zeros, kThreeRows>, value_block<layout, zeros, kFourRows>};
     return functions[rows - 1];
 }
 
 using KeyBlockOf = KeyBlockFunction (*)(int rows);
 using ValueBlockOf = ValueBlockFunction (*)(int rows);
 
-constexpr KeyBlockOf kKeyBlocks[kLayouts] = {key_block_of<two_bits>,
-                                             key_block_of<three_bits>,
-                                             key_block_of<four_bits>,
-                                             key_block_of<unsigned_bytes>,
-                                             nullptr,
-                                             key_block_of<small>,
-                                             key_block_of<bytes>};
-constexpr ValueBlockOf kValueBlocks[kLayouts] = {
-    value_block_of<two_bits>,     value_block_of<three_bits>, value_block_of<four_bits>, nullptr,
-    value_block_of<signed_bytes>, value_block_of<small>,      value_block_of<bytes>};
+constexpr int kZeros = 3;
+template <Layout layout>
+constexpr KeyBlockOf kKeyBlocksOf[kZeros] = {key_block_of<layout, Zeros::none>,
+                                             key_block_of<layout, Zeros::values>,
+                                             key_block_of<layout, Zeros::steps>};
+template <Layout layout>
+constexpr ValueBlockOf kValueBlocksOf[kZeros] = {value_block_of<layout, Zeros::none>,
+                                                 value_block_of<layout, Zeros::values>,
+                                                 value_block_of<layout, Zeros::steps>};
+
+constexpr const KeyBlockOf* kKeyBlocks[kLayouts] = {kKeyBlocksOf<two_bits>,
+                                                    kKeyBlocksOf<three_bits>,
+                                                    kKeyBlocksOf<four_bits>,
+                                                    kKeyBlocksOf<unsigned_bytes>,
+                                                    nullptr,
+                                                    kKeyBlocksOf<small>,
+                                                    kKeyBlocksOf<bytes>};
+constexpr const ValueBlockOf* kValueBlocks[kLayouts] = {kValueBlocksOf<two_bits>,
+                                                        kValueBlocksOf<three_bits>,
+                                                        kValueBlocksOf<four_bits>,
+                                                        nullptr,
+                                                        kValueBlocksOf<signed_bytes>,
+                                                        kValueBlocksOf<small>,
+                                                        kValueBlocksOf<bytes>};

@@ -154,7 +154,7 @@ constexpr ExpandBlock kExpandBlock[] = {expand_block<two_bits>, expand_block<thr
                                         expand_block<signed_bytes>};
 
 /// Scales and zero-points of a block as the sums need them: value = scale * (sum of expanded codes -
-/// bias) + zero, with the position divided out of scale.
+/// bias), and what Zeros (blocks.h) says. The position is divided out of scale.
 struct BlockScales {
     Floats scale[4];
     Floats zero[4];
@@ -166,25 +166,19 @@ inline int code_bias(const Side& side, bool is_signed) {
     return (side.asymmetric ? 0 : 1 << (side.bits - 1)) - (is_signed && side.bits == 8 ? 128 : 0);
 }
 
-/// One byte each; the zero-point is a step's share of the scale.
-inline BlockScales load_affine_scales(const Side& side, const std::byte* block) {
+/// One byte each; a zero-point counts eighths of a step from the middle of the codes.
+inline void load_affine_scales(const Side& side, const std::byte* block, BlockScales& out) {
     const std::byte* scales = block + side.code_bytes;
-    const Floats middle = broadcast(-0.5f * static_cast<float>((1 << side.bits) - 1));
-    BlockScales out;
+    const Sums middle = broadcast_int(-4 * ((1 << side.bits) - 1));
     for (int tile = 0; tile < 4; ++tile, scales += 16) {
-        const Floats scale = load_scale_bytes(scales);
-        const Floats steps =
-            fused_multiply_add(load_signed_bytes(scales + 64), broadcast(0.125f), middle);
-        out.zero[tile] = multiply(scale, steps);
-        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
+        out.zero[tile] = to_floats(add_ints(load_signed_bytes(scales + 64), middle));
+        out.scale[tile] =
+            multiply(load_scale_bytes(scales), broadcast(kPositionScales[side.bits][tile]));
     }
-    return out;
 }
 
-inline BlockScales load_scales(const Side& side, const std::byte* block) {
-    if (side.affine) return load_affine_scales(side, block);
+inline void load_f16_scales(const Side& side, const std::byte* block, BlockScales& out) {
     const std::byte* scales = block + side.code_bytes;
-    BlockScales out;
     for (int tile = 0; tile < 4; ++tile, scales += 32) {
         Floats scale = load_f16(scales);
         if (side.asymmetric) out.zero[tile] = load_f16(scales + 128);
@@ -197,5 +191,11 @@ inline BlockScales load_scales(const Side& side, const std::byte* block) {
         }
         out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
     }
-    return out;
+}
+
+inline void load_scales(const Side& side, const std::byte* block, BlockScales& out) {
+    if (side.affine)
+        load_affine_scales(side, block, out);
+    else
+        load_f16_scales(side, block, out);
 }

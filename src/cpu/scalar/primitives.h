@@ -59,11 +59,6 @@ inline Floats load_scale_bytes(const std::byte* from) {
         return float_from_f16(static_cast<std::uint16_t>(std::to_integer<unsigned>(from[i]) << 7));
     });
 }
-inline Floats load_signed_bytes(const std::byte* from) {
-    return each([=](int i) {
-        return static_cast<float>(static_cast<std::int8_t>(std::to_integer<unsigned>(from[i])));
-    });
-}
 inline void store(Floats a, float* to) {
     for (int i = 0; i < kLanes; ++i) to[i] = a.lane[i];
 }
@@ -136,6 +131,10 @@ inline float reduce_add(Floats a) {
     for (int i = 0; i < kLanes; ++i) result += a.lane[i];
     return result;
 }
+/// The largest lane of each register.
+inline void reduce_max_columns(const Floats (&a)[kDenseColumns], float* to) {
+    to[0] = reduce_max(a[0]);
+}
 /// The sum of each register.
 inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     to[0] = reduce_add(a[0]);
@@ -145,6 +144,11 @@ inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
 
 inline Sums broadcast_int(std::int32_t value) {
     return each_int([=](int) { return value; });
+}
+inline Sums load_signed_bytes(const std::byte* from) {
+    return each_int([=](int i) {
+        return static_cast<std::int8_t>(std::to_integer<unsigned>(from[i]));
+    });
 }
 inline Sums load_ints(const std::int32_t* from) {
     return each_int([=](int i) { return from[i]; });
@@ -175,6 +179,11 @@ inline Sums to_ints(Floats a) {
 inline void store_bytes(Sums a, void* to) {
     for (int i = 0; i < kLanes; ++i)
         static_cast<std::uint8_t*>(to)[i] = static_cast<std::uint8_t>(a.lane[i]);
+}
+/// Lanes of 0 to 255, to 32 bytes.
+inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
+    store_bytes(low, to);
+    store_bytes(high, to + kLanes);
 }
 
 // Quads
