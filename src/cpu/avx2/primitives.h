@@ -78,6 +78,9 @@ inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return fused_multiply_add(a, b, c); }
+inline Floats minimum(Floats a, Floats b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
 inline Floats round_even(Floats a) {
     constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
@@ -89,6 +92,14 @@ inline __m256 power_of_two(__m256 exponent) {
 inline Floats scale_exponent(Floats a, Floats exponent) {
     return {_mm256_mul_ps(a.low, power_of_two(exponent.low)),
             _mm256_mul_ps(a.high, power_of_two(exponent.high))};
+}
+inline Floats add_exponents(Floats a, Sums exponents) {
+    return {
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.low), exponents.low)),
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.high), exponents.high))};
+}
+inline Sums exponent_bits(Sums exponents) {
+    return {_mm256_slli_epi32(exponents.low, 23), _mm256_slli_epi32(exponents.high, 23)};
 }
 inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
     return {_mm256_blendv_ps(otherwise.low, then.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
@@ -167,9 +178,13 @@ inline void store_bytes(Sums a, void* to) {
         static_cast<__m128i*>(to),
         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
-inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
-    store_bytes(low, to);
-    store_bytes(high, to + kLanes);
+
+inline float sum_bytes(const std::uint8_t* from) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i four = _mm256_sad_epu8(all, _mm256_setzero_si256());
+    const __m128i two =
+        _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return static_cast<float>(_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 8))));
 }
 
 inline Quads load_quads(const std::byte* from) { return {load_half(from), load_half(from + 32)}; }

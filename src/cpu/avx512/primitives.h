@@ -45,12 +45,17 @@ inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
     return {_mm512_fmadd_ps(a.all, b.all, c.all)};
 }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return fused_multiply_add(a, b, c); }
+inline Floats minimum(Floats a, Floats b) { return {_mm512_min_ps(a.all, b.all)}; }
 inline Floats round_even(Floats a) {
     return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 inline Floats scale_exponent(Floats a, Floats exponent) {
     return {_mm512_scalef_ps(a.all, exponent.all)};
 }
+inline Floats add_exponents(Floats a, Sums exponents) {
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.all), exponents.all))};
+}
+inline Sums exponent_bits(Sums exponents) { return {_mm512_slli_epi32(exponents.all, 23)}; }
 inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
     const __mmask16 less = _mm512_cmp_ps_mask(a.all, b.all, _CMP_LT_OQ);
     return {_mm512_mask_blend_ps(less, otherwise.all, then.all)};
@@ -109,12 +114,13 @@ inline Sums to_ints(Floats a) {
 inline void store_bytes(Sums a, void* to) {
     _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a.all));
 }
-/// To 32 bytes.
-inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
-    const __m512i words = _mm512_packus_epi32(low.all, high.all); // four and four, by 128 bits
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(bytes));
+
+inline float sum_bytes(const std::uint8_t* from) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i four = _mm256_sad_epu8(all, _mm256_setzero_si256());
+    const __m128i two =
+        _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return static_cast<float>(_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 8))));
 }
 
 inline Quads load_quads(const std::byte* from) { return {_mm512_loadu_si512(from)}; }

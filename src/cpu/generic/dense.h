@@ -103,7 +103,9 @@ void dense_page_logits(const DenseParams& params, const std::byte* keys, const s
 }
 
 inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& scratch) {
-    finish_logits(walk, mask, scratch.logits[0]);
+    constexpr float kNoOffsets[kMaxRows] = {};
+    if (!mask.all || walk.soft_cap > 0.0f)
+        change_logits(walk, mask, kNoOffsets, scratch.logits[0]);
     find_tops(scratch.logits[0], walk.rows, scratch.tops);
     raise_references(walk, scratch.tops);
     for (int row = 0; row < walk.rows; ++row) {

@@ -153,49 +153,8 @@ constexpr ExpandBlock kExpandBlock[] = {expand_block<two_bits>, expand_block<thr
                                         expand_block<four_bits>, expand_block<unsigned_bytes>,
                                         expand_block<signed_bytes>};
 
-/// Scales and zero-points of a block as the sums need them: value = scale * (sum of expanded codes -
-/// bias), and what Zeros (blocks.h) says. The position is divided out of scale.
-struct BlockScales {
-    Floats scale[4];
-    Floats zero[4];
-};
-
 /// What to subtract from an expanded code: the level 0 of a symmetric code, less what flipping its top
 /// bit has already taken off.
 inline int code_bias(const Side& side, bool is_signed) {
     return (side.asymmetric ? 0 : 1 << (side.bits - 1)) - (is_signed && side.bits == 8 ? 128 : 0);
-}
-
-/// One byte each; a zero-point counts eighths of a step from the middle of the codes.
-inline void load_affine_scales(const Side& side, const std::byte* block, BlockScales& out) {
-    const std::byte* scales = block + side.code_bytes;
-    const Sums middle = broadcast_int(-4 * ((1 << side.bits) - 1));
-    for (int tile = 0; tile < 4; ++tile, scales += 16) {
-        out.zero[tile] = to_floats(add_ints(load_signed_bytes(scales + 64), middle));
-        out.scale[tile] =
-            multiply(load_scale_bytes(scales), broadcast(kPositionScales[side.bits][tile]));
-    }
-}
-
-inline void load_f16_scales(const Side& side, const std::byte* block, BlockScales& out) {
-    const std::byte* scales = block + side.code_bytes;
-    for (int tile = 0; tile < 4; ++tile, scales += 32) {
-        Floats scale = load_f16(scales);
-        if (side.asymmetric) out.zero[tile] = load_f16(scales + 128);
-        if (side.hybrid) {
-            const Floats sign = scale;
-            scale = absolute(scale);
-            const Floats level_zero = broadcast(static_cast<float>(1 << (side.bits - 1)));
-            const Floats zero = fused_multiply_add(scale, level_zero, load_f16(scales + 128));
-            out.zero[tile] = select_negative(sign, zero, broadcast(0.0f));
-        }
-        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
-    }
-}
-
-inline void load_scales(const Side& side, const std::byte* block, BlockScales& out) {
-    if (side.affine)
-        load_affine_scales(side, block, out);
-    else
-        load_f16_scales(side, block, out);
 }

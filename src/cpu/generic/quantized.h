@@ -3,30 +3,32 @@
 // blocks.h and softmax.h.
 //
 // Pages are taken in batches: as many as have a row of logits for each lane of a register, so that the
-// softmax of few rows is no chain of operations that wait for each other. A slot is a row of a page of the
-// batch: page * rows + row.
+// softmax of few rows is no chain of operations that wait for each other. The values of a batch come after
+// the keys of the next one, whose products hide the exponentials. A slot is a row of a page of a batch:
+// page * rows + row.
 
-/// What one batch needs between its keys and its values; stays in the first-level cache.
-struct alignas(64) BatchScratch {
+/// Pages [first, first + count) of a walk, and what is known of them; stays in the first-level cache.
+struct alignas(64) Batch {
     float logits[kMaxRows][kTokens]; ///< [slots], and so are the next ones
     std::uint8_t p[kMaxRows][kTokens];
-    float tops[kMaxRows];
-    float p_sums[kMaxRows];
+    float offsets[kMaxRows]; ///< what is still to be added to the logits
+    float shifts[kMaxRows];
     float p_scales[kMaxRows];
+    float p_sums[kMaxRows];
     float p_weights[4][kMaxRows];
     std::int32_t p_starts[4][kMaxRows];
-
-    float offsets[kMaxRows][kTokens]; ///< [rows], and so are the next ones
-    float row_tops[kMaxRows];
-    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows]; ///< by block and tile
-    float q_weights[kMaxGroups / 2][4][kMaxRows];
-    std::byte expanded[kExpandedBytes];
+    Probabilities probabilities;
+    int first;
+    int count;
 };
 
-inline Zeros zeros_of(const Side& side) {
-    if (side.affine) return Zeros::steps;
-    return side.asymmetric || side.hybrid ? Zeros::values : Zeros::none;
-}
+struct alignas(64) Scratch {
+    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows]; ///< by block and tile
+    float q_weights[kMaxGroups / 2][4][kMaxRows];
+    float zeros[kTokens];
+    std::byte expanded[kExpandedBytes];
+    Batch batches[2];
+};
 
 /// -bias * sum at a tile's position.
 inline void store_starts(const Side& side, bool is_signed, Sums sums, int tile,
@@ -35,14 +37,15 @@ inline void store_starts(const Side& side, bool is_signed, Sums sums, int tile,
     store_ints(multiply_ints(sums, broadcast_int(factor)), starts);
 }
 
-/// What a tile's zero-points are multiplied by: `sums` of the other side, which count `scale` each.
+/// What a tile's zero-points are multiplied by: `sums` of the other side, which count `scale` each unless
+/// the scale is yet to come.
 inline void store_weights(const Side& side, Floats sums, Floats scale, int tile, float* weights) {
     const auto eighth = static_cast<float>(1 << kPositions[side.bits][tile]) * 0.125f;
     store(multiply(sums, side.affine ? broadcast(eighth) : scale), weights);
 }
 
 /// What does not change from page to page.
-inline void prepare_query(const QuantizedParams& params, BatchScratch& scratch) {
+inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
     for (int block = 0; block < params.blocks; ++block) {
         for (int tile = 0; tile < 4; ++tile) {
             const int group = (2 * block + tile / 2) * kMaxRows;
@@ -71,133 +74,127 @@ inline void visit_blocks(const QuantizedParams& params, const Side& side,
     const Layout packed = layout_of(side.bits, place.is_signed);
     const bool expand_once = rows > kRowsInRegisters;
     const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
-    const auto function_of = functions[layout][static_cast<int>(zeros_of(side))];
+    const auto* by_rows = functions[layout][static_cast<int>(zeros_of(side))];
+    const ScaleReader reader{side.bits, kPositionScales[side.bits]};
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
         const std::byte* codes = place.page + offset;
-        BlockScales scales;
-        load_scales(side, codes, scales);
         if (expand_once) kExpandBlock[packed](codes, place.ahead + offset, place.expanded);
         for (int row = 0; row < rows; row += kRowsInRegisters) {
             const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
             Block block;
             block.codes = expand_once ? place.expanded : codes;
             block.ahead = place.ahead + offset;
-            block.scales = &scales;
+            block.scales = codes + side.code_bytes;
+            block.reader = &reader;
             visit(i, row, block);
-            function_of(count)(block);
+            by_rows[count - 1](block);
         }
     }
 }
 
-/// Pages [first, first + count) of a walk.
-struct PageBatch {
-    int first;
-    int count;
-    int ahead; ///< a page's place in the walk to that of the page to prefetch
-};
-
-inline PagePlace place_of(const Walk& walk, const PageBatch& batch, int page, bool is_signed,
-                          BatchScratch& scratch) {
+/// Page `page` of a batch, with the one `ahead` pages later in the walk.
+inline PagePlace place_of(const Walk& walk, const Batch& batch, int page, bool is_signed,
+                          Scratch& scratch) {
+    constexpr int kLeastAhead = 2;
     const int at = batch.first + page;
-    const int later = at + batch.ahead < walk.page_count ? at + batch.ahead : at;
-    return {walk.pages[at] + walk.head_offset, walk.pages[later] + walk.head_offset,
-            scratch.expanded, is_signed};
+    const int most = kMaxRows / walk.rows;
+    const int later = at + (most > kLeastAhead ? most : kLeastAhead);
+    return {walk.pages[at] + walk.head_offset,
+            walk.pages[later < walk.page_count ? later : at] + walk.head_offset, scratch.expanded,
+            is_signed};
 }
 
-inline void page_keys(const QuantizedParams& params, const PageBatch& batch, int page,
-                      BatchScratch& scratch) {
-    float* logits = scratch.logits[page * params.walk.rows];
+inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
+                      Probabilities& meanwhile, Scratch& scratch) {
+    float* logits = batch.logits[page * params.walk.rows];
     visit_blocks<KeyBlock>(params, params.k, kKeyBlocks,
                            place_of(params.walk, batch, page, false, scratch),
                            [&](int i, int row, KeyBlock& block) {
+                               block.meanwhile = &meanwhile;
                                block.q_stride = 64 * params.blocks;
                                block.q = params.q_codes + row * block.q_stride + 64 * i;
                                block.starts = scratch.q_starts[i][0] + row;
                                block.weights = scratch.q_weights[i][0] + row;
                                block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
                                block.logits = logits + row * kTokens;
-                               block.before = i == 0 ? scratch.offsets[row] : block.logits;
+                               block.before = i == 0 ? scratch.zeros : block.logits;
+                               block.before_stride = i == 0 ? 0 : kTokens;
                            });
 }
 
-inline void page_values(const QuantizedParams& params, const PageBatch& batch, int page,
-                        BatchScratch& scratch) {
+inline void page_values(const QuantizedParams& params, const Batch& batch, int page,
+                        Scratch& scratch) {
     const int slot = page * params.walk.rows;
     visit_blocks<ValueBlock>(params, params.v, kValueBlocks,
                              place_of(params.walk, batch, page, true, scratch),
                              [&](int i, int row, ValueBlock& block) {
-                                 block.p = scratch.p[slot + row];
-                                 block.starts = scratch.p_starts[0] + slot + row;
-                                 block.weights = scratch.p_weights[0] + slot + row;
-                                 block.p_scales = scratch.p_scales + slot + row;
+                                 block.p = batch.p[slot + row];
+                                 block.starts = batch.p_starts[0] + slot + row;
+                                 block.weights = batch.p_weights[0] + slot + row;
+                                 block.p_scales = batch.p_scales + slot + row;
                                  block.out_stride = params.walk.out_stride;
                                  block.out = params.walk.out + row * block.out_stride + 64 * i;
                              });
 }
 
-/// Probabilities as uint8: 255 stands for the page's largest, whose weight is in the scale.
-inline void quantize_probabilities(int slots, BatchScratch& scratch) {
-    for (int slot = 0; slot < slots; slot += kDenseColumns) {
-        Floats sums[kDenseColumns];
-#pragma GCC unroll 4
-        for (int i = 0; i < kDenseColumns; ++i) {
-            // A slot that sees nothing has all logits and its top at minus infinity.
-            const float top = scratch.tops[slot + i];
-            // No difference is above 0, however large the logits are.
-            const Floats shift = broadcast(top > -kInfinity ? top : 0.0f);
-            const float* logits = scratch.logits[slot + i];
-            const Sums low = exp2_byte(subtract(load(logits), shift));
-            const Sums high = exp2_byte(subtract(load(logits + kLanes), shift));
-            store_byte_pair(low, high, scratch.p[slot + i]);
-            sums[i] = to_floats(add_ints(low, high));
-        }
-        reduce_add_columns(sums, scratch.p_sums + slot); // integers: exact in any order
+/// The largest logit of each row in all pages; minus infinity for absent rows.
+inline void find_row_tops(const Batch& batch, int rows, const float* tops, float* row_tops) {
+    store(broadcast(-kInfinity), row_tops);
+    for (int slot = 0; slot < batch.count * rows; ++slot) {
+        float& top = row_tops[slot % rows];
+        top = tops[slot] > top ? tops[slot] : top;
     }
 }
 
-/// The largest logit of each row in all pages.
-inline void find_row_tops(const Walk& walk, int pages, BatchScratch& scratch) {
-    store(broadcast(-kInfinity), scratch.row_tops);
-    for (int row = 0; row < walk.rows; ++row) {
-        float top = scratch.tops[row];
-        for (int slot = row + walk.rows; slot < pages * walk.rows; slot += walk.rows)
-            top = scratch.tops[slot] > top ? scratch.tops[slot] : top;
-        scratch.row_tops[row] = top;
-    }
-}
-
-inline void batch_softmax(const QuantizedParams& params, int pages, BatchScratch& scratch) {
-    const Walk& walk = params.walk;
-    const int slots = pages * walk.rows;
-    find_tops(scratch.logits[0], slots, scratch.tops);
-    find_row_tops(walk, pages, scratch);
-    raise_references(walk, scratch.row_tops);
-    quantize_probabilities(slots, scratch);
-
+/// What the probabilities and their scales need to know of the logits.
+inline void start_softmax(const Walk& walk, Batch& batch) {
+    const int slots = batch.count * walk.rows;
+    alignas(64) float tops[kMaxRows];
+    alignas(64) float row_tops[kMaxRows];
     alignas(64) float references[kMaxRows] = {};
+    find_tops(batch.logits[0], slots, tops);
+    const Floats top = add(load(tops), load(batch.offsets));
+    store(top, tops);
+    find_row_tops(batch, walk.rows, tops, row_tops);
+    raise_references(walk, row_tops);
     for (int slot = 0; slot < slots; ++slot) references[slot] = walk.reference[slot % walk.rows];
-    const Floats tops = load(scratch.tops);
-    Floats scale = multiply(exp2(subtract(tops, load(references))), broadcast(1.0f / 255.0f));
-    // Not a number where neither has seen a token.
-    scale = select_less(broadcast(-kInfinity), tops, scale, broadcast(0.0f));
-    store(scale, scratch.p_scales);
-    const Floats sums = load(scratch.p_sums);
-    for (int tile = 0; tile < 4; ++tile) {
-        store_starts(params.v, true, to_ints(sums), tile, scratch.p_starts[tile]);
-        store_weights(params.v, sums, scale, tile, scratch.p_weights[tile]);
-    }
-    store(multiply(scale, sums), references);
-    for (int slot = 0; slot < slots; ++slot) walk.weight[slot % walk.rows] += references[slot];
+
+    // A slot that sees nothing has all logits and its top at minus infinity.
+    const Floats nothing = broadcast(-kInfinity);
+    const Floats zero = broadcast(0.0f);
+    const Floats shift = subtract(load(batch.offsets), top);
+    store(select_less(nothing, top, shift, zero), batch.shifts);
+    const Floats scale =
+        multiply(exp2(subtract(top, load(references))), broadcast(1.0f / 255.0f));
+    store(select_less(nothing, top, scale, zero), batch.p_scales);
+    batch.probabilities = {batch.logits[0], batch.shifts, batch.p[0], 0, 2 * slots};
 }
 
-inline void store_offsets(const QuantizedParams& params, int page, BatchScratch& scratch) {
-    const float* offsets =
-        params.logit_offsets + (params.first_page + page) / params.epoch_pages * kMaxRows;
-    for (int row = 0; row < params.walk.rows; ++row) {
-        store(broadcast(offsets[row]), scratch.offsets[row]);
-        store(broadcast(offsets[row]), scratch.offsets[row] + kLanes);
+inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
+    const Walk& walk = params.walk;
+    const int slots = batch.count * walk.rows;
+    for (int slot = 0; slot < slots; ++slot) batch.p_sums[slot] = sum_bytes(batch.p[slot]);
+    const Floats scale = load(batch.p_scales);
+    const Floats sums = load(batch.p_sums);
+    for (int tile = 0; tile < 4; ++tile) {
+        store_starts(params.v, true, to_ints(sums), tile, batch.p_starts[tile]);
+        store_weights(params.v, sums, scale, tile, batch.p_weights[tile]);
     }
+    alignas(64) float weights[kMaxRows];
+    store(multiply(scale, sums), weights);
+    for (int slot = 0; slot < slots; ++slot) walk.weight[slot % walk.rows] += weights[slot];
+}
+
+inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch,
+                         int page) {
+    const Walk& walk = params.walk;
+    const int slot = page * walk.rows;
+    const int epoch = (params.first_page + batch.first + page) / params.epoch_pages;
+    const float* offsets = params.logit_offsets + epoch * kMaxRows;
+    const bool change = !mask.all || walk.soft_cap > 0.0f;
+    for (int row = 0; row < walk.rows; ++row) batch.offsets[slot + row] = change ? 0 : offsets[row];
+    if (change) change_logits(walk, mask, offsets, batch.logits[slot]);
 }
 
 /// Every row sees every token of pages [first, last).
@@ -221,42 +218,49 @@ inline WholePages whole_pages(const Walk& walk) {
     return {static_cast<int>((begin + kTokens - 1) / kTokens), static_cast<int>(end / kTokens)};
 }
 
-/// The pages from `first` on that are taken together; those that rows see in part go one by one.
-inline PageBatch make_batch(const Walk& walk, const WholePages& whole, int first) {
-    constexpr int kLeastAhead = 2;
+/// How many pages from `first` on are taken together; those that rows see in part go one by one.
+inline int batch_pages(const Walk& walk, const WholePages& whole, int first) {
+    if (first < whole.first || first >= whole.last) return 1;
     const int most = kMaxRows / walk.rows;
-    const int ahead = most > kLeastAhead ? most : kLeastAhead;
-    if (first < whole.first || first >= whole.last) return {first, 1, ahead};
-    return {first, whole.last - first < most ? whole.last - first : most, ahead};
+    return whole.last - first < most ? whole.last - first : most;
 }
 
-inline void attend_batch(const QuantizedParams& params, const PageBatch& batch,
-                         const PageMask& mask, BatchScratch& scratch) {
-    const Walk& walk = params.walk;
+inline void batch_keys(const QuantizedParams& params, const PageMask& mask, Batch& batch,
+                       Probabilities& meanwhile, Scratch& scratch) {
     for (int page = 0; page < batch.count; ++page) {
-        const int at = batch.first + page;
-        if (page == 0 || (params.first_page + at) % params.epoch_pages == 0)
-            store_offsets(params, at, scratch);
-        page_keys(params, batch, page, scratch);
-        finish_logits(walk, mask, scratch.logits[page * walk.rows]);
+        page_keys(params, batch, page, meanwhile, scratch);
+        place_logits(params, mask, batch, page);
     }
-    batch_softmax(params, batch.count, scratch);
+}
+
+inline void batch_values(const QuantizedParams& params, Batch& batch, Scratch& scratch) {
+    batch.probabilities.finish();
+    sum_probabilities(params, batch);
     for (int page = 0; page < batch.count; ++page) page_values(params, batch, page, scratch);
 }
 
 void attend_quantized(const QuantizedParams& params) {
     const Walk& walk = params.walk;
-    BatchScratch scratch;
-    __builtin_memset(scratch.logits, 0, sizeof scratch.logits); // unused slots: any number
-    __builtin_memset(scratch.p_sums, 0, sizeof scratch.p_sums);
+    Scratch scratch;
+    __builtin_memset(&scratch, 0, sizeof scratch); // unused slots: any numbers
     prepare_query(params, scratch);
     const WholePages whole = whole_pages(walk);
-    for (int first = 0; first < walk.page_count;) {
-        const PageBatch batch = make_batch(walk, whole, first);
+    Batch* before = &scratch.batches[1]; // of no pages
+    Batch* batch = &scratch.batches[0];
+    for (int first = 0, next = 0; first < walk.page_count; first = next) {
+        next = first + batch_pages(walk, whole, first);
         const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
-        if (mask.first < mask.last) attend_batch(params, batch, mask, scratch);
-        first += batch.count;
+        if (mask.first >= mask.last) continue;
+        batch->first = first;
+        batch->count = next - first;
+        batch_keys(params, mask, *batch, before->probabilities, scratch);
+        batch_values(params, *before, scratch);
+        start_softmax(walk, *batch);
+        Batch* const done = before;
+        before = batch;
+        batch = done;
     }
+    batch_values(params, *before, scratch);
 }
 
 void centre_logits(const CentreParams& params) {

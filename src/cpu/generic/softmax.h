@@ -24,17 +24,17 @@ inline Floats exp2(Floats x) {
     return select_less(smallest, x, scale_exponent(power, whole), broadcast(0.0f));
 }
 
-/// 255 * 2^x as uint8 for x <= 0. The polynomial's relative error, 8e-5, is the least for its degree and a
+/// 255 * 2^x as uint8 for x <= 0, which larger ones count as; 0 from -32 down. The polynomial's relative error, 8e-5, is the least for its degree and a
 /// twentieth of a step of the result.
 inline Sums exp2_byte(Floats x) {
-    const Floats clamped = maximum(x, broadcast(-32.0f)); // whose result is 0, too
+    const Floats clamped = minimum(maximum(x, broadcast(-32.0f)), broadcast(0.0f));
     const Floats whole = round_even(clamped);
     const Floats f = subtract(clamped, whole);
     Floats power = broadcast(14.068775177001953f);
     power = fused_multiply_add(power, f, broadcast(61.86583709716797f));
     power = fused_multiply_add(power, f, broadcast(176.78155517578125f));
     power = fused_multiply_add(power, f, broadcast(254.98165893554688f));
-    return to_ints(scale_exponent(power, whole));
+    return to_ints(add_exponents(power, exponent_bits(to_ints(whole))));
 }
 
 /// By Lambert's continued fraction up to 1, by the exponential beyond.
@@ -86,11 +86,12 @@ inline PageMask page_mask(const Walk& walk, std::int64_t token) {
     return mask;
 }
 
-/// Applies cap and mask to a page's logits, [rows][32], in place.
-inline void change_logits(const Walk& walk, const PageMask& mask, float* logits) {
+/// Adds each row's offset to a page's logits, [rows][32], and applies cap and mask, in place.
+inline void change_logits(const Walk& walk, const PageMask& mask, const float* offsets,
+                          float* logits) {
     for (int row = 0; row < walk.rows; ++row, logits += kTokens) {
-        Floats low = load(logits);
-        Floats high = load(logits + kLanes);
+        Floats low = add(load(logits), broadcast(offsets[row]));
+        Floats high = add(load(logits + kLanes), broadcast(offsets[row]));
         if (walk.soft_cap > 0.0f) {
             const Floats cap = broadcast(walk.soft_cap);
             low = multiply(cap, tanh(divide(low, cap)));
@@ -103,10 +104,6 @@ inline void change_logits(const Walk& walk, const PageMask& mask, float* logits)
         store(low, logits);
         store(high, logits + kLanes);
     }
-}
-
-inline void finish_logits(const Walk& walk, const PageMask& mask, float* logits) {
-    if (!mask.all || walk.soft_cap > 0.0f) change_logits(walk, mask, logits);
 }
 
 /// The largest of each of `count` rows of 32, minus infinity up to kMaxRows. Reads rows up to the next
@@ -131,7 +128,8 @@ inline void rescale_row(const Walk& walk, int row, float factor) {
     walk.weight[row] *= factor;
 }
 
-/// Moves references that `tops` has outgrown.
+/// Moves references that `tops` [kMaxRows] has outgrown; it is minus infinity for absent
+/// rows.
 inline void raise_references(const Walk& walk, const float* tops) {
     const Floats old = load(walk.reference);
     const Floats limit = add(old, broadcast(kReferenceSlack));

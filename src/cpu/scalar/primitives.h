@@ -91,6 +91,9 @@ inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
+inline Floats minimum(Floats a, Floats b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 /// To the nearest integer, half to even; magnitudes below 2^22.
 inline Floats round_even(Floats a) {
     constexpr float kUnitIsLastPlace = 12582912.0f; // 1.5 * 2^23
@@ -107,6 +110,21 @@ inline Floats scale_exponent(Floats a, Floats exponent) {
         __builtin_memcpy(&power, &bits, sizeof power);
         return a.lane[i] * power;
     });
+}
+/// a * 2^exponent where neither is 0, an infinity or below 2^-126; exponents as exponent_bits makes them.
+inline Floats add_exponents(Floats a, Sums exponents) {
+    return each([&](int i) {
+        std::int32_t bits;
+        __builtin_memcpy(&bits, a.lane + i, sizeof bits);
+        bits += exponents.lane[i];
+        float scaled;
+        __builtin_memcpy(&scaled, &bits, sizeof scaled);
+        return scaled;
+    });
+}
+/// Where an fp32 number has its exponent.
+inline Sums exponent_bits(Sums exponents) {
+    return each_int([&](int i) { return exponents.lane[i] * (1 << 23); });
 }
 inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
     return each([&](int i) { return a.lane[i] < b.lane[i] ? then.lane[i] : otherwise.lane[i]; });
@@ -180,10 +198,12 @@ inline void store_bytes(Sums a, void* to) {
     for (int i = 0; i < kLanes; ++i)
         static_cast<std::uint8_t*>(to)[i] = static_cast<std::uint8_t>(a.lane[i]);
 }
-/// Lanes of 0 to 255, to 32 bytes.
-inline void store_byte_pair(Sums low, Sums high, std::uint8_t* to) {
-    store_bytes(low, to);
-    store_bytes(high, to + kLanes);
+
+/// Of 32 bytes.
+inline float sum_bytes(const std::uint8_t* from) {
+    int sum = 0;
+    for (int i = 0; i < 2 * kLanes; ++i) sum += from[i];
+    return static_cast<float>(sum);
 }
 
 // Quads
