@@ -131,11 +131,27 @@ inline float reduce_add(Floats a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-inline void reduce_max_columns(const Floats (&a)[kDenseColumns], float* to) {
-    for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_max(a[i]);
-}
 inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_add(a[i]);
+}
+
+inline __m256 permute_half(Floats a, __m256i index) {
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)); // bit 3 to the sign
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a.low, index),
+                            _mm256_permutevar8x32_ps(a.high, index), upper);
+}
+inline Floats permute(Floats a, Sums index) {
+    return {permute_half(a, index.low), permute_half(a, index.high)};
+}
+inline bool any_less(Floats a, Floats b) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ),
+                                           _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))) != 0;
+}
+inline Floats max_of_rows(const float* from) {
+    float largest[kLanes];
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        largest[row] = reduce_max(maximum(load(from), load(from + kLanes)));
+    return load(largest);
 }
 
 inline Sums broadcast_int(std::int32_t value) {
@@ -179,12 +195,16 @@ inline void store_bytes(Sums a, void* to) {
         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
 
-inline float sum_bytes(const std::uint8_t* from) {
-    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    const __m256i four = _mm256_sad_epu8(all, _mm256_setzero_si256());
-    const __m128i two =
-        _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
-    return static_cast<float>(_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 8))));
+inline Sums sums_of_rows(const std::uint8_t* from) {
+    std::int32_t sums[kLanes];
+    for (std::int32_t& sum : sums) {
+        const __m256i four = _mm256_sad_epu8(load_half(from), _mm256_setzero_si256());
+        const __m128i two =
+            _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+        sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 8)));
+        from += 2 * kLanes;
+    }
+    return load_ints(sums);
 }
 
 inline Quads load_quads(const std::byte* from) { return {load_half(from), load_half(from + 32)}; }

@@ -106,8 +106,9 @@ inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& 
     constexpr float kNoOffsets[kMaxRows] = {};
     if (!mask.all || walk.soft_cap > 0.0f)
         change_logits(walk, mask, kNoOffsets, scratch.logits[0]);
-    find_tops(scratch.logits[0], walk.rows, scratch.tops);
-    raise_references(walk, scratch.tops);
+    const Floats tops = keep_lanes(max_of_rows(scratch.logits[0]), 0, walk.rows);
+    store(tops, scratch.tops);
+    raise_references(walk, tops);
     for (int row = 0; row < walk.rows; ++row) {
         if (scratch.tops[row] == -kInfinity) {
             store(broadcast(0.0f), scratch.logits[row]);
@@ -157,6 +158,7 @@ void attend_dense(const DenseParams& params) {
     const Walk& walk = params.walk;
     const std::ptrdiff_t side_bytes = Element::kBytes * kTokens * params.dim;
     DenseScratch scratch;
+    __builtin_memset(&scratch, 0, sizeof scratch); // absent rows: any numbers
     for (int i = 0; i < walk.page_count; ++i) {
         const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
         if (mask.first >= mask.last) continue;

@@ -14,7 +14,6 @@ struct alignas(64) Batch {
     float offsets[kMaxRows]; ///< what is still to be added to the logits
     float shifts[kMaxRows];
     float p_scales[kMaxRows];
-    float p_sums[kMaxRows];
     float p_weights[4][kMaxRows];
     std::int32_t p_starts[4][kMaxRows];
     Probabilities probabilities;
@@ -22,10 +21,14 @@ struct alignas(64) Batch {
     int count;
 };
 
+alignas(64) constexpr std::int32_t kLaneNumbers[kMaxRows] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                             8, 9, 10, 11, 12, 13, 14, 15};
+
 struct alignas(64) Scratch {
     std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows]; ///< by block and tile
     float q_weights[kMaxGroups / 2][4][kMaxRows];
     float zeros[kTokens];
+    std::int32_t rows_of_slots[kMaxRows];
     std::byte expanded[kExpandedBytes];
     Batch batches[2];
 };
@@ -46,6 +49,7 @@ inline void store_weights(const Side& side, Floats sums, Floats scale, int tile,
 
 /// What does not change from page to page.
 inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
+    for (int slot = 0; slot < kMaxRows; ++slot) scratch.rows_of_slots[slot] = slot % params.walk.rows;
     for (int block = 0; block < params.blocks; ++block) {
         for (int tile = 0; tile < 4; ++tile) {
             const int group = (2 * block + tile / 2) * kMaxRows;
@@ -138,52 +142,50 @@ inline void page_values(const QuantizedParams& params, const Batch& batch, int p
                              });
 }
 
-/// The largest logit of each row in all pages; minus infinity for absent rows.
-inline void find_row_tops(const Batch& batch, int rows, const float* tops, float* row_tops) {
-    store(broadcast(-kInfinity), row_tops);
-    for (int slot = 0; slot < batch.count * rows; ++slot) {
-        float& top = row_tops[slot % rows];
-        top = tops[slot] > top ? tops[slot] : top;
+/// Of a register with a slot a lane: row r's in lane r, the pages' put together by `combine`.
+template <typename Combine>
+inline Floats combine_pages(Floats slots, const Batch& batch, int rows, const Combine& combine) {
+    Sums index = load_ints(kLaneNumbers);
+    Floats all = slots;
+    for (int page = 1; page < batch.count; ++page) {
+        index = add_ints(index, broadcast_int(rows));
+        all = combine(all, permute(slots, index));
     }
+    return all;
 }
 
 /// What the probabilities and their scales need to know of the logits.
-inline void start_softmax(const Walk& walk, Batch& batch) {
-    const int slots = batch.count * walk.rows;
-    alignas(64) float tops[kMaxRows];
-    alignas(64) float row_tops[kMaxRows];
-    alignas(64) float references[kMaxRows] = {};
-    find_tops(batch.logits[0], slots, tops);
-    const Floats top = add(load(tops), load(batch.offsets));
-    store(top, tops);
-    find_row_tops(batch, walk.rows, tops, row_tops);
-    raise_references(walk, row_tops);
-    for (int slot = 0; slot < slots; ++slot) references[slot] = walk.reference[slot % walk.rows];
+inline void start_softmax(const QuantizedParams& params, Batch& batch, const Scratch& scratch) {
+    const Walk& walk = params.walk;
+    const Floats offsets = load(batch.offsets);
+    const Floats tops = add(max_of_rows(batch.logits[0]), offsets);
+    const Floats row_tops =
+        combine_pages(tops, batch, walk.rows, [](Floats a, Floats b) { return maximum(a, b); });
+    raise_references(walk, keep_lanes(row_tops, 0, walk.rows));
 
     // A slot that sees nothing has all logits and its top at minus infinity.
     const Floats nothing = broadcast(-kInfinity);
     const Floats zero = broadcast(0.0f);
-    const Floats shift = subtract(load(batch.offsets), top);
-    store(select_less(nothing, top, shift, zero), batch.shifts);
-    const Floats scale =
-        multiply(exp2(subtract(top, load(references))), broadcast(1.0f / 255.0f));
-    store(select_less(nothing, top, scale, zero), batch.p_scales);
-    batch.probabilities = {batch.logits[0], batch.shifts, batch.p[0], 0, 2 * slots};
+    store(select_less(nothing, tops, subtract(offsets, tops), zero), batch.shifts);
+    const Floats references = permute(load(walk.reference), load_ints(scratch.rows_of_slots));
+    const Floats scale = multiply(exp2(subtract(tops, references)), broadcast(1.0f / 255.0f));
+    store(select_less(nothing, tops, scale, zero), batch.p_scales);
+    batch.probabilities = {batch.logits[0], batch.shifts, batch.p[0], 0,
+                           2 * batch.count * walk.rows};
 }
 
 inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
     const Walk& walk = params.walk;
-    const int slots = batch.count * walk.rows;
-    for (int slot = 0; slot < slots; ++slot) batch.p_sums[slot] = sum_bytes(batch.p[slot]);
     const Floats scale = load(batch.p_scales);
-    const Floats sums = load(batch.p_sums);
+    const Sums sums = sums_of_rows(batch.p[0]);
     for (int tile = 0; tile < 4; ++tile) {
-        store_starts(params.v, true, to_ints(sums), tile, batch.p_starts[tile]);
-        store_weights(params.v, sums, scale, tile, batch.p_weights[tile]);
+        store_starts(params.v, true, sums, tile, batch.p_starts[tile]);
+        store_weights(params.v, to_floats(sums), scale, tile, batch.p_weights[tile]);
     }
-    alignas(64) float weights[kMaxRows];
-    store(multiply(scale, sums), weights);
-    for (int slot = 0; slot < slots; ++slot) walk.weight[slot % walk.rows] += weights[slot];
+    const Floats weights =
+        combine_pages(multiply(scale, to_floats(sums)), batch, walk.rows,
+                      [](Floats a, Floats b) { return add(a, b); });
+    store(add(load(walk.weight), weights), walk.weight);
 }
 
 inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch,
@@ -255,7 +257,7 @@ void attend_quantized(const QuantizedParams& params) {
         batch->count = next - first;
         batch_keys(params, mask, *batch, before->probabilities, scratch);
         batch_values(params, *before, scratch);
-        start_softmax(walk, *batch);
+        start_softmax(params, *batch, scratch);
         Batch* const done = before;
         before = batch;
         batch = done;
@@ -263,16 +265,35 @@ void attend_quantized(const QuantizedParams& params) {
     batch_values(params, *before, scratch);
 }
 
+/// Products of `rows` rows with one centre.
+template <int rows>
+inline void centre_products(const CentreParams& params, const std::byte* centre, int row,
+                            float* logits) {
+    Floats sums[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) sums[r] = broadcast(0.0f);
+    const float* q = params.q + row * kMaxDim;
+    for (int c = 0; c < params.dim; c += kLanes) {
+        const Floats channels = load_f16(centre + 2 * c);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r)
+            sums[r] = multiply_add(load(q + r * kMaxDim + c), channels, sums[r]);
+    }
+    if constexpr (rows == kDenseColumns) {
+        reduce_add_columns(sums, logits + row);
+    } else {
+        for (int r = 0; r < rows; ++r) logits[row + r] = reduce_add(sums[r]);
+    }
+}
+
 void centre_logits(const CentreParams& params) {
     for (int i = 0; i < params.count; ++i) {
         const std::byte* centre = params.centres[i] + params.offset;
-        for (int row = 0; row < params.rows; ++row) {
-            Floats sum = broadcast(0.0f);
-            for (int c = 0; c < params.dim; c += kLanes)
-                sum =
-                    multiply_add(load(params.q + row * kMaxDim + c), load_f16(centre + 2 * c), sum);
-            params.logits[i * kMaxRows + row] = reduce_add(sum);
-        }
+        float* logits = params.logits + i * kMaxRows;
+        int row = 0;
+        for (; row + kDenseColumns <= params.rows; row += kDenseColumns)
+            centre_products<kDenseColumns>(params, centre, row, logits);
+        for (; row < params.rows; ++row) centre_products<1>(params, centre, row, logits);
     }
 }
 

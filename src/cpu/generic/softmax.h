@@ -106,21 +106,6 @@ inline void change_logits(const Walk& walk, const PageMask& mask, const float* o
     }
 }
 
-/// The largest of each of `count` rows of 32, minus infinity up to kMaxRows. Reads rows up to the next
-/// multiple of kDenseColumns.
-inline void find_tops(const float* logits, int count, float* tops) {
-    for (int row = 0; row < count; row += kDenseColumns) {
-        Floats largest[kDenseColumns];
-#pragma GCC unroll 4
-        for (int i = 0; i < kDenseColumns; ++i) {
-            const float* at = logits + (row + i) * kTokens;
-            largest[i] = maximum(load(at), load(at + kLanes));
-        }
-        reduce_max_columns(largest, tops + row);
-    }
-    store(keep_lanes(load(tops), 0, count), tops);
-}
-
 inline void rescale_row(const Walk& walk, int row, float factor) {
     float* out = walk.out + row * walk.out_stride;
     for (int channel = 0; channel < walk.out_stride; channel += kLanes)
@@ -128,18 +113,18 @@ inline void rescale_row(const Walk& walk, int row, float factor) {
     walk.weight[row] *= factor;
 }
 
-/// Moves references that `tops` [kMaxRows] has outgrown; it is minus infinity for absent
-/// rows.
-inline void raise_references(const Walk& walk, const float* tops) {
+/// Moves references that `tops`, a row a lane, have outgrown; tops are minus infinity for absent rows.
+inline void raise_references(const Walk& walk, Floats tops) {
     const Floats old = load(walk.reference);
     const Floats limit = add(old, broadcast(kReferenceSlack));
-    const Floats raised = select_less(limit, load(tops), load(tops), old);
-    const Floats outgrown = select_less(limit, load(tops), broadcast(1.0f), broadcast(0.0f));
-    if (reduce_max(outgrown) == 0.0f) return;
+    if (!any_less(limit, tops)) return;
+    const Floats raised = select_less(limit, tops, tops, old);
     alignas(64) float factors[kMaxRows];
+    alignas(64) float outgrown[kMaxRows];
     // Where no token has been seen yet the difference is minus infinity, or no number in absent rows.
     store(exp2(subtract(old, raised)), factors);
+    store(select_less(limit, tops, broadcast(1.0f), broadcast(0.0f)), outgrown);
     for (int row = 0; row < walk.rows; ++row)
-        if (tops[row] > walk.reference[row] + kReferenceSlack) rescale_row(walk, row, factors[row]);
+        if (outgrown[row] != 0.0f) rescale_row(walk, row, factors[row]);
     store(raised, walk.reference);
 }

@@ -149,13 +149,26 @@ inline float reduce_add(Floats a) {
     for (int i = 0; i < kLanes; ++i) result += a.lane[i];
     return result;
 }
-/// The largest lane of each register.
-inline void reduce_max_columns(const Floats (&a)[kDenseColumns], float* to) {
-    to[0] = reduce_max(a[0]);
-}
 /// The sum of each register.
 inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     to[0] = reduce_add(a[0]);
+}
+
+/// Lane i of the result is lane index.lane[i] % 16 of `a`.
+inline Floats permute(Floats a, Sums index) {
+    return each([&](int i) { return a.lane[index.lane[i] % kLanes]; });
+}
+inline bool any_less(Floats a, Floats b) {
+    bool any = false;
+    for (int i = 0; i < kLanes; ++i) any = any || a.lane[i] < b.lane[i];
+    return any;
+}
+/// The largest of each of sixteen rows of 32.
+inline Floats max_of_rows(const float* from) {
+    Floats result;
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        result.lane[row] = reduce_max(maximum(load(from), load(from + kLanes)));
+    return result;
 }
 
 // Sums
@@ -199,11 +212,12 @@ inline void store_bytes(Sums a, void* to) {
         static_cast<std::uint8_t*>(to)[i] = static_cast<std::uint8_t>(a.lane[i]);
 }
 
-/// Of 32 bytes.
-inline float sum_bytes(const std::uint8_t* from) {
-    int sum = 0;
-    for (int i = 0; i < 2 * kLanes; ++i) sum += from[i];
-    return static_cast<float>(sum);
+/// Of each of sixteen rows of 32.
+inline Sums sums_of_rows(const std::uint8_t* from) {
+    Sums sums = broadcast_int(0);
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        for (int i = 0; i < 2 * kLanes; ++i) sums.lane[row] += from[i];
+    return sums;
 }
 
 // Quads
