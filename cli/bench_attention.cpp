@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 
 #include "attention_bench.h"
-#include "commands.h"
+#include "bench_commands.h"
 #include "contender.h"
 #include "errors.h"
 #include "innerkv/format.h"
@@ -192,7 +192,9 @@ std::string known_peers() {
     return names;
 }
 
-void add_attention(CLI::App& parent, Action& action) {
+} // namespace
+
+void add_bench_attention(CLI::App& parent, Action& action) {
     auto options = std::make_shared<BenchOptions>();
     CLI::App* command = parent.add_subcommand(
         "attention",
@@ -220,15 +222,6 @@ void add_attention(CLI::App& parent, Action& action) {
     add_json_option(*command, options->json);
     command->footer(kExamples);
     on_chosen(*command, action, options, options->bench.threads, bench_attention);
-}
-
-} // namespace
-
-void add_bench_command(CLI::App& app, Action& action) {
-    CLI::App* command = app.add_subcommand("bench", "Measure speed");
-    command->require_subcommand(1);
-    command->footer("innerkv bench attention --help has examples.");
-    add_attention(*command, action);
 }
 
 } // namespace innerkv::cli
