@@ -128,6 +128,8 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     for (ContenderResult& result : bench.results)
         result.ratio = result.median_us / bench.results.front().median_us;
     bench.floor_us = bench.results.front().floor_us;
+    for (std::size_t index = 0; index < turns.size(); ++index)
+        bench.results[index].append_us = turns[index]->append_us();
     return bench;
 }
 

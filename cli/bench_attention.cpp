@@ -98,6 +98,7 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
                       {"min_times_floor", result.min_times_floor},
                       {"relative_error", result.relative_error},
                       {"cosine", result.cosine}};
+        if (result.append_us >= 0) entry["append_us"] = result.append_us;
         if (result.arithmetic_error >= 0) entry["arithmetic_error"] = result.arithmetic_error;
         results.push_back(std::move(entry));
     }
@@ -129,7 +130,7 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
         measured.dot_instruction, measured.dot_gmac_per_s);
     Table table({"contender", "median us", "min us", "ratio", "floor us", "x floor", "min x floor",
-                 "MB read", "GB/s", "% of reading", "error"});
+                 "MB read", "GB/s", "% of reading", "error", "append us"});
     for (const bench::ContenderResult& result : measured.results)
         table.add({result.name, fmt::format("{:.1f}", result.median_us),
                    fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
@@ -139,7 +140,8 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
                    fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
                    fmt::format("{:.2f}", result.gb_per_s),
                    fmt::format("{:.0f}", result.percent_of_read_bandwidth),
-                   fmt::format("{:.4f}", result.relative_error)});
+                   fmt::format("{:.4f}", result.relative_error),
+                   result.append_us >= 0 ? fmt::format("{:.0f}", result.append_us) : "-"});
     return text + table.text();
 }
 

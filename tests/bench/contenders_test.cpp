@@ -158,6 +158,8 @@ TEST(AttentionBench, FieldsAgreeWithEachOther) {
         EXPECT_DOUBLE_EQ(result.min_times_floor * result.floor_us, result.min_us);
     }
     EXPECT_LT(bench.results[2].arithmetic_error, 0); // a peer's cache cannot be read
+    EXPECT_GT(bench.results[0].append_us, 0);
+    EXPECT_EQ(bench.results[2].append_us, -1);
     for (const int ours : {0, 1})
         EXPECT_GE(bench.results[static_cast<std::size_t>(ours)].floor_us *
                       bench.dot_gmac_per_s * 1e3,

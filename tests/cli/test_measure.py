@@ -140,6 +140,7 @@ class BenchAttentionTest(ProgramTest):
             self.assertAlmostEqual(entry["gb_per_s"],
                                    entry["bytes_read"] / entry["median_us"] / 1e3, places=6)
             self.assertGreater(entry["cosine"], 0.9)
+            self.assertEqual("append_us" in entry, entry["name"].startswith("innerkv:"))
 
     def test_text_and_options(self):
         text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 1, "--cold", "--isa",
