@@ -69,6 +69,8 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
             1e6 * attention.multiply_accumulates() / kGigabyte / machine.dot_gmac_per_s;
         result.floor_us = std::max(result.floor_us, products_us);
     }
+    result.times_floor = result.median_us / result.floor_us;
+    result.min_times_floor = result.min_us / result.floor_us;
 }
 
 } // namespace
@@ -126,6 +128,8 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     for (ContenderResult& result : bench.results)
         result.ratio = result.median_us / bench.results.front().median_us;
     bench.floor_us = bench.results.front().floor_us;
+    for (std::size_t index = 0; index < turns.size(); ++index)
+        bench.results[index].append_us = turns[index]->append_us();
     return bench;
 }
 

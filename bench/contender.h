@@ -31,6 +31,10 @@ public:
     /// Of the last run, [batch, q_heads, head_dim].
     virtual std::span<const float> output() const = 0;
 
+    /// Microseconds that appending the tokens of a page to one sequence takes, a page being quantized for it:
+    /// the least of several. -1: not known.
+    virtual double append_us() { return -1; }
+
     /// The right answer on what this contender's cache holds after rounding, for sequence 0,
     /// [q_heads, head_dim]: what its arithmetic is judged by. Empty: not known.
     virtual std::vector<float> expected_output() const { return {}; }

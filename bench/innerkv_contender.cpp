@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <string_view>
 #include <vector>
 
@@ -27,7 +28,8 @@ public:
     InnerkvContender(const AttentionCase& attention, const Preset& preset, std::string_view isa,
                      ThreadPool& pool, const Checkpoint& checkpoint)
         : attention_(attention), name_(preset.name), isa_(isa), pool_(pool),
-          cache_(config_of(attention, preset)) {
+          cache_(config_of(attention, preset)),
+          k_(attention.row_elements() * static_cast<std::size_t>(kAppendTokens)), v_(k_.size()) {
         shape_.q_heads = attention.q_heads;
         shape_.kv_heads = attention.kv_heads;
         shape_.format = preset.format(attention.head_dim);
@@ -65,6 +67,28 @@ public:
 
     std::span<const float> output() const override { return out_; }
 
+    double append_us() override {
+        constexpr int kAppends = 32;
+        AttentionCase attention = attention_;
+        attention.context = kPageTokens * kAppends;
+        attention.batch = 1;
+        Cache cache(config_of(attention, find_preset(name_)));
+        const SequenceId sequence = cache.create();
+        double least = -1;
+        for (int append = 0; append < kAppends; ++append) {
+            make_rows(attention, 0, append * kPageTokens, kPageTokens, k_.data(), v_.data());
+            const AppendRows rows = append_rows(sequence, kPageTokens);
+            const auto start = std::chrono::steady_clock::now();
+            cache.append(0, {&rows, 1});
+            const std::chrono::duration<double, std::micro> taken =
+                std::chrono::steady_clock::now() - start;
+            // Before the last ones nothing, or several pages, may fall due.
+            if (append >= kAppends / 2 && (least < 0 || taken.count() < least))
+                least = taken.count();
+        }
+        return least;
+    }
+
     std::vector<float> expected_output() const override {
         std::vector<SequenceView> views;
         std::vector<float> out(queries_.size());
@@ -75,22 +99,24 @@ public:
     }
 
 private:
+    /// The first tokens of k_ and v_.
+    AppendRows append_rows(SequenceId sequence, int tokens) const {
+        const auto stride = static_cast<std::ptrdiff_t>(attention_.row_elements());
+        AppendRows rows;
+        rows.sequence = sequence;
+        rows.tokens = tokens;
+        rows.k = {k_.data(), RowType::f32, stride, attention_.head_dim};
+        rows.v = {v_.data(), RowType::f32, stride, attention_.head_dim};
+        return rows;
+    }
+
     void add_sequence(int index, const Checkpoint& checkpoint) {
         const SequenceId sequence = cache_.create();
-        const std::size_t elements = attention_.row_elements();
-        std::vector<float> k(elements * static_cast<std::size_t>(kAppendTokens));
-        std::vector<float> v(k.size());
         for (std::int64_t first = 0; first < attention_.context; first += kAppendTokens) {
             checkpoint();
             const std::int64_t tokens = std::min(kAppendTokens, attention_.context - first);
-            make_rows(attention_, index, first, tokens, k.data(), v.data());
-            AppendRows rows;
-            rows.sequence = sequence;
-            rows.tokens = static_cast<int>(tokens);
-            rows.k = {k.data(), RowType::f32, static_cast<std::ptrdiff_t>(elements),
-                      attention_.head_dim};
-            rows.v = {v.data(), RowType::f32, static_cast<std::ptrdiff_t>(elements),
-                      attention_.head_dim};
+            make_rows(attention_, index, first, tokens, k_.data(), v_.data());
+            const AppendRows rows = append_rows(sequence, static_cast<int>(tokens));
             cache_.append(0, {&rows, 1});
         }
         cache_.settle(sequence); // the state of a cache that grew token by token
@@ -122,6 +148,8 @@ private:
     std::string isa_;
     ThreadPool& pool_;
     Cache cache_;
+    std::vector<float> k_; ///< [kAppendTokens, kv_heads, head_dim]: what is appended next
+    std::vector<float> v_;
     AttentionShape shape_;
     std::vector<SequenceId> sequences_;
     std::vector<float> queries_; ///< [batch, q_heads, head_dim]

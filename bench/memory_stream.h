@@ -20,8 +20,8 @@ public:
 
     std::size_t bytes() const { return bytes_; }
 
-    /// Bytes per second of the fastest of several passes, every thread reading its own slice as one, two
-    /// or four streams with the widest registers there are.
+    /// Bytes per second of the fastest 8 MiB a thread of several passes, every thread reading its own slice
+    /// as one, two or four streams with the widest registers there are.
     double read_bandwidth();
 
     /// One pass: what the caches held before is gone.

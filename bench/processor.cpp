@@ -57,8 +57,9 @@ const DotInstruction& dot_instruction(std::string_view isa) {
 
 double dot_rate(ThreadPool& pool, const DotInstruction& instruction) {
     using Clock = std::chrono::steady_clock;
-    constexpr int kPasses = 5;
-    constexpr double kPassSeconds = 0.02;
+    // Many short ones: on a busy machine a long one never has the core to itself.
+    constexpr int kPasses = 40;
+    constexpr double kPassSeconds = 0.002;
     constexpr std::int64_t kProbeRounds = 20000;
     const auto seconds_of = [&](std::int64_t rounds, std::int64_t& operations) {
         std::atomic<std::int64_t> done{0};

@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 
 #include "attention_bench.h"
-#include "commands.h"
+#include "bench_commands.h"
 #include "contender.h"
 #include "errors.h"
 #include "innerkv/format.h"
@@ -94,8 +94,11 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
                       {"percent_of_read_bandwidth", result.percent_of_read_bandwidth},
                       {"ratio", result.ratio},
                       {"floor_us", result.floor_us},
+                      {"times_floor", result.times_floor},
+                      {"min_times_floor", result.min_times_floor},
                       {"relative_error", result.relative_error},
                       {"cosine", result.cosine}};
+        if (result.append_us >= 0) entry["append_us"] = result.append_us;
         if (result.arithmetic_error >= 0) entry["arithmetic_error"] = result.arithmetic_error;
         results.push_back(std::move(entry));
     }
@@ -121,21 +124,24 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
     const bench::AttentionCase& attention = options.bench.attention;
     std::string text = fmt::format(
         "head dimension {}, {} query and {} key-value heads, {} tokens, batch {}, {} thread{}{}\n"
-        "reading {:.1f} GB/s, {} {:.0f} GMAC/s, floor of {} {:.0f} us\n",
+        "reading {:.1f} GB/s, {} {:.0f} GMAC/s\n",
         attention.head_dim, attention.q_heads, attention.kv_heads, attention.context,
         attention.batch, options.bench.threads, options.bench.threads > 1 ? "s" : "",
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
-        measured.dot_instruction, measured.dot_gmac_per_s, measured.results.front().name,
-        measured.floor_us);
-    Table table(
-        {"contender", "median us", "min us", "ratio", "MB read", "GB/s", "% of reading", "error"});
+        measured.dot_instruction, measured.dot_gmac_per_s);
+    Table table({"contender", "median us", "min us", "ratio", "floor us", "x floor", "min x floor",
+                 "MB read", "GB/s", "% of reading", "error", "append us"});
     for (const bench::ContenderResult& result : measured.results)
         table.add({result.name, fmt::format("{:.1f}", result.median_us),
                    fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
+                   fmt::format("{:.0f}", result.floor_us),
+                   fmt::format("{:.2f}", result.times_floor),
+                   fmt::format("{:.2f}", result.min_times_floor),
                    fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
                    fmt::format("{:.2f}", result.gb_per_s),
                    fmt::format("{:.0f}", result.percent_of_read_bandwidth),
-                   fmt::format("{:.4f}", result.relative_error)});
+                   fmt::format("{:.4f}", result.relative_error),
+                   result.append_us >= 0 ? fmt::format("{:.0f}", result.append_us) : "-"});
     return text + table.text();
 }
 
@@ -188,7 +194,9 @@ std::string known_peers() {
     return names;
 }
 
-void add_attention(CLI::App& parent, Action& action) {
+} // namespace
+
+void add_bench_attention(CLI::App& parent, Action& action) {
     auto options = std::make_shared<BenchOptions>();
     CLI::App* command = parent.add_subcommand(
         "attention",
@@ -216,15 +224,6 @@ void add_attention(CLI::App& parent, Action& action) {
     add_json_option(*command, options->json);
     command->footer(kExamples);
     on_chosen(*command, action, options, options->bench.threads, bench_attention);
-}
-
-} // namespace
-
-void add_bench_command(CLI::App& app, Action& action) {
-    CLI::App* command = app.add_subcommand("bench", "Measure speed");
-    command->require_subcommand(1);
-    command->footer("innerkv bench attention --help has examples.");
-    add_attention(*command, action);
 }
 
 } // namespace innerkv::cli

@@ -172,26 +172,41 @@ void round_affine(int bits, const TileValues& values, const Row& scales, const R
     compute_codes(values, 0.0f, levels, 0.0f, out.groups);
 }
 
-float code_at(const Quads& quads, int i, int r) {
-    return static_cast<float>(static_cast<std::int32_t>(quads[i / 4][r] >> (8 * (i % 4)) & 0xff));
+/// A value of every row. A type of the compiler's, because it takes loops over rows for scalars where their
+/// sums are carried from one element to the next.
+using Vector [[gnu::vector_size(sizeof(Row))]] = float;
+using Words [[gnu::vector_size(sizeof(Row))]] = std::uint32_t;
+using Integers [[gnu::vector_size(sizeof(Row))]] = std::int32_t;
+
+template <typename Type>
+Type load(const void* from) {
+    Type result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
+}
+
+/// Codes of element i of every row.
+Vector codes_at(const Quads& quads, int i) {
+    const Words codes = load<Words>(quads[i / 4]) >> (8 * (i % 4)) & 0xff;
+    return __builtin_convertvector((Integers)codes, Vector);
 }
 
 /// Least squares as refine_affine in group.cpp; writes scales and zeros.
 void refine_affine(const TileValues& values, const Groups& groups, const Row& middles, Row& scales,
                    Row& zeros) {
-    alignas(64) Row codes = {};
-    alignas(64) Row squares = {};
-    alignas(64) Row sums = {};
-    alignas(64) Row products = {};
-    for (int i = 0; i < kGroupSize; ++i)
-        for (int r = 0; r < kTileRows; ++r) {
-            const float code = code_at(groups.quads, i, r);
-            const float value = values[i][r] - middles[r];
-            codes[r] += code;
-            squares[r] += code * code;
-            sums[r] += value;
-            products[r] += code * value;
-        }
+    const auto middle = load<Vector>(middles);
+    Vector codes{};
+    Vector squares{};
+    Vector sums{};
+    Vector products{};
+    for (int i = 0; i < kGroupSize; ++i) {
+        const Vector code = codes_at(groups.quads, i);
+        const Vector value = load<Vector>(values[i]) - middle;
+        codes += code;
+        squares += code * code;
+        sums += value;
+        products += code * value;
+    }
     for (int r = 0; r < kTileRows; ++r) {
         const float mean_code = codes[r] / kGroupSize;
         const float mean = sums[r] / kGroupSize;
@@ -205,24 +220,32 @@ void refine_affine(const TileValues& values, const Groups& groups, const Row& mi
 }
 
 void squared_errors(const TileValues& values, const Groups& groups, Row& errors) {
-    for (int r = 0; r < kTileRows; ++r) errors[r] = 0.0f;
-    for (int i = 0; i < kGroupSize; ++i)
-        for (int r = 0; r < kTileRows; ++r) {
-            const float error = values[i][r] - (groups.scales[r] * code_at(groups.quads, i, r) +
-                                                groups.zero_points[r]);
-            errors[r] += error * error;
-        }
+    const auto scales = load<Vector>(groups.scales);
+    const auto zeros = load<Vector>(groups.zero_points);
+    Vector sums{};
+    for (int i = 0; i < kGroupSize; ++i) {
+        const Vector error =
+            load<Vector>(values[i]) - (scales * codes_at(groups.quads, i) + zeros);
+        sums += error * error;
+    }
+    std::memcpy(errors, &sums, sizeof errors);
 }
 
 /// Takes over the groups whose error is less than the least so far.
 void keep_better(const AffineGroups& candidate, const Row& errors, Row& least, Tile& tile) {
+    alignas(64) std::uint32_t masks[kTileRows];
     for (int r = 0; r < kTileRows; ++r) {
-        if (!(errors[r] < least[r])) continue;
-        least[r] = errors[r];
-        tile.scales[r] = candidate.scales[r];
-        tile.zero_points[r] = candidate.zero_points[r];
-        for (int k = 0; k < kQuadsPerTile; ++k) tile.quads[k][r] = candidate.groups.quads[k][r];
+        masks[r] = errors[r] < least[r] ? ~0u : 0u;
+        least[r] = smaller(errors[r], least[r]);
     }
+    for (int r = 0; r < kTileRows; ++r) {
+        tile.scales[r] = masks[r] ? candidate.scales[r] : tile.scales[r];
+        tile.zero_points[r] = masks[r] ? candidate.zero_points[r] : tile.zero_points[r];
+    }
+    for (int k = 0; k < kQuadsPerTile; ++k)
+        for (int r = 0; r < kTileRows; ++r)
+            tile.quads[k][r] =
+                (candidate.groups.quads[k][r] & masks[r]) | (tile.quads[k][r] & ~masks[r]);
 }
 
 void quantize_affine(int bits, const TileValues& values, Tile& tile) {
@@ -265,6 +288,10 @@ void affine_parameters(int bits, const Tile& tile, Row& scales, Row& zeros) {
 
 } // namespace
 
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+// Compiled for wider registers too, with all that it calls; the loader chooses. The same bits.
+[[gnu::flatten, gnu::target_clones("default", "avx2", "avx512f")]]
+#endif
 bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
     alignas(64) Row largest;
     if (!largest_magnitudes(values, largest)) return false;

@@ -154,8 +154,16 @@ TEST(AttentionBench, FieldsAgreeWithEachOther) {
                     100 * result.gb_per_s / bench.read_bandwidth_gb_per_s, 1e-9);
         EXPECT_GE(result.floor_us * bench.read_bandwidth_gb_per_s * 1e3,
                   static_cast<double>(result.bytes_read) * 0.999);
+        EXPECT_DOUBLE_EQ(result.times_floor * result.floor_us, result.median_us);
+        EXPECT_DOUBLE_EQ(result.min_times_floor * result.floor_us, result.min_us);
     }
     EXPECT_LT(bench.results[2].arithmetic_error, 0); // a peer's cache cannot be read
+    EXPECT_GT(bench.results[0].append_us, 0);
+    EXPECT_EQ(bench.results[2].append_us, -1);
+    for (const int ours : {0, 1})
+        EXPECT_GE(bench.results[static_cast<std::size_t>(ours)].floor_us *
+                      bench.dot_gmac_per_s * 1e3,
+                  options.attention.multiply_accumulates() * 0.999);
 }
 
 TEST(AttentionBench, StopsWhileCachesAreFilled) {

@@ -15,8 +15,8 @@ PROGRAM = os.environ.get("INNERKV_PROGRAM", str(ROOT / "build" / "innerkv"))
 DATA = ROOT / "tests" / "data"
 RANDOM_MODELS = Path(os.environ.get("INNERKV_TEST_MODELS", ROOT / "build/tests/runner/models"))
 RANDOM_MODEL = RANDOM_MODELS / "llama-long.gguf"  # talks nonsense, a token a byte, but quickly
-COMMANDS = ("run", "eval ppl", "eval recall", "eval repeat", "eval long", "bench attention", "plan",
-            "inspect", "completions")
+COMMANDS = ("run", "eval ppl", "eval recall", "eval repeat", "eval long", "bench attention",
+            "bench decode", "plan", "inspect", "completions")
 
 
 @functools.lru_cache

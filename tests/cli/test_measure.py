@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`innerkv eval ppl` and `innerkv bench attention`: what they print, not how fast."""
+"""`innerkv eval ppl` and `innerkv bench`: what they print, not how fast."""
 
 import json
 import math
@@ -119,7 +119,8 @@ class EvalPplTest(ProgramTest):
 
 class BenchAttentionTest(ProgramTest):
     FIELDS = {"name": str, "median_us": NUMBER, "min_us": NUMBER, "bytes_read": int,
-              "gb_per_s": NUMBER, "percent_of_read_bandwidth": NUMBER, "ratio": NUMBER}
+              "gb_per_s": NUMBER, "percent_of_read_bandwidth": NUMBER, "ratio": NUMBER,
+              "floor_us": NUMBER, "times_floor": NUMBER, "min_times_floor": NUMBER}
     SMALL = ("bench", "attention", "--context", 600, "--head-dim", 64, "--q-heads", 6, "--kv-heads",
              2, "--repeats", 3)
 
@@ -139,6 +140,7 @@ class BenchAttentionTest(ProgramTest):
             self.assertAlmostEqual(entry["gb_per_s"],
                                    entry["bytes_read"] / entry["median_us"] / 1e3, places=6)
             self.assertGreater(entry["cosine"], 0.9)
+            self.assertEqual("append_us" in entry, entry["name"].startswith("innerkv:"))
 
     def test_text_and_options(self):
         text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 1, "--cold", "--isa",
@@ -157,6 +159,45 @@ class BenchAttentionTest(ProgramTest):
         self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
                                "ggml:q8_0"), 1, "ggml:q8_0", "32")
+
+
+class BenchDecodeTest(ProgramTest):
+    FIELDS = {"name": str, "context": int, "decode_tokens_per_s": NUMBER,
+              "best_decode_tokens_per_s": NUMBER, "prompt_tokens_per_s": NUMBER,
+              "peak_bytes": int}
+
+    def bench(self, *arguments):
+        return innerkv("bench", "decode", "-m", RANDOM_MODEL, "--threads", 1, "--tokens", 3,
+                       *arguments)
+
+    def test_json(self):
+        result = self.json(self.bench("--context", "300,40", "--repeats", 2, "--cache", "base,f16",
+                                      "--peer", "llama:f16,llama:q8_0", "--json"))
+        places = [(entry["name"], entry["context"]) for entry in result["results"]]
+        self.assertEqual(places, [(name, context) for name in
+                                  ("innerkv:base", "innerkv:f16", "llama:f16", "llama:q8_0")
+                                  for context in (40, 300)])
+        for entry in result["results"]:
+            self.has_fields(entry, self.FIELDS)
+            self.assertLessEqual(entry["decode_tokens_per_s"], entry["best_decode_tokens_per_s"])
+            self.assertGreater(entry["decode_tokens_per_s"], 0)
+            self.assertGreater(entry["prompt_tokens_per_s"], 0)
+            self.assertGreater(entry["peak_bytes"], RANDOM_MODEL.stat().st_size)
+
+    def test_text(self):
+        text = self.succeed(self.bench("--context", 64, "--seed", 5, "--isa", "scalar"))
+        self.assertRegex(text, r"^3 tokens generated 3 times, 1 thread\ncontender +context ")
+        self.assertRegex(text, r"\ninnerkv:base +64 ")
+
+    def test_wrong_usage(self):
+        self.fail_with(self.bench("--peer", "ggml:f16"), 2, "ggml:f16", "llama:f16")
+        self.fail_with(self.bench("--peer", "llama:q3_9"), 2, "q3_9")
+        self.fail_with(self.bench("--context", 3), 2, "3", "--tokens")
+        self.fail_with(self.bench("--context", "64,x"), 2, "--context")
+
+    def test_failures(self):
+        self.fail_with(self.bench("--context", 1000000), 1, "1000000")
+        self.fail_with(innerkv("bench", "decode", "-m", "no-such-file"), 1, "no-such-file")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ class HelpTest(ProgramTest):
     def test_examples_of_bench_attention(self):
         self.run_examples("bench attention")
 
+    def test_examples_of_bench_decode(self):
+        self.run_examples("bench decode")
+
     def test_examples_of_plan(self):
         self.run_examples("plan")
 
@@ -147,6 +150,8 @@ class WrongUsageTest(ProgramTest):
         cases += [(("bench", "attention", option), wholes)
                   for option in ("--head-dim", "--q-heads", "--kv-heads", "--context", "--batch",
                                  "--threads", "--repeats")]
+        cases += [(("bench", "decode", "-m", "x", option), wholes)
+                  for option in ("--context", "--tokens", "--repeats", "--threads")]
         cases += [(("plan", "-m", "x", "--context", "9", "--batch"), wholes),
                   (("plan", "-m", "x", "--context"), wholes),
                   (("run", "-m", "x", "-p", "x", "--temp"), ("-1", "nan", "inf", "abc", "")),

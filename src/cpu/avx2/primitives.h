@@ -45,11 +45,6 @@ inline Floats load_scale_bytes(const std::byte* from) {
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
-inline Floats load_signed_bytes(const std::byte* from) {
-    const __m128i bytes = load_sixteen_bytes(from);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-}
 inline void store(Floats a, float* to) {
     _mm256_storeu_ps(to, a.low);
     _mm256_storeu_ps(to + 8, a.high);
@@ -83,6 +78,9 @@ inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return fused_multiply_add(a, b, c); }
+inline Floats minimum(Floats a, Floats b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
 inline Floats round_even(Floats a) {
     constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
@@ -94,6 +92,14 @@ inline __m256 power_of_two(__m256 exponent) {
 inline Floats scale_exponent(Floats a, Floats exponent) {
     return {_mm256_mul_ps(a.low, power_of_two(exponent.low)),
             _mm256_mul_ps(a.high, power_of_two(exponent.high))};
+}
+inline Floats add_exponents(Floats a, Sums exponents) {
+    return {
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.low), exponents.low)),
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.high), exponents.high))};
+}
+inline Sums exponent_bits(Sums exponents) {
+    return {_mm256_slli_epi32(exponents.low, 23), _mm256_slli_epi32(exponents.high, 23)};
 }
 inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
     return {_mm256_blendv_ps(otherwise.low, then.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
@@ -129,9 +135,32 @@ inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     for (int i = 0; i < kDenseColumns; ++i) to[i] = reduce_add(a[i]);
 }
 
+inline __m256 permute_half(Floats a, __m256i index) {
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)); // bit 3 to the sign
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a.low, index),
+                            _mm256_permutevar8x32_ps(a.high, index), upper);
+}
+inline Floats permute(Floats a, Sums index) {
+    return {permute_half(a, index.low), permute_half(a, index.high)};
+}
+inline bool any_less(Floats a, Floats b) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ),
+                                           _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))) != 0;
+}
+inline Floats max_of_rows(const float* from) {
+    float largest[kLanes];
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        largest[row] = reduce_max(maximum(load(from), load(from + kLanes)));
+    return load(largest);
+}
+
 inline Sums broadcast_int(std::int32_t value) {
     const __m256i all = _mm256_set1_epi32(value);
     return {all, all};
+}
+inline Sums load_signed_bytes(const std::byte* from) {
+    const __m128i bytes = load_sixteen_bytes(from);
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
 inline Sums load_ints(const std::int32_t* from) { return {load_half(from), load_half(from + 8)}; }
 inline void store_ints(Sums a, std::int32_t* to) {
@@ -164,6 +193,18 @@ inline void store_bytes(Sums a, void* to) {
     _mm_storeu_si128(
         static_cast<__m128i*>(to),
         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+
+inline Sums sums_of_rows(const std::uint8_t* from) {
+    std::int32_t sums[kLanes];
+    for (std::int32_t& sum : sums) {
+        const __m256i four = _mm256_sad_epu8(load_half(from), _mm256_setzero_si256());
+        const __m128i two =
+            _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+        sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 8)));
+        from += 2 * kLanes;
+    }
+    return load_ints(sums);
 }
 
 inline Quads load_quads(const std::byte* from) { return {load_half(from), load_half(from + 32)}; }

@@ -6,14 +6,17 @@
 struct KeyBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
-    const BlockScales* scales;
-    bool zero_points;
-    const std::int8_t* q; ///< [rows][q_stride], at this block's first channel
-    std::ptrdiff_t q_stride;
+    const std::byte* scales;
+    const ScaleReader* reader;
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(q) at each tile's position
-    const float* q_scales;      ///< [2][kMaxRows]
-    const float* q_weights; ///< [2][kMaxRows]: scale * sum(q), what a zero-point is multiplied by
-    float* logits;          ///< [rows][32], added to
+    const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
+    const std::int8_t* q;       ///< [rows][q_stride], at this block's first channel
+    std::ptrdiff_t q_stride;
+    const float* q_scales; ///< [2][kMaxRows]
+    const float* before;   ///< [rows][before_stride]: logits from blocks before this one
+    std::ptrdiff_t before_stride;
+    float* logits; ///< [rows][32]
+    Probabilities* meanwhile;
 };
 
 template <Layout layout>
@@ -36,37 +39,50 @@ struct BlockSums {
     }
 };
 
+/// onto + scale * (sum * tile's scales), and what its zero-points add.
+template <Zeros zeros>
+inline Floats add_scaled(Sums sums, const TileScales& scales, float scale, float weight,
+                         Floats onto) {
+    Floats sum = to_floats(sums);
+    if (zeros == Zeros::steps)
+        sum = fused_multiply_add(scales.zero, broadcast(weight), sum);
+    else if (zeros != Zeros::none)
+        onto = fused_multiply_add(scales.zero, broadcast(weight), onto);
+    return fused_multiply_add(multiply(sum, broadcast(scale)), scales.scale, onto);
+}
+
 /// Sums times scales, onto the logits.
-template <int rows>
+template <Zeros zeros, int rows>
 inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
-#pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            float* to = block.logits + row * 32 + 16 * half;
-            Floats logits = load(to);
+    for (int half = 0; half < 2; ++half) {
+        TileScales scales[2];
+#pragma GCC unroll 2
+        for (int group = 0; group < 2; ++group)
+            scales[group] = load_scales<zeros>(*block.reader, block.scales, 2 * group + half);
+#pragma GCC unroll 4
+        for (int row = 0; row < rows; ++row) {
+            Floats logits = load(block.before + row * block.before_stride + 16 * half);
 #pragma GCC unroll 2
             for (int group = 0; group < 2; ++group) {
                 const int tile = 2 * group + half;
-                const Floats scale = broadcast(block.q_scales[group * kMaxRows + row]);
-                logits = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
-                                            block.scales->scale[tile], logits);
-                if (block.zero_points)
-                    logits = fused_multiply_add(broadcast(block.q_weights[group * kMaxRows + row]),
-                                                block.scales->zero[tile], logits);
+                logits = add_scaled<zeros>(sums.at[row][tile], scales[group],
+                                           block.q_scales[group * kMaxRows + row],
+                                           block.weights[tile * kMaxRows + row], logits);
             }
-            store(logits, to);
+            store(logits, block.logits + row * 32 + 16 * half);
         }
     }
 }
 
-template <Layout layout, int rows>
+template <Layout layout, Zeros zeros, int rows>
 void key_block(const KeyBlock& block) {
     BlockSums<rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
-        const QuadPair codes = expand<layout>(block.codes, pair);
+        block.meanwhile->step();
         prefetch_quarter<layout>(block.ahead, pair);
+        const QuadPair codes = expand<layout>(block.codes, pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
             const std::int8_t* q = block.q + row * block.q_stride + 8 * pair;
@@ -81,42 +97,39 @@ void key_block(const KeyBlock& block) {
             }
         }
     }
-    add_logits<rows>(block, sums);
+    add_logits<zeros, rows>(block, sums);
 }
 
 struct ValueBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
-    const BlockScales* scales;
-    bool zero_points;
-    const std::uint8_t* p;      ///< [rows][32]
+    const std::byte* scales;
+    const ScaleReader* reader;
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(p) at each tile's position
+    const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
+    const std::uint8_t* p;      ///< [rows][32]
     const float* p_scales;      ///< [kMaxRows]
-    const float* p_weights;     ///< [kMaxRows]: scale * sum(p)
     float* out;                 ///< [rows][out_stride], at this block's first channel; added to
     std::ptrdiff_t out_stride;
 };
 
 /// Sums times scales, onto the output.
-template <int rows>
+template <Zeros zeros, int rows>
 inline void add_values(const ValueBlock& block, const BlockSums<rows>& sums) {
 #pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) {
-        const Floats scale = broadcast(block.p_scales[row]);
-        const Floats weight = broadcast(block.p_weights[row]);
+    for (int tile = 0; tile < 4; ++tile) {
+        const TileScales scales = load_scales<zeros>(*block.reader, block.scales, tile);
 #pragma GCC unroll 4
-        for (int tile = 0; tile < 4; ++tile) {
+        for (int row = 0; row < rows; ++row) {
             float* to = block.out + row * block.out_stride + 16 * tile;
-            Floats out = load(to);
-            out = fused_multiply_add(multiply(to_floats(sums.at[row][tile]), scale),
-                                     block.scales->scale[tile], out);
-            if (block.zero_points) out = fused_multiply_add(weight, block.scales->zero[tile], out);
-            store(out, to);
+            store(add_scaled<zeros>(sums.at[row][tile], scales, block.p_scales[row],
+                                    block.weights[tile * kMaxRows + row], load(to)),
+                  to);
         }
     }
 }
 
-template <Layout layout, int rows>
+template <Layout layout, Zeros zeros, int rows>
 void value_block(const ValueBlock& block) {
     BlockSums<rows> sums(block.starts);
 
@@ -135,10 +148,9 @@ void value_block(const ValueBlock& block) {
             }
         }
     }
-    add_values<rows>(block, sums);
+    add_values<zeros, rows>(block, sums);
 }
 
-/// By layout and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is the first.
 using KeyBlockFunction = void (*)(const KeyBlock&);
 using ValueBlockFunction = void (*)(const ValueBlock&);
 
@@ -147,32 +159,39 @@ constexpr int kTwoRows = kRowsInRegisters >= 2 ? 2 : 1;
 constexpr int kThreeRows = kRowsInRegisters >= 3 ? 3 : 1;
 constexpr int kFourRows = kRowsInRegisters >= 4 ? 4 : 1;
 
+/// By rows - 1.
+template <Layout layout, Zeros zeros>
+constexpr KeyBlockFunction kKeyBlocksByRows[] = {
+    key_block<layout, zeros, 1>, key_block<layout, zeros, kTwoRows>,
+    key_block<layout, zeros, kThreeRows>, key_block<layout, zeros, kFourRows>};
+template <Layout layout, Zeros zeros>
+constexpr ValueBlockFunction kValueBlocksByRows[] = {
+    value_block<layout, zeros, 1>, value_block<layout, zeros, kTwoRows>,
+    value_block<layout, zeros, kThreeRows>, value_block<layout, zeros, kFourRows>};
+
+/// By zero-points and rows - 1.
 template <Layout layout>
-constexpr KeyBlockFunction key_block_of(int rows) {
-    constexpr KeyBlockFunction functions[] = {key_block<layout, 1>, key_block<layout, kTwoRows>,
-                                              key_block<layout, kThreeRows>,
-                                              key_block<layout, kFourRows>};
-    return functions[rows - 1];
-}
-
+constexpr const KeyBlockFunction* kKeyBlocksByZeros[] = {kKeyBlocksByRows<layout, Zeros::none>,
+                                                         kKeyBlocksByRows<layout, Zeros::values>,
+ kKeyBlocksByRows<layout, Zeros::marked>,
+                                                         kKeyBlocksByRows<layout, Zeros::steps>};
 template <Layout layout>
-constexpr ValueBlockFunction value_block_of(int rows) {
-    constexpr ValueBlockFunction functions[] = {
-        value_block<layout, 1>, value_block<layout, kTwoRows>, value_block<layout, kThreeRows>,
-        value_block<layout, kFourRows>};
-    return functions[rows - 1];
-}
+constexpr const ValueBlockFunction* kValueBlocksByZeros[] = {
+    kValueBlocksByRows<layout, Zeros::none>, kValueBlocksByRows<layout, Zeros::values>,
+    kValueBlocksByRows<layout, Zeros::marked>,
+    kValueBlocksByRows<layout, Zeros::steps>};
 
-using KeyBlockOf = KeyBlockFunction (*)(int rows);
-using ValueBlockOf = ValueBlockFunction (*)(int rows);
-
-constexpr KeyBlockOf kKeyBlocks[kLayouts] = {key_block_of<two_bits>,
-                                             key_block_of<three_bits>,
-                                             key_block_of<four_bits>,
-                                             key_block_of<unsigned_bytes>,
-                                             nullptr,
-                                             key_block_of<small>,
-                                             key_block_of<bytes>};
-constexpr ValueBlockOf kValueBlocks[kLayouts] = {
-    value_block_of<two_bits>,     value_block_of<three_bits>, value_block_of<four_bits>, nullptr,
-    value_block_of<signed_bytes>, value_block_of<small>,      value_block_of<bytes>};
+/// By layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is
+/// the first.
+constexpr const KeyBlockFunction* const* kKeyBlocks[kLayouts] = {kKeyBlocksByZeros<two_bits>,
+                                                                 kKeyBlocksByZeros<three_bits>,
+                                                                 kKeyBlocksByZeros<four_bits>,
+                                                                 kKeyBlocksByZeros<unsigned_bytes>,
+                                                                 nullptr,
+                                                                 kKeyBlocksByZeros<small>,
+                                                                 kKeyBlocksByZeros<bytes>};
+constexpr const ValueBlockFunction* const* kValueBlocks[kLayouts] = {
+    kValueBlocksByZeros<two_bits>,     kValueBlocksByZeros<three_bits>,
+    kValueBlocksByZeros<four_bits>,    nullptr,
+    kValueBlocksByZeros<signed_bytes>, kValueBlocksByZeros<small>,
+    kValueBlocksByZeros<bytes>};

@@ -103,8 +103,12 @@ void dense_page_logits(const DenseParams& params, const std::byte* keys, const s
 }
 
 inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& scratch) {
-    finish_logits(walk, mask, scratch.logits[0], scratch.tops);
-    raise_references(walk, scratch.tops);
+    constexpr float kNoOffsets[kMaxRows] = {};
+    if (!mask.all || walk.soft_cap > 0.0f)
+        change_logits(walk, mask, kNoOffsets, scratch.logits[0]);
+    const Floats tops = keep_lanes(max_of_rows(scratch.logits[0]), 0, walk.rows);
+    store(tops, scratch.tops);
+    raise_references(walk, tops);
     for (int row = 0; row < walk.rows; ++row) {
         if (scratch.tops[row] == -kInfinity) {
             store(broadcast(0.0f), scratch.logits[row]);
@@ -154,6 +158,7 @@ void attend_dense(const DenseParams& params) {
     const Walk& walk = params.walk;
     const std::ptrdiff_t side_bytes = Element::kBytes * kTokens * params.dim;
     DenseScratch scratch;
+    __builtin_memset(&scratch, 0, sizeof scratch); // absent rows: any numbers
     for (int i = 0; i < walk.page_count; ++i) {
         const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
         if (mask.first >= mask.last) continue;

@@ -153,49 +153,8 @@ constexpr ExpandBlock kExpandBlock[] = {expand_block<two_bits>, expand_block<thr
                                         expand_block<four_bits>, expand_block<unsigned_bytes>,
                                         expand_block<signed_bytes>};
 
-/// Scales and zero-points of a block as the sums need them: value = scale * (sum of expanded codes -
-/// bias) + zero, with the position divided out of scale.
-struct BlockScales {
-    Floats scale[4];
-    Floats zero[4];
-};
-
 /// What to subtract from an expanded code: the level 0 of a symmetric code, less what flipping its top
 /// bit has already taken off.
 inline int code_bias(const Side& side, bool is_signed) {
     return (side.asymmetric ? 0 : 1 << (side.bits - 1)) - (is_signed && side.bits == 8 ? 128 : 0);
-}
-
-/// One byte each; the zero-point is a step's share of the scale.
-inline BlockScales load_affine_scales(const Side& side, const std::byte* block) {
-    const std::byte* scales = block + side.code_bytes;
-    const Floats middle = broadcast(-0.5f * static_cast<float>((1 << side.bits) - 1));
-    BlockScales out;
-    for (int tile = 0; tile < 4; ++tile, scales += 16) {
-        const Floats scale = load_scale_bytes(scales);
-        const Floats steps =
-            fused_multiply_add(load_signed_bytes(scales + 64), broadcast(0.125f), middle);
-        out.zero[tile] = multiply(scale, steps);
-        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
-    }
-    return out;
-}
-
-inline BlockScales load_scales(const Side& side, const std::byte* block) {
-    if (side.affine) return load_affine_scales(side, block);
-    const std::byte* scales = block + side.code_bytes;
-    BlockScales out;
-    for (int tile = 0; tile < 4; ++tile, scales += 32) {
-        Floats scale = load_f16(scales);
-        if (side.asymmetric) out.zero[tile] = load_f16(scales + 128);
-        if (side.hybrid) {
-            const Floats sign = scale;
-            scale = absolute(scale);
-            const Floats level_zero = broadcast(static_cast<float>(1 << (side.bits - 1)));
-            const Floats zero = fused_multiply_add(scale, level_zero, load_f16(scales + 128));
-            out.zero[tile] = select_negative(sign, zero, broadcast(0.0f));
-        }
-        out.scale[tile] = multiply(scale, broadcast(kPositionScales[side.bits][tile]));
-    }
-    return out;
 }

@@ -5,8 +5,13 @@
 // No include guard, and no includes but these: see there.
 #include "cpu/generic/expand.h"
 
-#include "cpu/generic/blocks.h"
+#include "cpu/generic/scales.h"
+
 #include "cpu/generic/softmax.h"
+
+#include "cpu/generic/probabilities.h"
+
+#include "cpu/generic/blocks.h"
 
 #include "cpu/generic/dense.h"
 #include "cpu/generic/quantized.h"

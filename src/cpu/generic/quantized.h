@@ -1,37 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on quantized pages in integers. Included inside an instruction set's namespace, after
 // blocks.h and softmax.h.
+//
+// Pages are taken in batches: as many as have a row of logits for each lane of a register, so that the
+// softmax of few rows is no chain of operations that wait for each other. The values of a batch come after
+// the keys of the next one, whose products hide the exponentials. A slot is a row of a page of a batch:
+// page * rows + row.
 
-/// What one page needs between its keys and its values; stays in the first-level cache.
-struct alignas(64) PageScratch {
-    float logits[kMaxRows][kTokens];
+/// Pages [first, first + count) of a walk, and what is known of them; stays in the first-level cache.
+struct alignas(64) Batch {
+    float logits[kMaxRows][kTokens]; ///< [slots], and so are the next ones
     std::uint8_t p[kMaxRows][kTokens];
-    float tops[kMaxRows];
-    std::int32_t p_sums[kMaxRows];
+    float offsets[kMaxRows]; ///< what is still to be added to the logits
+    float shifts[kMaxRows];
     float p_scales[kMaxRows];
-    float p_weights[kMaxRows];
+    float p_weights[4][kMaxRows];
     std::int32_t p_starts[4][kMaxRows];
-    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows];
-    float q_weights[kMaxGroups][kMaxRows];
-    std::byte expanded[kExpandedBytes];
+    Probabilities probabilities;
+    int first;
+    int count;
 };
 
-/// -bias * sum at each tile's position.
-inline void store_starts(const Side& side, bool is_signed, const std::int32_t* sums, int tile,
+alignas(64) constexpr std::int32_t kLaneNumbers[kMaxRows] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                             8, 9, 10, 11, 12, 13, 14, 15};
+
+struct alignas(64) Scratch {
+    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows]; ///< by block and tile
+    float q_weights[kMaxGroups / 2][4][kMaxRows];
+    float zeros[kTokens];
+    std::int32_t rows_of_slots[kMaxRows];
+    std::byte expanded[kExpandedBytes];
+    Batch batches[2];
+};
+
+/// -bias * sum at a tile's position.
+inline void store_starts(const Side& side, bool is_signed, Sums sums, int tile,
                          std::int32_t* starts) {
     const int factor = -code_bias(side, is_signed) * (1 << kPositions[side.bits][tile]);
-    store_ints(multiply_ints(load_ints(sums), broadcast_int(factor)), starts);
+    store_ints(multiply_ints(sums, broadcast_int(factor)), starts);
+}
+
+/// What a tile's zero-points are multiplied by: `sums` of the other side, which count `scale` each unless
+/// the scale is yet to come.
+inline void store_weights(const Side& side, Floats sums, Floats scale, int tile, float* weights) {
+    const auto eighth = static_cast<float>(1 << kPositions[side.bits][tile]) * 0.125f;
+    store(multiply(sums, side.affine ? broadcast(eighth) : scale), weights);
 }
 
 /// What does not change from page to page.
-inline void prepare_query(const QuantizedParams& params, PageScratch& scratch) {
-    for (int block = 0; block < params.blocks; ++block)
-        for (int tile = 0; tile < 4; ++tile)
-            store_starts(params.k, false, params.q_sums + (2 * block + tile / 2) * kMaxRows, tile,
-                         scratch.q_starts[block][tile]);
-    for (int group = 0; group < 2 * params.blocks; ++group) {
-        const Floats sums = to_floats(load_ints(params.q_sums + group * kMaxRows));
-        store(multiply(sums, load(params.q_scales + group * kMaxRows)), scratch.q_weights[group]);
+inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
+    for (int slot = 0; slot < kMaxRows; ++slot) scratch.rows_of_slots[slot] = slot % params.walk.rows;
+    for (int block = 0; block < params.blocks; ++block) {
+        for (int tile = 0; tile < 4; ++tile) {
+            const int group = (2 * block + tile / 2) * kMaxRows;
+            const Sums sums = load_ints(params.q_sums + group);
+            store_starts(params.k, false, sums, tile, scratch.q_starts[block][tile]);
+            store_weights(params.k, to_floats(sums), load(params.q_scales + group), tile,
+                          scratch.q_weights[block][tile]);
+        }
     }
 }
 
@@ -52,106 +78,191 @@ inline void visit_blocks(const QuantizedParams& params, const Side& side,
     const Layout packed = layout_of(side.bits, place.is_signed);
     const bool expand_once = rows > kRowsInRegisters;
     const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
+    const auto* by_rows = functions[layout][static_cast<int>(zeros_of(side))];
+    const ScaleReader reader{side.bits, kPositionScales[side.bits]};
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
         const std::byte* codes = place.page + offset;
-        const BlockScales scales = load_scales(side, codes);
         if (expand_once) kExpandBlock[packed](codes, place.ahead + offset, place.expanded);
         for (int row = 0; row < rows; row += kRowsInRegisters) {
             const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
             Block block;
             block.codes = expand_once ? place.expanded : codes;
             block.ahead = place.ahead + offset;
-            block.scales = &scales;
-            block.zero_points = side.asymmetric || side.hybrid;
+            block.scales = codes + side.code_bytes;
+            block.reader = &reader;
             visit(i, row, block);
-            functions[layout](count)(block);
+            by_rows[count - 1](block);
         }
     }
 }
 
-inline void page_keys(const QuantizedParams& params, const std::byte* page, const std::byte* ahead,
-                      PageScratch& scratch) {
-    visit_blocks<KeyBlock>(params, params.k, kKeyBlocks, {page, ahead, scratch.expanded, false},
+/// Page `page` of a batch, with the one `ahead` pages later in the walk.
+inline PagePlace place_of(const Walk& walk, const Batch& batch, int page, bool is_signed,
+                          Scratch& scratch) {
+    constexpr int kLeastAhead = 2;
+    const int at = batch.first + page;
+    const int most = kMaxRows / walk.rows;
+    const int later = at + (most > kLeastAhead ? most : kLeastAhead);
+    return {walk.pages[at] + walk.head_offset,
+            walk.pages[later < walk.page_count ? later : at] + walk.head_offset, scratch.expanded,
+            is_signed};
+}
+
+inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
+                      Probabilities& meanwhile, Scratch& scratch) {
+    float* logits = batch.logits[page * params.walk.rows];
+    visit_blocks<KeyBlock>(params, params.k, kKeyBlocks,
+                           place_of(params.walk, batch, page, false, scratch),
                            [&](int i, int row, KeyBlock& block) {
+                               block.meanwhile = &meanwhile;
                                block.q_stride = 64 * params.blocks;
                                block.q = params.q_codes + row * block.q_stride + 64 * i;
                                block.starts = scratch.q_starts[i][0] + row;
+                               block.weights = scratch.q_weights[i][0] + row;
                                block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
-                               block.q_weights = scratch.q_weights[2 * i] + row;
-                               block.logits = scratch.logits[row];
+                               block.logits = logits + row * kTokens;
+                               block.before = i == 0 ? scratch.zeros : block.logits;
+                               block.before_stride = i == 0 ? 0 : kTokens;
                            });
 }
 
-inline void page_values(const QuantizedParams& params, const std::byte* page,
-                        const std::byte* ahead, PageScratch& scratch) {
-    visit_blocks<ValueBlock>(params, params.v, kValueBlocks, {page, ahead, scratch.expanded, true},
+inline void page_values(const QuantizedParams& params, const Batch& batch, int page,
+                        Scratch& scratch) {
+    const int slot = page * params.walk.rows;
+    visit_blocks<ValueBlock>(params, params.v, kValueBlocks,
+                             place_of(params.walk, batch, page, true, scratch),
                              [&](int i, int row, ValueBlock& block) {
-                                 block.p = scratch.p[row];
-                                 block.starts = scratch.p_starts[0] + row;
-                                 block.p_scales = scratch.p_scales + row;
-                                 block.p_weights = scratch.p_weights + row;
+                                 block.p = batch.p[slot + row];
+                                 block.starts = batch.p_starts[0] + slot + row;
+                                 block.weights = batch.p_weights[0] + slot + row;
+                                 block.p_scales = batch.p_scales + slot + row;
                                  block.out_stride = params.walk.out_stride;
                                  block.out = params.walk.out + row * block.out_stride + 64 * i;
                              });
 }
 
-/// Probabilities as uint8: 255 stands for the page's largest, whose weight is in the scale.
-inline void page_softmax(const QuantizedParams& params, const PageMask& mask,
-                         PageScratch& scratch) {
-    const Walk& walk = params.walk;
-    finish_logits(walk, mask, scratch.logits[0], scratch.tops);
-    raise_references(walk, scratch.tops);
-    const Floats largest = broadcast(255.0f);
-    for (int row = 0; row < walk.rows; ++row) {
-        // A row that sees nothing has all logits and its top at minus infinity.
-        const float top = scratch.tops[row];
-        // At most 0 however large the logits are: no probability is above 255.
-        const Floats shift = broadcast(top > -kInfinity ? top : 0.0f);
-        const Floats low_power = exp2(subtract(load(scratch.logits[row]), shift));
-        const Floats high_power = exp2(subtract(load(scratch.logits[row] + kLanes), shift));
-        const Sums low = to_ints(multiply(low_power, largest));
-        const Sums high = to_ints(multiply(high_power, largest));
-        store_bytes(low, scratch.p[row]);
-        store_bytes(high, scratch.p[row] + kLanes);
-        scratch.p_sums[row] = reduce_add_ints(add_ints(low, high));
+/// Of a register with a slot a lane: row r's in lane r, the pages' put together by `combine`.
+template <typename Combine>
+inline Floats combine_pages(Floats slots, const Batch& batch, int rows, const Combine& combine) {
+    Sums index = load_ints(kLaneNumbers);
+    Floats all = slots;
+    for (int page = 1; page < batch.count; ++page) {
+        index = add_ints(index, broadcast_int(rows));
+        all = combine(all, permute(slots, index));
     }
-    for (int tile = 0; tile < 4; ++tile)
-        store_starts(params.v, true, scratch.p_sums, tile, scratch.p_starts[tile]);
-    const Floats tops = load(scratch.tops);
-    const Floats reference = load(walk.reference);
-    Floats scale = multiply(exp2(subtract(tops, reference)), broadcast(1.0f / 255.0f));
-    // Not a number where neither has seen a token.
-    scale = select_less(broadcast(-kInfinity), tops, scale, broadcast(0.0f));
-    const Floats weight = multiply(scale, to_floats(load_ints(scratch.p_sums)));
-    store(scale, scratch.p_scales);
-    store(weight, scratch.p_weights);
-    store(add(load(walk.weight), weight), walk.weight);
+    return all;
+}
+
+/// What the probabilities and their scales need to know of the logits.
+inline void start_softmax(const QuantizedParams& params, Batch& batch, const Scratch& scratch) {
+    const Walk& walk = params.walk;
+    const Floats offsets = load(batch.offsets);
+    const Floats tops = add(max_of_rows(batch.logits[0]), offsets);
+    const Floats row_tops =
+        combine_pages(tops, batch, walk.rows, [](Floats a, Floats b) { return maximum(a, b); });
+    raise_references(walk, keep_lanes(row_tops, 0, walk.rows));
+
+    // A slot that sees nothing has all logits and its top at minus infinity.
+    const Floats nothing = broadcast(-kInfinity);
+    const Floats zero = broadcast(0.0f);
+    store(select_less(nothing, tops, subtract(offsets, tops), zero), batch.shifts);
+    const Floats references = permute(load(walk.reference), load_ints(scratch.rows_of_slots));
+    const Floats scale = multiply(exp2(subtract(tops, references)), broadcast(1.0f / 255.0f));
+    store(select_less(nothing, tops, scale, zero), batch.p_scales);
+    batch.probabilities = {batch.logits[0], batch.shifts, batch.p[0], 0,
+                           2 * batch.count * walk.rows};
+}
+
+inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
+    const Walk& walk = params.walk;
+    const Floats scale = load(batch.p_scales);
+    const Sums sums = sums_of_rows(batch.p[0]);
+    for (int tile = 0; tile < 4; ++tile) {
+        store_starts(params.v, true, sums, tile, batch.p_starts[tile]);
+        store_weights(params.v, to_floats(sums), scale, tile, batch.p_weights[tile]);
+    }
+    const Floats weights =
+        combine_pages(multiply(scale, to_floats(sums)), batch, walk.rows,
+                      [](Floats a, Floats b) { return add(a, b); });
+    store(add(load(walk.weight), weights), walk.weight);
+}
+
+inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch,
+                         int page) {
+    const Walk& walk = params.walk;
+    const int slot = page * walk.rows;
+    const int epoch = (params.first_page + batch.first + page) / params.epoch_pages;
+    const float* offsets = params.logit_offsets + epoch * kMaxRows;
+    const bool change = !mask.all || walk.soft_cap > 0.0f;
+    for (int row = 0; row < walk.rows; ++row) batch.offsets[slot + row] = change ? 0 : offsets[row];
+    if (change) change_logits(walk, mask, offsets, batch.logits[slot]);
+}
+
+/// Every row sees every token of pages [first, last).
+struct WholePages {
+    int first;
+    int last;
+};
+
+inline WholePages whole_pages(const Walk& walk) {
+    std::int64_t begin = walk.visible_begin[0];
+    std::int64_t end = walk.visible_end[0];
+    for (int row = 1; row < walk.rows; ++row) {
+        begin = walk.visible_begin[row] > begin ? walk.visible_begin[row] : begin;
+        end = walk.visible_end[row] < end ? walk.visible_end[row] : end;
+    }
+    const std::int64_t all = std::int64_t{kTokens} * walk.page_count;
+    begin -= walk.first_token;
+    end -= walk.first_token;
+    begin = begin < 0 ? 0 : begin > all ? all : begin;
+    end = end < 0 ? 0 : end > all ? all : end;
+    return {static_cast<int>((begin + kTokens - 1) / kTokens), static_cast<int>(end / kTokens)};
+}
+
+/// How many pages from `first` on are taken together; those that rows see in part go one by one.
+inline int batch_pages(const Walk& walk, const WholePages& whole, int first) {
+    if (first < whole.first || first >= whole.last) return 1;
+    const int most = kMaxRows / walk.rows;
+    return whole.last - first < most ? whole.last - first : most;
+}
+
+inline void batch_keys(const QuantizedParams& params, const PageMask& mask, Batch& batch,
+                       Probabilities& meanwhile, Scratch& scratch) {
+    for (int page = 0; page < batch.count; ++page) {
+        page_keys(params, batch, page, meanwhile, scratch);
+        place_logits(params, mask, batch, page);
+    }
+}
+
+inline void batch_values(const QuantizedParams& params, Batch& batch, Scratch& scratch) {
+    batch.probabilities.finish();
+    sum_probabilities(params, batch);
+    for (int page = 0; page < batch.count; ++page) page_values(params, batch, page, scratch);
 }
 
 void attend_quantized(const QuantizedParams& params) {
-    constexpr int kPagesAhead = 2;
     const Walk& walk = params.walk;
-    PageScratch scratch;
-    store_ints(broadcast_int(0), scratch.p_sums);
+    Scratch scratch;
+    __builtin_memset(&scratch, 0, sizeof scratch); // unused slots: any numbers
     prepare_query(params, scratch);
-    for (int i = 0; i < walk.page_count; ++i) {
-        const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * i);
+    const WholePages whole = whole_pages(walk);
+    Batch* before = &scratch.batches[1]; // of no pages
+    Batch* batch = &scratch.batches[0];
+    for (int first = 0, next = 0; first < walk.page_count; first = next) {
+        next = first + batch_pages(walk, whole, first);
+        const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
         if (mask.first >= mask.last) continue;
-        const int later = i + kPagesAhead < walk.page_count ? i + kPagesAhead : i;
-        const std::byte* ahead = walk.pages[later] + walk.head_offset;
-        const std::byte* page = walk.pages[i] + walk.head_offset;
-        const float* offsets =
-            params.logit_offsets + (params.first_page + i) / params.epoch_pages * kMaxRows;
-        for (int row = 0; row < walk.rows; ++row) {
-            const Floats offset = broadcast(offsets[row]);
-            store(offset, scratch.logits[row]);
-            store(offset, scratch.logits[row] + kLanes);
-        }
-        page_keys(params, page, ahead, scratch);
-        page_softmax(params, mask, scratch);
-        page_values(params, page, ahead, scratch);
+        batch->first = first;
+        batch->count = next - first;
+        batch_keys(params, mask, *batch, before->probabilities, scratch);
+        batch_values(params, *before, scratch);
+        start_softmax(params, *batch, scratch);
+        Batch* const done = before;
+        before = batch;
+        batch = done;
     }
+    batch_values(params, *before, scratch);
 }
 
 /// Halves added to each other until one lane is left: the same order on every instruction set.
@@ -163,16 +274,31 @@ inline float reduce_add_halves(Floats a) {
     return lanes[0];
 }
 
+/// Products of `rows` rows with one centre.
+template <int rows>
+inline void centre_products(const CentreParams& params, const std::byte* centre, int row,
+                            float* logits) {
+    Floats sums[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) sums[r] = broadcast(0.0f);
+    const float* q = params.q + row * kMaxDim;
+    for (int c = 0; c < params.dim; c += kLanes) {
+        const Floats channels = load_f16(centre + 2 * c);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r)
+            sums[r] = fused_multiply_add(load(q + r * kMaxDim + c), channels, sums[r]);
+    }
+    for (int r = 0; r < rows; ++r) logits[row + r] = reduce_add_halves(sums[r]);
+}
+
 void centre_logits(const CentreParams& params) {
     for (int i = 0; i < params.count; ++i) {
         const std::byte* centre = params.centres[i] + params.offset;
-        for (int row = 0; row < params.rows; ++row) {
-            Floats sum = broadcast(0.0f);
-            for (int c = 0; c < params.dim; c += kLanes)
-                sum = fused_multiply_add(load(params.q + row * kMaxDim + c),
-                                         load_f16(centre + 2 * c), sum);
-            params.logits[i * kMaxRows + row] = reduce_add_halves(sum);
-        }
+        float* logits = params.logits + i * kMaxRows;
+        int row = 0;
+        for (; row + kDenseColumns <= params.rows; row += kDenseColumns)
+            centre_products<kDenseColumns>(params, centre, row, logits);
+        for (; row < params.rows; ++row) centre_products<1>(params, centre, row, logits);
     }
 }
 

@@ -59,11 +59,6 @@ inline Floats load_scale_bytes(const std::byte* from) {
         return float_from_f16(static_cast<std::uint16_t>(std::to_integer<unsigned>(from[i]) << 7));
     });
 }
-inline Floats load_signed_bytes(const std::byte* from) {
-    return each([=](int i) {
-        return static_cast<float>(static_cast<std::int8_t>(std::to_integer<unsigned>(from[i])));
-    });
-}
 inline void store(Floats a, float* to) {
     for (int i = 0; i < kLanes; ++i) to[i] = a.lane[i];
 }
@@ -96,6 +91,9 @@ inline Floats fused_multiply_add(Floats a, Floats b, Floats c) {
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
+inline Floats minimum(Floats a, Floats b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 /// To the nearest integer, half to even; magnitudes below 2^22.
 inline Floats round_even(Floats a) {
     constexpr float kUnitIsLastPlace = 12582912.0f; // 1.5 * 2^23
@@ -112,6 +110,21 @@ inline Floats scale_exponent(Floats a, Floats exponent) {
         __builtin_memcpy(&power, &bits, sizeof power);
         return a.lane[i] * power;
     });
+}
+/// a * 2^exponent where neither is 0, an infinity or below 2^-126; exponents as exponent_bits makes them.
+inline Floats add_exponents(Floats a, Sums exponents) {
+    return each([&](int i) {
+        std::int32_t bits;
+        __builtin_memcpy(&bits, a.lane + i, sizeof bits);
+        bits += exponents.lane[i];
+        float scaled;
+        __builtin_memcpy(&scaled, &bits, sizeof scaled);
+        return scaled;
+    });
+}
+/// Where an fp32 number has its exponent.
+inline Sums exponent_bits(Sums exponents) {
+    return each_int([&](int i) { return exponents.lane[i] * (1 << 23); });
 }
 inline Floats select_less(Floats a, Floats b, Floats then, Floats otherwise) {
     return each([&](int i) { return a.lane[i] < b.lane[i] ? then.lane[i] : otherwise.lane[i]; });
@@ -141,10 +154,32 @@ inline void reduce_add_columns(const Floats (&a)[kDenseColumns], float* to) {
     to[0] = reduce_add(a[0]);
 }
 
+/// Lane i of the result is lane index.lane[i] % 16 of `a`.
+inline Floats permute(Floats a, Sums index) {
+    return each([&](int i) { return a.lane[index.lane[i] % kLanes]; });
+}
+inline bool any_less(Floats a, Floats b) {
+    bool any = false;
+    for (int i = 0; i < kLanes; ++i) any = any || a.lane[i] < b.lane[i];
+    return any;
+}
+/// The largest of each of sixteen rows of 32.
+inline Floats max_of_rows(const float* from) {
+    Floats result;
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        result.lane[row] = reduce_max(maximum(load(from), load(from + kLanes)));
+    return result;
+}
+
 // Sums
 
 inline Sums broadcast_int(std::int32_t value) {
     return each_int([=](int) { return value; });
+}
+inline Sums load_signed_bytes(const std::byte* from) {
+    return each_int([=](int i) {
+        return static_cast<std::int8_t>(std::to_integer<unsigned>(from[i]));
+    });
 }
 inline Sums load_ints(const std::int32_t* from) {
     return each_int([=](int i) { return from[i]; });
@@ -175,6 +210,14 @@ inline Sums to_ints(Floats a) {
 inline void store_bytes(Sums a, void* to) {
     for (int i = 0; i < kLanes; ++i)
         static_cast<std::uint8_t*>(to)[i] = static_cast<std::uint8_t>(a.lane[i]);
+}
+
+/// Of each of sixteen rows of 32.
+inline Sums sums_of_rows(const std::uint8_t* from) {
+    Sums sums = broadcast_int(0);
+    for (int row = 0; row < kLanes; ++row, from += 2 * kLanes)
+        for (int i = 0; i < 2 * kLanes; ++i) sums.lane[row] += from[i];
+    return sums;
 }
 
 // Quads

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// `innerkv bench decode`: prompt and generation of a model, on our cache and in libllama.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runner/runner.h"
+
+namespace innerkv::bench {
+
+struct DecodeBenchOptions {
+    std::vector<std::string> caches; ///< contenders as runner::make_options has them, at least one
+    std::vector<int> contexts;       ///< ascending; the longest fits the model
+    int tokens = 32;                 ///< generated at a time, up to the context
+    int repeats = 3;                 ///< how often, from the same prompt
+    int threads = 1;
+    std::string isa; ///< of presets; empty: the best there is
+    std::uint32_t seed = 1;
+    /// What is measured, and how many tokens were processed of all for it; false: stop. May be empty.
+    std::function<bool(const std::string& what, std::int64_t done, std::int64_t total)> progress;
+};
+
+struct DecodeResult {
+    std::string name; ///< "innerkv:base", "llama:f16"
+    int context = 0;  ///< tokens in the cache when the last one is generated
+    double decode_tokens_per_s = 0;      ///< median of the repeats
+    double best_decode_tokens_per_s = 0; ///< of the fastest
+    double prompt_tokens_per_s = 0;      ///< of all `context - tokens` of the prompt
+    /// Weights, and what the session took besides: cache and buffers. 0: the system does not say.
+    std::size_t peak_bytes = 0;
+};
+
+/// Contenders come one after another, each alone in memory, and each goes through all contexts: its prompt is
+/// continued from one to the next. The prompt is random tokens; generated ones are the most likely. Throws
+/// InvalidArgument. What was finished before a stop is returned.
+std::vector<DecodeResult> run_decode_bench(const std::shared_ptr<runner::Model>& model,
+                                           const DecodeBenchOptions& options);
+
+} // namespace innerkv::bench

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// `innerkv bench decode`: prompt and generation of a model, on our caches and in libllama.
+#include <algorithm>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "bench_commands.h"
+#include "decode_bench.h"
+#include "errors.h"
+#include "innerkv/format.h"
+#include "interrupt.h"
+#include "log.h"
+#include "options.h"
+#include "output.h"
+#include "progress.h"
+
+namespace innerkv::cli {
+namespace {
+
+constexpr int kMostTokens = 1 << 16;
+constexpr int kMostRepeats = 1000;
+
+constexpr const char* kExamples =
+    R"(Contenders come one after another in one process, with the same threads, libllama with flash attention. A
+context is what the cache holds when the last token is generated.
+
+Examples:
+  innerkv bench decode -m model.gguf --context 64,128 --tokens 4
+  innerkv bench decode -m model.gguf --context 128 --threads 1 --cache base,k4v4 --tokens 4 \
+      --peer llama:f16,llama:q8_0 --repeats 2 --json)";
+
+struct BenchOptions {
+    bench::DecodeBenchOptions bench;
+    std::string model;
+    std::string presets{innerkv::presets().front().name};
+    std::string peers;
+    bool json = false;
+};
+
+void check_peer(const std::string& name) {
+    if (!name.starts_with("llama:"))
+        throw CLI::ValidationError("'" + name + "' is no rival here; libllama's are llama:TYPE, "
+                                                "as in llama:f16,llama:q8_0,llama:q4_0",
+                                   0);
+    runner::make_options(name, 1);
+}
+
+bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::ModelInfo& info) {
+    bench::DecodeBenchOptions bench = options.bench;
+    bench.caches = split_list(options.presets);
+    if (!options.peers.empty())
+        for (std::string& name : split_list(options.peers)) bench.caches.push_back(std::move(name));
+    std::ranges::sort(bench.contexts);
+    if (bench.threads == 0) bench.threads = runner::available_cores();
+    if (bench.contexts.back() > info.context_length)
+        throw Failure(fmt::format("--context {} is beyond the {} tokens that {} was made for",
+                                  bench.contexts.back(), info.context_length, info.name));
+    if (bench.contexts.front() <= bench.tokens)
+        throw UsageError(fmt::format("--context {} leaves no prompt before --tokens {}",
+                                     bench.contexts.front(), bench.tokens));
+    return bench;
+}
+
+Json to_json(const BenchOptions& options, const bench::DecodeBenchOptions& bench,
+             const std::vector<bench::DecodeResult>& results) {
+    Json entries = Json::array();
+    for (const bench::DecodeResult& result : results)
+        entries.push_back({{"name", result.name},
+                           {"context", result.context},
+                           {"decode_tokens_per_s", result.decode_tokens_per_s},
+                           {"best_decode_tokens_per_s", result.best_decode_tokens_per_s},
+                           {"prompt_tokens_per_s", result.prompt_tokens_per_s},
+                           {"peak_bytes", result.peak_bytes}});
+    return {{"model", options.model},        {"threads", bench.threads}, {"tokens", bench.tokens},
+            {"repeats", bench.repeats},      {"seed", bench.seed},
+            {"interrupted", interrupted()}, {"results", entries}};
+}
+
+std::string to_text(const bench::DecodeBenchOptions& bench,
+                    const std::vector<bench::DecodeResult>& results) {
+    Table table({"contender", "context", "decode tokens/s", "best", "prompt tokens/s", "memory"});
+    for (const bench::DecodeResult& result : results)
+        table.add({result.name, std::to_string(result.context),
+                   fmt::format("{:.1f}", result.decode_tokens_per_s),
+                   fmt::format("{:.1f}", result.best_decode_tokens_per_s),
+                   fmt::format("{:.1f}", result.prompt_tokens_per_s),
+                   result.peak_bytes == 0 ? "-" : format_bytes(result.peak_bytes)});
+    return fmt::format("{} tokens generated {} time{}, {} thread{}\n", bench.tokens, bench.repeats,
+                       bench.repeats > 1 ? "s" : "", bench.threads,
+                       bench.threads > 1 ? "s" : "") +
+           table.text();
+}
+
+int bench_decode(const BenchOptions& options) {
+    const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
+    bench::DecodeBenchOptions bench = complete(options, model->info());
+    catch_interrupts();
+    std::unique_ptr<Progress> bar;
+    std::string shown;
+    bench.progress = [&](const std::string& what, std::int64_t done, std::int64_t total) {
+        if (what != shown) {
+            bar.reset();
+            bar = std::make_unique<Progress>(what, "tokens", total);
+            shown = what;
+        }
+        bar->update(done);
+        return !interrupted();
+    };
+    const std::vector<bench::DecodeResult> results = bench::run_decode_bench(model, bench);
+    bar.reset();
+    if (results.empty()) {
+        log_error("interrupted before the first context was done");
+        return kInterrupted;
+    }
+    if (options.json)
+        write_json(to_json(options, bench, results));
+    else
+        write_output(to_text(bench, results));
+    return interrupted() ? kInterrupted : kSuccess;
+}
+
+} // namespace
+
+void add_bench_decode(CLI::App& parent, Action& action) {
+    auto options = std::make_shared<BenchOptions>();
+    options->bench.contexts = {512, 2048, 8192};
+    options->bench.threads = 0;
+    CLI::App* command = parent.add_subcommand(
+        "decode", "A model's prompt and generation, in tokens a second and bytes");
+    add_model_option(*command, options->model);
+    command->add_option("--context", options->bench.contexts, "Tokens in the cache at the end")
+        ->type_name("N,M,...")
+        ->delimiter(',')
+        ->check(whole_range(2, 1 << 24))
+        ->capture_default_str();
+    add_presets_option(*command, options->presets, "Our contenders");
+    command
+        ->add_option("--peer", options->peers,
+                     "libllama's caches: llama:f16, llama:q8_0, llama:q4_0, ...")
+        ->type_name("A,B,...")
+        ->check(accepted_by([](const std::string& list) {
+            for (const std::string& name : split_list(list)) check_peer(name);
+        }));
+    add_threads_option(*command, options->bench.threads, "Threads of every contender; all cores");
+    command->add_option("--tokens", options->bench.tokens, "Tokens generated at a time")
+        ->type_name("N")
+        ->check(whole_range(1, kMostTokens))
+        ->capture_default_str();
+    command
+        ->add_option("--repeats", options->bench.repeats, "How often, from the same prompt")
+        ->type_name("N")
+        ->check(whole_range(1, kMostRepeats))
+        ->capture_default_str();
+    command->add_option("--seed", options->bench.seed, "Seed of the random prompt")
+        ->type_name("S")
+        ->check(whole_range(0, 0xffffffff));
+    add_isa_option(*command, options->bench.isa, "Instruction set of our kernels");
+    add_json_option(*command, options->json);
+    command->footer(kExamples);
+    on_chosen(*command, action, options, options->bench.threads, bench_decode);
+}
+
+} // namespace innerkv::cli
