@@ -30,11 +30,12 @@ struct ContenderResult {
     std::size_t bytes_read = 0;
     double gb_per_s = 0; ///< 1e9 bytes, by the median
     double percent_of_read_bandwidth = 0;
-    double ratio = 0;          ///< its median over the first preset's
-    double floor_us = 0;       ///< what its bytes take at the read bandwidth; ours: or its products
-    double times_floor = 0;    ///< its median over that
+    double ratio = 0;       ///< its median over the first preset's
+    double floor_us = 0;    ///< what its bytes take at the read bandwidth; ours: or its products
+    double times_floor = 0; ///< its median over that
     double min_times_floor = 0;
-    double append_us = -1;     ///< of a page's tokens to one sequence, one of them quantized; -1: unknown
+    double append_us =
+        -1; ///< of a page's tokens to one sequence, one of them quantized; -1: unknown
     double relative_error = 0; ///< against the exact attention on unrounded data
     double cosine = 0;
     double arithmetic_error =

@@ -62,8 +62,7 @@ public:
             result.name = name_;
             result.context = context;
             if (!read_prompt(context - options_.tokens)) return false;
-            result.prompt_tokens_per_s =
-                static_cast<double>(session_->length()) / prompt_seconds_;
+            result.prompt_tokens_per_s = static_cast<double>(session_->length()) / prompt_seconds_;
             std::vector<double> rates;
             for (int repeat = 0; repeat < options_.repeats; ++repeat) {
                 if (!report("decode", repeat * options_.tokens,
@@ -132,12 +131,11 @@ void check(const runner::Model& model, const DecodeBenchOptions& options) {
     const int longest = options.contexts.empty() ? 0 : options.contexts.back();
     if (options.contexts.empty() || !std::ranges::is_sorted(options.contexts) ||
         options.contexts.front() <= options.tokens || longest > model.info().context_length)
-        throw InvalidArgument("contexts of " + std::to_string(options.tokens + 1) + " to " +
-                              std::to_string(model.info().context_length) +
-                              " tokens are supported: more than the " +
-                              std::to_string(options.tokens) +
-                              " that are generated, and no more than " + model.info().path +
-                              " was trained for");
+        throw InvalidArgument(
+            "contexts of " + std::to_string(options.tokens + 1) + " to " +
+            std::to_string(model.info().context_length) + " tokens are supported: more than the " +
+            std::to_string(options.tokens) + " that are generated, and no more than " +
+            model.info().path + " was trained for");
 }
 
 } // namespace

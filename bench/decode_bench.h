@@ -26,8 +26,8 @@ struct DecodeBenchOptions {
 };
 
 struct DecodeResult {
-    std::string name; ///< "innerkv:base", "llama:f16"
-    int context = 0;  ///< tokens in the cache when the last one is generated
+    std::string name;                    ///< "innerkv:base", "llama:f16"
+    int context = 0;                     ///< tokens in the cache when the last one is generated
     double decode_tokens_per_s = 0;      ///< median of the repeats
     double best_decode_tokens_per_s = 0; ///< of the fastest
     double prompt_tokens_per_s = 0;      ///< of all `context - tokens` of the prompt

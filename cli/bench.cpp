@@ -7,7 +7,8 @@ namespace innerkv::cli {
 void add_bench_command(CLI::App& app, Action& action) {
     CLI::App* command = app.add_subcommand("bench", "Measure speed");
     command->require_subcommand(1);
-    command->footer("innerkv bench attention --help and innerkv bench decode --help have examples.");
+    command->footer(
+        "innerkv bench attention --help and innerkv bench decode --help have examples.");
     add_bench_attention(*command, action);
     add_bench_decode(*command, action);
 }

@@ -40,8 +40,9 @@ struct BenchOptions {
 
 void check_peer(const std::string& name) {
     if (!name.starts_with("llama:"))
-        throw CLI::ValidationError("'" + name + "' is no rival here; libllama's are llama:TYPE, "
-                                                "as in llama:f16,llama:q8_0,llama:q4_0",
+        throw CLI::ValidationError("'" + name +
+                                       "' is no rival here; libllama's are llama:TYPE, "
+                                       "as in llama:f16,llama:q8_0,llama:q4_0",
                                    0);
     runner::make_options(name, 1);
 }
@@ -72,9 +73,9 @@ Json to_json(const BenchOptions& options, const bench::DecodeBenchOptions& bench
                            {"best_decode_tokens_per_s", result.best_decode_tokens_per_s},
                            {"prompt_tokens_per_s", result.prompt_tokens_per_s},
                            {"peak_bytes", result.peak_bytes}});
-    return {{"model", options.model},        {"threads", bench.threads}, {"tokens", bench.tokens},
-            {"repeats", bench.repeats},      {"seed", bench.seed},
-            {"interrupted", interrupted()}, {"results", entries}};
+    return {{"model", options.model},   {"threads", bench.threads}, {"tokens", bench.tokens},
+            {"repeats", bench.repeats}, {"seed", bench.seed},       {"interrupted", interrupted()},
+            {"results", entries}};
 }
 
 std::string to_text(const bench::DecodeBenchOptions& bench,
@@ -87,8 +88,7 @@ std::string to_text(const bench::DecodeBenchOptions& bench,
                    fmt::format("{:.1f}", result.prompt_tokens_per_s),
                    result.peak_bytes == 0 ? "-" : format_bytes(result.peak_bytes)});
     return fmt::format("{} tokens generated {} time{}, {} thread{}\n", bench.tokens, bench.repeats,
-                       bench.repeats > 1 ? "s" : "", bench.threads,
-                       bench.threads > 1 ? "s" : "") +
+                       bench.repeats > 1 ? "s" : "", bench.threads, bench.threads > 1 ? "s" : "") +
            table.text();
 }
 
@@ -147,8 +147,7 @@ void add_bench_decode(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens))
         ->capture_default_str();
-    command
-        ->add_option("--repeats", options->bench.repeats, "How often, from the same prompt")
+    command->add_option("--repeats", options->bench.repeats, "How often, from the same prompt")
         ->type_name("N")
         ->check(whole_range(1, kMostRepeats))
         ->capture_default_str();

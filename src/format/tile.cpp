@@ -224,8 +224,7 @@ void squared_errors(const TileValues& values, const Groups& groups, Row& errors)
     const auto zeros = load<Vector>(groups.zero_points);
     Vector sums{};
     for (int i = 0; i < kGroupSize; ++i) {
-        const Vector error =
-            load<Vector>(values[i]) - (scales * codes_at(groups.quads, i) + zeros);
+        const Vector error = load<Vector>(values[i]) - (scales * codes_at(groups.quads, i) + zeros);
         sums += error * error;
     }
     std::memcpy(errors, &sums, sizeof errors);

@@ -161,8 +161,8 @@ TEST(AttentionBench, FieldsAgreeWithEachOther) {
     EXPECT_GT(bench.results[0].append_us, 0);
     EXPECT_EQ(bench.results[2].append_us, -1);
     for (const int ours : {0, 1})
-        EXPECT_GE(bench.results[static_cast<std::size_t>(ours)].floor_us *
-                      bench.dot_gmac_per_s * 1e3,
+        EXPECT_GE(bench.results[static_cast<std::size_t>(ours)].floor_us * bench.dot_gmac_per_s *
+                      1e3,
                   options.attention.multiply_accumulates() * 0.999);
 }
 

@@ -94,9 +94,8 @@ inline Floats scale_exponent(Floats a, Floats exponent) {
             _mm256_mul_ps(a.high, power_of_two(exponent.high))};
 }
 inline Floats add_exponents(Floats a, Sums exponents) {
-    return {
-        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.low), exponents.low)),
-        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.high), exponents.high))};
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.low), exponents.low)),
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.high), exponents.high))};
 }
 inline Sums exponent_bits(Sums exponents) {
     return {_mm256_slli_epi32(exponents.low, 23), _mm256_slli_epi32(exponents.high, 23)};

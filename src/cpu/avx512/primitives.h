@@ -79,8 +79,8 @@ inline __m512 max_pairs(__m512 a, __m512 b) {
 inline __m128 max_of_four_rows(const float* from) {
     __m512 rows[4];
     for (int row = 0; row < 4; ++row)
-        rows[row] = _mm512_max_ps(_mm512_loadu_ps(from + 32 * row),
-                                  _mm512_loadu_ps(from + 32 * row + 16));
+        rows[row] =
+            _mm512_max_ps(_mm512_loadu_ps(from + 32 * row), _mm512_loadu_ps(from + 32 * row + 16));
     const __m512d low = _mm512_castps_pd(max_pairs(rows[0], rows[1]));
     const __m512d high = _mm512_castps_pd(max_pairs(rows[2], rows[3]));
     const __m512 sixteen = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
@@ -97,9 +97,7 @@ inline Floats max_of_rows(const float* from) {
                              max_of_four_rows(from + 12 * 32), 1);
     return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
 }
-inline Floats permute(Floats a, Sums index) {
-    return {_mm512_permutexvar_ps(index.all, a.all)};
-}
+inline Floats permute(Floats a, Sums index) { return {_mm512_permutexvar_ps(index.all, a.all)}; }
 inline bool any_less(Floats a, Floats b) {
     return _mm512_cmp_ps_mask(a.all, b.all, _CMP_LT_OQ) != 0;
 }
@@ -136,7 +134,8 @@ inline void store_bytes(Sums a, void* to) {
 
 /// Sums of the 64-bit elements of each half of a and b, at a0 b0 a1 b1 of the eight 64-bit elements, twice.
 inline __m512i add_halves(__m512i a, __m512i b) {
-    const __m512i pairs = _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i pairs =
+        _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     return _mm512_add_epi64(pairs, _mm512_permutex_epi64(pairs, 0x4e));
 }
 inline Sums sums_of_rows(const std::uint8_t* from) {

@@ -171,15 +171,13 @@ constexpr ValueBlockFunction kValueBlocksByRows[] = {
 
 /// By zero-points and rows - 1.
 template <Layout layout>
-constexpr const KeyBlockFunction* kKeyBlocksByZeros[] = {kKeyBlocksByRows<layout, Zeros::none>,
-                                                         kKeyBlocksByRows<layout, Zeros::values>,
- kKeyBlocksByRows<layout, Zeros::marked>,
-                                                         kKeyBlocksByRows<layout, Zeros::steps>};
+constexpr const KeyBlockFunction* kKeyBlocksByZeros[] = {
+    kKeyBlocksByRows<layout, Zeros::none>, kKeyBlocksByRows<layout, Zeros::values>,
+    kKeyBlocksByRows<layout, Zeros::marked>, kKeyBlocksByRows<layout, Zeros::steps>};
 template <Layout layout>
 constexpr const ValueBlockFunction* kValueBlocksByZeros[] = {
     kValueBlocksByRows<layout, Zeros::none>, kValueBlocksByRows<layout, Zeros::values>,
-    kValueBlocksByRows<layout, Zeros::marked>,
-    kValueBlocksByRows<layout, Zeros::steps>};
+    kValueBlocksByRows<layout, Zeros::marked>, kValueBlocksByRows<layout, Zeros::steps>};
 
 /// By layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is
 /// the first.

@@ -104,8 +104,7 @@ void dense_page_logits(const DenseParams& params, const std::byte* keys, const s
 
 inline void dense_softmax(const Walk& walk, const PageMask& mask, DenseScratch& scratch) {
     constexpr float kNoOffsets[kMaxRows] = {};
-    if (!mask.all || walk.soft_cap > 0.0f)
-        change_logits(walk, mask, kNoOffsets, scratch.logits[0]);
+    if (!mask.all || walk.soft_cap > 0.0f) change_logits(walk, mask, kNoOffsets, scratch.logits[0]);
     const Floats tops = keep_lanes(max_of_rows(scratch.logits[0]), 0, walk.rows);
     store(tops, scratch.tops);
     raise_references(walk, tops);

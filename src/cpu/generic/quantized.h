@@ -49,7 +49,8 @@ inline void store_weights(const Side& side, Floats sums, Floats scale, int tile,
 
 /// What does not change from page to page.
 inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
-    for (int slot = 0; slot < kMaxRows; ++slot) scratch.rows_of_slots[slot] = slot % params.walk.rows;
+    for (int slot = 0; slot < kMaxRows; ++slot)
+        scratch.rows_of_slots[slot] = slot % params.walk.rows;
     for (int block = 0; block < params.blocks; ++block) {
         for (int tile = 0; tile < 4; ++tile) {
             const int group = (2 * block + tile / 2) * kMaxRows;
@@ -182,9 +183,8 @@ inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
         store_starts(params.v, true, sums, tile, batch.p_starts[tile]);
         store_weights(params.v, to_floats(sums), scale, tile, batch.p_weights[tile]);
     }
-    const Floats weights =
-        combine_pages(multiply(scale, to_floats(sums)), batch, walk.rows,
-                      [](Floats a, Floats b) { return add(a, b); });
+    const Floats weights = combine_pages(multiply(scale, to_floats(sums)), batch, walk.rows,
+                                         [](Floats a, Floats b) { return add(a, b); });
     store(add(load(walk.weight), weights), walk.weight);
 }
 

@@ -7,7 +7,7 @@ enum class Zeros {
     none,
     values, ///< what a code 0 stands for, times the sum of the other side
     marked, ///< likewise, where the scale has its sign bit set
-    steps,  ///< eighths of a step of the scale, from the middle of the codes: inside the parentheses
+    steps, ///< eighths of a step of the scale, from the middle of the codes: inside the parentheses
 };
 
 inline Zeros zeros_of(const Side& side) {
@@ -35,8 +35,8 @@ inline TileScales load_scales(const ScaleReader& reader, const std::byte* scales
     if (zeros == Zeros::steps) {
         const int middle = -4 * ((1 << reader.bits) - 1);
         scale = load_scale_bytes(scales + 16 * tile);
-        out.zero = to_floats(
-            add_ints(load_signed_bytes(scales + 64 + 16 * tile), broadcast_int(middle)));
+        out.zero =
+            to_floats(add_ints(load_signed_bytes(scales + 64 + 16 * tile), broadcast_int(middle)));
     } else {
         scale = load_f16(scales + 32 * tile);
         if (zeros != Zeros::none) out.zero = load_f16(scales + 128 + 32 * tile);
@@ -45,8 +45,8 @@ inline TileScales load_scales(const ScaleReader& reader, const std::byte* scales
         const Floats sign = scale;
         scale = absolute(scale);
         const Floats level_zero = broadcast(static_cast<float>(1 << (reader.bits - 1)));
-        out.zero = select_negative(sign, fused_multiply_add(scale, level_zero, out.zero),
-                                   broadcast(0.0f));
+        out.zero =
+            select_negative(sign, fused_multiply_add(scale, level_zero, out.zero), broadcast(0.0f));
     }
     out.scale = multiply(scale, broadcast(reader.units[tile]));
     return out;

@@ -177,9 +177,8 @@ inline Sums broadcast_int(std::int32_t value) {
     return each_int([=](int) { return value; });
 }
 inline Sums load_signed_bytes(const std::byte* from) {
-    return each_int([=](int i) {
-        return static_cast<std::int8_t>(std::to_integer<unsigned>(from[i]));
-    });
+    return each_int(
+        [=](int i) { return static_cast<std::int8_t>(std::to_integer<unsigned>(from[i])); });
 }
 inline Sums load_ints(const std::int32_t* from) {
     return each_int([=](int i) { return from[i]; });
