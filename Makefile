@@ -3,8 +3,12 @@
 .PHONY: help run build test model bench lint format asan asan-runner tsan install clean configure
 
 MODEL ?= smollm2
-export FILE ?= tests/data/alice-opening.txt
-export QUESTION ?= Which animal did Alice follow down the hole?
+FILE ?= tests/data/alice-opening.txt
+QUESTION ?= Which animal did Alice follow down the hole?
+# As they were given: a dollar sign in a question is no variable.
+override FILE := $(value FILE)
+override QUESTION := $(value QUESTION)
+export FILE QUESTION
 CACHE ?= base
 PREFIX ?= /usr/local
 
@@ -62,6 +66,7 @@ asan: ## The library's tests under AddressSanitizer and UndefinedBehaviorSanitiz
 
 asan-runner: ## The runner's tests on random models, likewise
 	@tools/setup build
+	@tools/third_party.py >/dev/null
 	@cmake --preset asan-ubsan-program >/dev/null
 	@cmake --build build-asan-ubsan-program --target runner_tests
 	@tools/run_tests.py build-asan-ubsan-program -L '^runner$$' -E Parity
@@ -81,4 +86,5 @@ clean: ## Removes the build directories; downloads and ggml stay in the cache
 
 configure:
 	@tools/setup build
+	@tools/third_party.py >/dev/null # before CMake, which would add pages to its one line
 	@cmake --preset release >/dev/null

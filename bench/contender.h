@@ -49,6 +49,9 @@ std::unique_ptr<Contender> make_innerkv_contender(
     const AttentionCase& attention, std::string_view preset, std::string_view isa, ThreadPool& pool,
     const Checkpoint& checkpoint = [] {});
 
+/// Bytes that its cache takes, known before anything is allocated. Throws InvalidArgument.
+std::size_t innerkv_contender_bytes(const AttentionCase& attention, std::string_view preset);
+
 /// Names of all rivals, "ggml:f16", ...
 std::vector<std::string> peer_names();
 /// Throws InvalidArgument listing the rivals unless `name` is one.
@@ -57,5 +60,7 @@ void require_peer(std::string_view name);
 std::unique_ptr<Contender> make_peer(
     const AttentionCase& attention, std::string_view name, int threads,
     const Checkpoint& checkpoint = [] {});
+/// Bytes of its keys and values, likewise.
+std::size_t peer_bytes(const AttentionCase& attention, std::string_view name);
 
 } // namespace innerkv::bench

@@ -158,6 +158,10 @@ private:
 
 } // namespace
 
+std::size_t innerkv_contender_bytes(const AttentionCase& attention, std::string_view preset) {
+    return plan_cache(config_of(attention, find_preset(preset))).total();
+}
+
 std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,
                                                   std::string_view preset, std::string_view isa,
                                                   ThreadPool& pool, const Checkpoint& checkpoint) {

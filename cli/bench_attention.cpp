@@ -13,6 +13,7 @@
 #include "innerkv/format.h"
 #include "interrupt.h"
 #include "log.h"
+#include "memory_limit.h"
 #include "options.h"
 #include "output.h"
 #include "progress.h"
@@ -51,6 +52,24 @@ void check_options(const BenchOptions& options) {
     if (attention.q_heads % attention.kv_heads != 0)
         throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
                                      attention.q_heads, attention.kv_heads));
+}
+
+/// All contenders have their caches at the same time. Throws Failure where they do not fit.
+void check_memory(const BenchOptions& options) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    std::uint64_t bytes = 0;
+    for (const std::string& preset : split_list(options.presets))
+        bytes += bench::innerkv_contender_bytes(attention, preset);
+    if (!options.peers.empty())
+        for (const std::string& peer : split_list(options.peers))
+            bytes += bench::peer_bytes(attention, peer);
+    const MemoryLimit limit = memory_limit();
+    if (bytes > limit.bytes)
+        throw Failure(fmt::format(
+            "caches of --context {} and --batch {} take {} for all contenders, {} has {}; choose a "
+            "smaller --context or --batch, or fewer contenders",
+            attention.context, attention.batch, format_bytes(bytes), limit.owner,
+            format_bytes(limit.bytes)));
 }
 
 /// A progress bar for each thing that is being done; false after Ctrl-C.
@@ -147,9 +166,12 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
 
 int bench_attention(const BenchOptions& options) {
     check_options(options);
+    check_memory(options);
     catch_interrupts();
     const bench::AttentionBenchResult measured = measure(options);
     if (measured.rounds == 0) {
+        if (options.json)
+            write_json({{"interrupted", true}, {"rounds", 0}, {"results", Json::array()}});
         log_error("interrupted before the first round was done");
         return kInterrupted;
     }

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kShortestWindow = 256;
 constexpr int kLongestWindow = 1 << 24;
+constexpr int kUsualWindows = 8;
 
 constexpr const char* kExamples =
     R"(Takes norm and centre of every channel of the keys, and writes them to a file that belongs to this
@@ -39,7 +40,7 @@ struct CalibrateOptions {
     std::string text;
     std::string output;
     int window = 2048;
-    int windows = 8;
+    int windows = 0; ///< 0: as many as the text has, up to kUsualWindows
     int threads = 0;
     bool json = false;
 };
@@ -84,11 +85,13 @@ Json to_json(const CalibrateOptions& options, const runner::Calibration& calibra
 
 int calibrate(const CalibrateOptions& options) {
     protect_inputs(options);
+    runner::require_writable(options.output);
     const std::string text = read_text(options.text);
     const std::shared_ptr<runner::Model> model = load_model(options.model, options.window);
     std::vector<runner::Token> tokens = model->tokenize(text, false, false);
-    const int windows = choose_stretches(options.text, tokens.size(), options.windows,
-                                         static_cast<std::size_t>(options.window), "window");
+    const int windows =
+        choose_stretches(options.text, tokens.size(), options.windows,
+                         static_cast<std::size_t>(options.window), "window", kUsualWindows);
     runner::Calibrator calibrator(model, options.window, options.threads);
     catch_interrupts();
     if (!walk(calibrator, *model, tokens, options.window, windows)) {
@@ -114,18 +117,21 @@ void add_calibrate_command(CLI::App& app, Action& action) {
     add_model_option(*command, options->model);
     command->add_option("--text", options->text, "UTF-8 text, - for standard input")
         ->type_name("FILE")
-        ->required();
+        ->required()
+        ->check(file_name());
     command->add_option("-o,--output", options->output, "The file to write")
         ->type_name("FILE")
-        ->required();
+        ->required()
+        ->check(file_name());
     command->add_option("--ctx", options->window, "Tokens of a window")
         ->type_name("N")
         ->check(whole_range(kShortestWindow, kLongestWindow))
         ->capture_default_str();
-    command->add_option("--chunks", options->windows, "Windows to read")
+    command
+        ->add_option("--chunks", options->windows,
+                     fmt::format("Windows to read; up to {} by default", kUsualWindows))
         ->type_name("N")
-        ->check(whole_range(1, kLongestWindow))
-        ->capture_default_str();
+        ->check(whole_range(1, kLongestWindow));
     add_threads_option(*command, options->threads, "Threads; all cores by default");
     add_json_option(*command, options->json);
     command->footer(kExamples);

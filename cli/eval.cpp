@@ -65,7 +65,8 @@ void add_eval_options(CLI::App& command, EvalOptions& options, const std::string
     add_model_option(command, options.model);
     command.add_option("--text", options.text, "UTF-8 text, - for standard input")
         ->type_name("FILE")
-        ->required();
+        ->required()
+        ->check(file_name());
     command.add_option("--ctx", options.context, context)
         ->type_name("N")
         ->check(whole_range(shortest_context, kLongestContext))
@@ -88,17 +89,20 @@ void add_eval_options(CLI::App& command, EvalOptions& options, const std::string
     command
         .add_option("--resume", options.resume,
                     "Keep what is done in this file; a run with the same options goes on there")
-        ->type_name("FILE");
+        ->type_name("FILE")
+        ->check(file_name());
 }
 
-void add_documents_option(CLI::App& command, int& documents) {
-    command.add_option("--documents", documents, "Stretches of the text to measure")
+void add_documents_option(CLI::App& command, int& documents, int usual) {
+    command
+        .add_option("--documents", documents,
+                    fmt::format("Stretches of the text to measure; up to {} by default", usual))
         ->type_name("N")
-        ->check(whole_range(1, kMostDocuments))
-        ->capture_default_str();
+        ->check(whole_range(1, kMostDocuments));
 }
 
 EvalInput read_input(const EvalOptions& options) {
+    if (!options.plot.empty()) require_writable(options.plot);
     EvalInput input;
     input.calibration = read_calibration(options.calibration, options.caches, options.codec);
     const std::string text = read_text(options.text);

@@ -41,8 +41,8 @@ struct EvalOptions {
 /// Options that all measurements have; `context` tells what --ctx is here.
 void add_eval_options(CLI::App& command, EvalOptions& options, const std::string& context,
                       int shortest_context);
-/// --documents: how many stretches of the text are measured.
-void add_documents_option(CLI::App& command, int& documents);
+/// --documents: how many stretches of the text are measured; `usual` by default, where it has them.
+void add_documents_option(CLI::App& command, int& documents, int usual);
 
 struct EvalInput {
     std::shared_ptr<runner::Model> model;
@@ -54,7 +54,8 @@ struct EvalInput {
     std::vector<runner::Token> opened(std::size_t begin, std::size_t count) const;
 };
 
-/// Throws Failure where the model or the text cannot be read or --ctx is beyond the model's.
+/// Throws Failure where the model or the text cannot be read, --ctx is beyond the model's or the plot could
+/// not be written.
 EvalInput read_input(const EvalOptions& options);
 
 /// What is measured as a whole, and lost as a whole where the run is stopped inside.
@@ -97,8 +98,8 @@ struct EvalReport {
     std::function<std::string()> plot;
 };
 int show(const EvalOptions& options, const EvalReport& report);
-/// "interrupted before the first window was done".
-int show_nothing(const std::string& noun);
+/// "interrupted before the first window was done", in JSON a result without rows.
+int show_nothing(const EvalOptions& options, const std::string& noun);
 
 void add_eval_ppl(CLI::App& parent, Action& action);
 void add_eval_recall(CLI::App& parent, Action& action);

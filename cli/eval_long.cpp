@@ -16,6 +16,8 @@ namespace {
 constexpr int kShortestContext = 128;
 constexpr std::size_t kStretches = 16;
 
+constexpr int kUsualDocuments = 1;
+
 constexpr const char* kExamples =
     R"(Every token of a document of --ctx tokens is scored. Then each cache goes on alone, taking the
 most likely token, from --starts places of it: how many tokens until it differs from the reference?
@@ -26,7 +28,7 @@ Examples:
       --generate 8 --cache base,k4v4 --json)";
 
 struct LongOptions : EvalOptions {
-    int documents = 1;
+    int documents = 0; ///< 0: up to kUsualDocuments
     int starts = 4;
     int generate = 64;
 };
@@ -174,8 +176,8 @@ int eval_long(const LongOptions& options) {
                                      options.context, options.generate));
     const EvalInput input = read_input(options);
     const auto length = static_cast<std::size_t>(options.context);
-    const int documents =
-        choose_stretches(options.text, input.tokens.size(), options.documents, length, "document");
+    const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,
+                                           length, "document", kUsualDocuments);
     const auto count = static_cast<std::size_t>(documents);
     const std::vector<Start> starts = make_starts(options, documents);
     const Evaluation evaluation = evaluate(
@@ -184,7 +186,7 @@ int eval_long(const LongOptions& options) {
         make_items(options, input, documents, starts));
     LongResult result;
     result.documents = evaluation.count_done(count);
-    if (result.documents == 0) return show_nothing("document");
+    if (result.documents == 0) return show_nothing(options, "document");
     result.scores = evaluation.scores(count);
     for (std::size_t cache = 0; cache < result.scores.size(); ++cache)
         result.courses.push_back(course_of(evaluation, starts, count, cache));
@@ -202,7 +204,7 @@ void add_eval_long(CLI::App& parent, Action& action) {
         "long", "A whole document by position, and texts that each cache writes alone");
     options->name = "eval long";
     add_eval_options(*command, *options, "Tokens of a document", kShortestContext);
-    add_documents_option(*command, options->documents);
+    add_documents_option(*command, options->documents, kUsualDocuments);
     command->add_option("--starts", options->starts, "Places of a document where text is generated")
         ->type_name("N")
         ->check(whole_range(0, 4096))

@@ -20,6 +20,8 @@ constexpr int kShortestContext = 512;
 /// Tokens of a question and its answer, the last one left out: see make_item().
 constexpr std::size_t kMostAsked = kPageTokens;
 
+constexpr int kUsualDocuments = 4;
+
 constexpr const char* kExamples =
     R"(In each document of --ctx tokens facts with random values are planted in the text and asked for
 at its end. An answer is right if every token of the value is the most likely one.
@@ -31,7 +33,7 @@ Examples:
 
 struct RecallOptions : EvalOptions {
     int depths = 11;
-    int documents = 4;
+    int documents = 0; ///< 0: up to kUsualDocuments
 };
 
 /// Tokens of a document: what --ctx leaves beside a question, whole pages.
@@ -199,7 +201,7 @@ std::string draw(const RecallResult& result) {
 int eval_recall(const RecallOptions& options) {
     const EvalInput input = read_input(options);
     const int count = choose_stretches(options.text, input.tokens.size(), options.documents,
-                                       document_length(options), "document");
+                                       document_length(options), "document", kUsualDocuments);
     std::vector<PlantedDocument> documents;
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(count); ++index) {
@@ -210,7 +212,7 @@ int eval_recall(const RecallOptions& options) {
         evaluate(options, input, {{"documents", count}, {"depths", options.depths}}, items);
     RecallResult result;
     result.documents = evaluation.count_done(items.size());
-    if (result.documents == 0) return show_nothing("document");
+    if (result.documents == 0) return show_nothing(options, "document");
     result.length = document_length(options);
     result.depths = make_depths(options.depths);
     const std::vector<CacheScore> scores = evaluation.scores(items.size());
@@ -233,7 +235,7 @@ void add_eval_recall(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(2, kMostFacts))
         ->capture_default_str();
-    add_documents_option(*command, options->documents);
+    add_documents_option(*command, options->documents, kUsualDocuments);
     command->footer(kExamples);
     on_chosen(*command, action, options, options->threads, eval_recall);
 }

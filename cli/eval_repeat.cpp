@@ -20,6 +20,8 @@ constexpr std::size_t kLead = 32;
 constexpr int kLeastBetween = 192;
 constexpr std::size_t kStretches = 16;
 
+constexpr int kUsualDocuments = 4;
+
 constexpr const char* kExamples =
     R"(Each document of --ctx tokens is a passage of the text, other text, and the passage again. Its
 second reading is scored: whoever can look at the first predicts it almost surely.
@@ -31,7 +33,7 @@ Examples:
 
 struct RepeatOptions : EvalOptions {
     int passage = 256;
-    int documents = 4;
+    int documents = 0; ///< 0: up to kUsualDocuments
 };
 
 /// Rows of an item: the passage's first reading, then its second.
@@ -131,14 +133,14 @@ int eval_repeat(const RepeatOptions& options) {
                                      options.context, options.passage, kLeastBetween, least));
     const EvalInput input = read_input(options);
     const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,
-                                           length - passage, "document");
+                                           length - passage, "document", kUsualDocuments);
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(documents); ++index)
         items.push_back(make_document(input, index * (length - passage), length, passage));
     const Evaluation evaluation =
         evaluate(options, input, {{"passage", options.passage}, {"documents", documents}}, items);
     const std::int64_t finished = evaluation.count_done(items.size());
-    if (finished == 0) return show_nothing("document");
+    if (finished == 0) return show_nothing(options, "document");
     const RepeatResult result{finished, scores_of(evaluation, false), scores_of(evaluation, true)};
     warn_of_unquantized(options, result.second);
     return show(options,
@@ -159,7 +161,7 @@ void add_eval_repeat(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(16, 1 << 20))
         ->capture_default_str();
-    add_documents_option(*command, options->documents);
+    add_documents_option(*command, options->documents, kUsualDocuments);
     command->footer(kExamples);
     on_chosen(*command, action, options, options->threads, eval_repeat);
 }

@@ -1,26 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // How measurements of `innerkv eval` are shown.
-#include <fstream>
-
 #include <fmt/format.h>
 
 #include "errors.h"
 #include "eval.h"
 #include "interrupt.h"
 #include "log.h"
+#include "text_file.h"
 
 namespace innerkv::cli {
-namespace {
-
-void write_file(const std::string& path, const std::string& text) {
-    std::ofstream file(path, std::ios::binary | std::ios::trunc);
-    file << text;
-    file.close();
-    if (!file) throw Failure(fmt::format("cannot write {}", path));
-}
-
-} // namespace
-
 Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific) {
     Json json = {{"model", options.model}, {"text", options.text}, {"ctx", options.context}};
     json.update(specific);
@@ -101,7 +89,13 @@ int show(const EvalOptions& options, const EvalReport& report) {
     return interrupted() ? kInterrupted : kSuccess;
 }
 
-int show_nothing(const std::string& noun) {
+int show_nothing(const EvalOptions& options, const std::string& noun) {
+    if (options.json)
+        write_json({{"model", options.model},
+                    {"text", options.text},
+                    {"ctx", options.context},
+                    {"interrupted", true},
+                    {"results", Json::array()}});
     log_error(fmt::format("interrupted before the first {} was done", noun));
     return kInterrupted;
 }

@@ -52,7 +52,8 @@ double Generation::decode_tokens_per_s() const { return rate(decoded_tokens, dec
 
 bool process_prompt(runner::Session& session, std::span<const Token> prompt,
                     Generation& generation) {
-    Progress bar("prompt", "tokens", static_cast<std::int64_t>(prompt.size()));
+    generation.prompt_length = static_cast<std::int64_t>(prompt.size());
+    Progress bar("prompt", "tokens", generation.prompt_length);
     {
         const Stopwatch stopwatch(generation.prompt_seconds);
         session.prompt(prompt, [&bar](std::int64_t done, std::int64_t) {

@@ -23,6 +23,7 @@ struct Generation {
     std::vector<runner::Token> tokens;
     std::string text; ///< whole characters; bytes that are none became U+FFFD
     Finish finish = Finish::length;
+    std::int64_t prompt_length = 0; ///< tokens of the whole prompt
     std::int64_t prompt_tokens = 0; ///< processed
     double prompt_seconds = 0;
     std::int64_t decoded_tokens = 0;

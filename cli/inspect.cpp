@@ -93,7 +93,8 @@ void add_inspect_command(CLI::App& app, Action& action) {
     CLI::App* command = app.add_subcommand("inspect", "Show what a model or a calibration holds");
     command->add_option("file", options->path, "GGUF model or calibration")
         ->type_name("FILE")
-        ->required();
+        ->required()
+        ->check(file_name());
     add_json_option(*command, options->json);
     command->footer("Examples:\n"
                     "  innerkv inspect model.gguf\n"

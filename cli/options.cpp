@@ -78,7 +78,10 @@ CLI::Option* add_contenders_option(CLI::App& command, std::string& contenders,
 }
 
 CLI::Option* add_model_option(CLI::App& command, std::string& path) {
-    return command.add_option("-m,--model", path, "GGUF model file")->type_name("FILE")->required();
+    return command.add_option("-m,--model", path, "GGUF model file")
+        ->type_name("FILE")
+        ->required()
+        ->check(file_name());
 }
 
 CLI::Option* add_threads_option(CLI::App& command, int& threads, const std::string& description) {
@@ -152,6 +155,7 @@ CLI::Option* add_calibration_option(CLI::App& command, std::string& path) {
         .add_option("--calibration", path,
                     "Key transforms that innerkv calibrate took from the model, for all sequences")
         ->type_name("FILE")
+        ->check(file_name())
         ->excludes("--key-norm");
 }
 
@@ -193,6 +197,13 @@ CLI::Validator accepted_by(std::function<void(const std::string&)> check) {
         return std::string();
     };
     return CLI::Validator(message, "");
+}
+
+CLI::Validator file_name() {
+    const auto check = [](const std::string& name) {
+        return std::string(name.empty() ? "the name of a file is empty" : "");
+    };
+    return CLI::Validator(check, "");
 }
 
 CLI::Validator whole_range(std::int64_t low, std::int64_t high) {

@@ -78,6 +78,8 @@ CLI::Option* add_calibration_option(CLI::App& command, std::string& path);
 std::shared_ptr<const runner::Calibration>
 read_calibration(const std::string& path, const std::string& caches, const std::string& codec);
 
+/// Refuses an empty name: a shell's variable that is not set.
+CLI::Validator file_name();
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);
 /// Whole numbers from `low` to `high`.

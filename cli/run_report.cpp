@@ -87,7 +87,8 @@ std::string comparison_text(const RunReport& report) {
     if (other.common_tokens == 0) {
         text += "The texts part at the first token:\n";
     } else {
-        text += fmt::format("The texts part after {} tokens:\n", other.common_tokens);
+        text += fmt::format("The texts part after {} token{}:\n", other.common_tokens,
+                            other.common_tokens == 1 ? "" : "s");
         text += fmt::format("  both    {}\n", tail(other.common_text));
     }
     const std::size_t at = other.common_text.size();
@@ -126,6 +127,7 @@ Json to_json(const RunReport& report) {
                  {"text", generation.text},
                  {"finish", finish_name(generation.finish)},
                  {"prompt_tokens", generation.prompt_tokens},
+                 {"prompt_length", generation.prompt_length},
                  {"generated_tokens", generation.tokens.size()},
                  {"prompt_tokens_per_s", generation.prompt_tokens_per_s()},
                  {"decode_tokens_per_s", generation.decode_tokens_per_s()},
@@ -140,14 +142,17 @@ Json to_json(const RunReport& report) {
 
 std::string to_text(const RunReport& report) {
     const Generation& generation = report.generation;
+    const std::string of_whole = generation.prompt_tokens < generation.prompt_length
+                                     ? fmt::format(" of {}", generation.prompt_length)
+                                     : "";
     std::string text = fmt::format(
         "\ncache   {}: {} for {} tokens, f16 takes {}: {}\n"
-        "prompt  {} tokens, {:.1f} tokens/s\n"
+        "prompt  {}{} tokens, {:.1f} tokens/s\n"
         "decode  {} tokens, {:.1f} tokens/s ({})\n",
         report.cache, format_bytes(generation.cache.bytes), generation.cache.tokens,
         format_bytes(generation.cache.f16_bytes), describe_ratio(generation.cache),
-        generation.prompt_tokens, generation.prompt_tokens_per_s(), generation.tokens.size(),
-        generation.decode_tokens_per_s(), finish_name(generation.finish));
+        generation.prompt_tokens, of_whole, generation.prompt_tokens_per_s(),
+        generation.tokens.size(), generation.decode_tokens_per_s(), finish_name(generation.finish));
     if (report.comparison) text.append("\n").append(comparison_text(report));
     if (!report.compared_cache.empty() && !report.comparison) text += "comparison interrupted\n";
     return text;

@@ -20,7 +20,7 @@ std::shared_ptr<runner::Model> load_model(const std::string& path, int context) 
 }
 
 int choose_stretches(const std::string& text, std::size_t tokens, int wanted, std::size_t length,
-                     const std::string& noun) {
+                     const std::string& noun, int usual) {
     const auto available = static_cast<int>(tokens / length);
     if (available == 0)
         throw Failure(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
@@ -29,7 +29,8 @@ int choose_stretches(const std::string& text, std::size_t tokens, int wanted, st
     if (wanted > available)
         log_warning(fmt::format("{} has {} {}s of {} tokens, not {}", text, available, noun, length,
                                 wanted));
-    return wanted == 0 ? available : std::min(wanted, available);
+    const int most = wanted > 0 ? wanted : usual;
+    return most > 0 ? std::min(most, available) : available;
 }
 
 } // namespace innerkv::cli

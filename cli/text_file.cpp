@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include <fmt/format.h>
 
 #include "errors.h"
+#include "runner/output_file.h"
 #include "utf8.h"
 
 namespace innerkv::cli {
@@ -59,6 +61,25 @@ std::string read_text(const std::string& path) {
     if (text.empty()) throw Failure(fmt::format("{} is empty", name));
     require_text(text, name);
     return text;
+}
+
+void require_writable(const std::string& path) {
+    const std::string obstacle = runner::write_obstacle(path);
+    if (!obstacle.empty()) throw Failure(fmt::format("cannot write {}: {}", path, obstacle));
+}
+
+void write_file(const std::string& path, const std::string& text) {
+    std::FILE* const file = std::fopen(path.c_str(), "wb");
+    if (!file) throw Failure(fmt::format("cannot write {}: {}", path, std::strerror(errno)));
+    errno = 0;
+    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool flushed = std::fflush(file) == 0;
+    const int reason = errno;
+    if (std::fclose(file) == 0 && written && flushed) return;
+    std::error_code error;
+    if (std::filesystem::is_regular_file(path, error))
+        std::filesystem::remove(runner::link_target(path), error);
+    throw Failure(fmt::format("cannot write {}: {}", path, std::strerror(reason ? reason : EIO)));
 }
 
 void require_utf8(const std::string& option, const std::string& value) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text that a command is given.
+// Text that a command is given, and what it writes to a file.
 #pragma once
 
 #include <cstdio>
@@ -13,6 +13,11 @@ std::string read_whole(std::FILE* file, const std::string& name);
 /// A file's text, or standard input's for "-"; a byte order mark is left out. Throws Failure where it
 /// cannot be read, is empty, or is not UTF-8 text.
 std::string read_text(const std::string& path);
+
+/// Throws Failure where a file cannot be written: asked before a long measurement. Leaves nothing behind.
+void require_writable(const std::string& path);
+/// The whole text or, where that fails, a Failure and no file.
+void write_file(const std::string& path, const std::string& text);
 
 /// Throws UsageError unless an option's value is UTF-8.
 void require_utf8(const std::string& option, const std::string& value);

@@ -12,7 +12,8 @@ execute_process(
   OUTPUT_STRIP_TRAILING_WHITESPACE
   RESULT_VARIABLE failed)
 if(failed)
-  message(FATAL_ERROR "tools/third_party.py failed; without it: -DINNERKV_BUILD_PROGRAM=OFF")
+  message(FATAL_ERROR "tools/third_party.py says above why it failed; mend that, or build the "
+    "library alone, which needs none of it: -DINNERKV_BUILD_PROGRAM=OFF")
 endif()
 set(INNERKV_GGUF_PY ${INNERKV_THIRDPARTY_DIR}/gguf-py)
 

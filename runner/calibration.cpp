@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runner/calibration.h"
 
+#include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <span>
@@ -12,6 +14,7 @@
 #include "innerkv/codec.h"
 #include "log.h"
 #include "model.h"
+#include "runner/output_file.h"
 
 namespace innerkv::runner {
 namespace {
@@ -179,16 +182,37 @@ void check_complete(const Calibration& calibration) {
 /// What the path names in the end, links followed; nothing but a regular file is ever replaced, least of
 /// all a device.
 std::string replaceable_file(const std::string& path) {
+    const std::string target = link_target(path);
     std::error_code error;
-    const std::filesystem::file_status status = std::filesystem::status(path, error);
-    if (!std::filesystem::exists(status)) {
-        return path;
-    }
-    if (!std::filesystem::is_regular_file(status)) {
+    const std::filesystem::file_type type = std::filesystem::status(target, error).type();
+    if (type != std::filesystem::file_type::not_found &&
+        type != std::filesystem::file_type::regular) {
         throw Error(path + ": is not a regular file; a calibration is written to one");
     }
-    const std::filesystem::path target = std::filesystem::canonical(path, error);
-    return error ? path : target.string();
+    return target;
+}
+
+/// Where the file is written before it appears under its name.
+std::string part_of(const std::string& target) { return target + ".part"; }
+
+[[noreturn]] void refuse_output(const std::string& path, const std::string& reason) {
+    throw Error(path + ": cannot be written" + (reason.empty() ? "" : ": " + reason));
+}
+
+/// False: errno or ggml's log says why.
+bool write_part(const gguf_context* metadata, const std::string& part) {
+    errno = 0;
+    std::FILE* const file = std::fopen(part.c_str(), "wb");
+    if (!file) {
+        return false;
+    }
+    const bool written = gguf_write_to_file_ptr(metadata, file, /*only_meta=*/false);
+    const int error = errno;
+    const bool closed = std::fclose(file) == 0;
+    if (!written) {
+        errno = error;
+    }
+    return written && closed;
 }
 
 } // namespace
@@ -260,6 +284,13 @@ std::shared_ptr<const Calibration> read_calibration(const std::string& path) {
     return calibration;
 }
 
+void require_writable(const std::string& path) {
+    const std::string reason = write_obstacle(part_of(replaceable_file(path)));
+    if (!reason.empty()) {
+        refuse_output(path, reason);
+    }
+}
+
 void write_calibration(const Calibration& calibration, const std::string& path) {
     check_complete(calibration);
     const std::string target = replaceable_file(path);
@@ -267,18 +298,15 @@ void write_calibration(const Calibration& calibration, const std::string& path) 
     const ContextPtr context = make_context(2);
     add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
     add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
-    const std::string part = target + ".part";
+    const std::string part = part_of(target);
     const CaughtLog log;
-    std::error_code error;
-    if (gguf_write_to_file(metadata.get(), part.c_str(), /*only_meta=*/false)) {
-        std::filesystem::rename(part, target, error);
-        if (!error) {
-            return;
-        }
+    if (write_part(metadata.get(), part) && std::rename(part.c_str(), target.c_str()) == 0) {
+        return;
     }
-    const std::string reason = error ? error.message() : log.first_error();
+    const std::string reason = errno != 0 ? std::strerror(errno) : log.first_error();
+    std::error_code error;
     std::filesystem::remove(part, error);
-    throw Error(path + ": cannot be written" + (reason.empty() ? "" : ": " + reason));
+    refuse_output(path, reason);
 }
 
 void check_model(const Calibration& calibration, const Model& model) {

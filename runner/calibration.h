@@ -44,6 +44,9 @@ bool is_calibration(const std::string& path);
 /// Throws ModelError where the file is not a calibration, of another version, or damaged.
 std::shared_ptr<const Calibration> read_calibration(const std::string& path);
 
+/// Throws Error where write_calibration could not write the file: asked before the work is done.
+void require_writable(const std::string& path);
+
 /// The file appears complete or not at all; only a regular file is replaced. Throws InvalidArgument at numbers that the cache does not
 /// take, Error where the file cannot be written.
 void write_calibration(const Calibration& calibration, const std::string& path);

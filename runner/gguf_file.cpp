@@ -68,8 +68,14 @@ std::int64_t integer_at(gguf_type type, const void* data, std::size_t index) {
 
 gguf_context* read_metadata(const std::string& path, std::span<const std::byte> bytes) {
     constexpr std::size_t header_bytes = 24;
-    if (bytes.size() < header_bytes || std::memcmp(bytes.data(), GGUF_MAGIC, 4) != 0) {
-        throw ModelError(path + ": is not a GGUF file; a model in GGUF format is expected");
+    constexpr std::size_t magic_bytes = 4;
+    if (std::memcmp(bytes.data(), GGUF_MAGIC, std::min(bytes.size(), magic_bytes)) != 0) {
+        throw ModelError(path + ": is not a GGUF file; a GGUF file is expected");
+    }
+    if (bytes.size() < header_bytes) {
+        throw ModelError(path + ": is truncated: " + std::to_string(bytes.size()) + " of the " +
+                         std::to_string(header_bytes) +
+                         " bytes of a GGUF header are there; download it again");
     }
     const CaughtLog log;
     const gguf_init_params params{/*.no_alloc =*/true, /*.ctx =*/nullptr};

@@ -34,19 +34,19 @@ MappedFile::MappedFile(const std::string& path) {
     // Without waiting: a FIFO's other end may never be opened.
     const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.value < 0) {
-        fail(path, std::string("cannot open the model: ") + std::strerror(errno));
+        fail(path, std::string("cannot open: ") + std::strerror(errno));
     }
     struct stat status {};
     if (::fstat(file.value, &status) != 0 || !S_ISREG(status.st_mode)) {
-        fail(path, "is not a regular file; a GGUF model is expected");
+        fail(path, "is not a regular file; a GGUF file is expected");
     }
     if (status.st_size == 0) {
-        fail(path, "is empty; a GGUF model is expected");
+        fail(path, "is empty; a GGUF file is expected");
     }
     size_ = static_cast<std::size_t>(status.st_size);
     void* const mapping = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.value, 0);
     if (mapping == MAP_FAILED) {
-        fail(path, std::string("cannot map the model into memory: ") + std::strerror(errno));
+        fail(path, std::string("cannot map the file into memory: ") + std::strerror(errno));
     }
     data_ = static_cast<std::byte*>(mapping);
 }

@@ -48,13 +48,16 @@ ggml_type find_type(std::string_view name, const AttentionCase& attention) {
     return *found;
 }
 
+std::int64_t padded(std::int64_t context) {
+    return (context + kContextPadding - 1) / kContextPadding * kContextPadding;
+}
+
 class GgmlPeer final : public Contender {
 public:
     GgmlPeer(const AttentionCase& attention, Layout layout, ggml_type type, int threads,
              const Checkpoint& checkpoint)
         : attention_(attention), layout_(layout), type_(type), threads_(threads),
-          cpu_(threads, kPolling), context_tokens_((attention.context + kContextPadding - 1) /
-                                                   kContextPadding * kContextPadding) {
+          cpu_(threads, kPolling), context_tokens_(padded(attention.context)) {
         build_graphs();
         for (int sequence = 0; sequence < attention.batch; ++sequence) fill(sequence, checkpoint);
         out_.resize(attention.query_elements() * static_cast<std::size_t>(attention.batch));
@@ -192,6 +195,13 @@ std::vector<std::string> ggml_cache_types() {
     std::vector<std::string> names;
     for (const ggml_type type : kCacheTypes) names.emplace_back(ggml_type_name(type));
     return names;
+}
+
+std::size_t ggml_cache_bytes(const AttentionCase& attention, std::string_view type) {
+    return 2 * ggml_row_size(find_type(type, attention), attention.head_dim) *
+           static_cast<std::size_t>(attention.kv_heads) *
+           static_cast<std::size_t>(padded(attention.context)) *
+           static_cast<std::size_t>(attention.batch);
 }
 
 std::unique_ptr<Contender> make_ggml_peer(const AttentionCase& attention, std::string_view type,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "contender.h"
 #include "innerkv/error.h"
@@ -13,13 +14,22 @@ struct Family {
     std::string_view name; ///< what stands before the colon
     std::unique_ptr<Contender> (*make)(const AttentionCase&, std::string_view type, int threads,
                                        const Checkpoint&);
+    std::size_t (*bytes)(const AttentionCase&, std::string_view type);
     std::vector<std::string> (*types)();
 };
 
 constexpr Family kFamilies[] = {
-    {"ggml", make_ggml_peer, ggml_cache_types},
-    {"ggml-rows", make_ggml_rows_peer, ggml_cache_types},
+    {"ggml", make_ggml_peer, ggml_cache_bytes, ggml_cache_types},
+    {"ggml-rows", make_ggml_rows_peer, ggml_cache_bytes, ggml_cache_types},
 };
+
+/// The family and the type that a name is made of.
+std::pair<const Family&, std::string_view> find_peer(std::string_view name) {
+    require_peer(name);
+    const std::size_t colon = name.find(':');
+    return {*std::ranges::find(kFamilies, name.substr(0, colon), &Family::name),
+            name.substr(colon + 1)};
+}
 
 } // namespace
 
@@ -42,10 +52,13 @@ void require_peer(std::string_view name) {
 
 std::unique_ptr<Contender> make_peer(const AttentionCase& attention, std::string_view name,
                                      int threads, const Checkpoint& checkpoint) {
-    require_peer(name);
-    const std::size_t colon = name.find(':');
-    const auto* family = std::ranges::find(kFamilies, name.substr(0, colon), &Family::name);
-    return family->make(attention, name.substr(colon + 1), threads, checkpoint);
+    const auto [family, type] = find_peer(name);
+    return family.make(attention, type, threads, checkpoint);
+}
+
+std::size_t peer_bytes(const AttentionCase& attention, std::string_view name) {
+    const auto [family, type] = find_peer(name);
+    return family.bytes(attention, type);
 }
 
 } // namespace innerkv::bench

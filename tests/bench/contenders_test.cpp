@@ -66,6 +66,23 @@ TEST(InnerkvContender, BytesAreThoseOfTheCache) {
     EXPECT_EQ(f16->bytes_read(), 2u * 777 * 2 * 64 * 2);
 }
 
+TEST(Contenders, BytesAreKnownBeforehand) {
+    const AttentionCase attention = small_case(4 * kContext);
+    ThreadPool pool(1);
+    std::vector<std::pair<std::size_t, std::unique_ptr<Contender>>> contenders;
+    for (const Preset& preset : presets())
+        contenders.emplace_back(innerkv_contender_bytes(attention, preset.name),
+                                make_innerkv_contender(attention, preset.name, "", pool));
+    for (const char* peer : {"ggml:f16", "ggml:q4_0", "ggml-rows:q8_0"})
+        contenders.emplace_back(peer_bytes(attention, peer), make_peer(attention, peer, 1));
+    for (const auto& [bytes, contender] : contenders) {
+        EXPECT_GE(bytes, contender->bytes_read()) << contender->name();
+        EXPECT_LE(bytes, 2 * contender->bytes_read()) << contender->name();
+    }
+    EXPECT_THROW(innerkv_contender_bytes(attention, "no-preset"), InvalidArgument);
+    EXPECT_THROW(peer_bytes(attention, "ggml:no-type"), InvalidArgument);
+}
+
 TEST(GgmlPeer, EveryTypeIsNearTheExactResult) {
     const std::map<std::string, double> largest_errors{
         {"f32", 2e-2},  {"f16", 2e-2}, {"bf16", 2e-2}, {"q8_0", 3e-2},  {"q5_0", 0.10},

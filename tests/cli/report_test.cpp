@@ -44,6 +44,23 @@ TEST(RunReport, TextsThatPart) {
     EXPECT_TRUE(contains(to_text(report), "  f16     (interrupted)\n"));
 }
 
+TEST(RunReport, OneTokenInCommon) {
+    RunReport report = report_of("One two");
+    report.comparison.emplace();
+    report.comparison->parted = true;
+    report.comparison->common_tokens = 1;
+    EXPECT_TRUE(contains(to_text(report), "The texts part after 1 token:\n"));
+}
+
+TEST(RunReport, APromptThatWasNotReadWhole) {
+    RunReport report = report_of("");
+    report.generation.prompt_tokens = 512;
+    report.generation.prompt_length = 7000;
+    EXPECT_TRUE(contains(to_text(report), "\nprompt  512 of 7000 tokens, ")) << to_text(report);
+    report.generation.prompt_tokens = 7000;
+    EXPECT_TRUE(contains(to_text(report), "\nprompt  7000 tokens, ")) << to_text(report);
+}
+
 TEST(RunReport, NoSpeedOfNothing) {
     RunReport report = report_of("");
     report.comparison.emplace();

@@ -71,7 +71,7 @@ class CalibrateTest(ProgramTest):
 
     def test_files_that_are_none(self):
         for path, part in ((RANDOM_MODEL, "not a calibration"), (TEXT, "not a GGUF file"),
-                           ("no-such-file", "no-such-file")):
+                           ("no-such-file", "cannot open: No such file")):
             self.fail_with(run("-p", "x", "-n", 1, "--calibration", path), 1, path, part)
         self.make()
         self.output.write_bytes(self.output.read_bytes()[:-100])
@@ -105,10 +105,17 @@ class CalibrateTest(ProgramTest):
         self.fail_with(self.calibrate("--text", DATA / "README.md"), 1, 2048, "--ctx")
         self.assertFalse(self.output.exists())
 
+    def test_the_default_is_what_a_text_has(self):
+        self.assertEqual(self.json(self.calibrate("--text", "-", "--ctx", 256, "--json",
+                                                  stdin=story(600)))["chunks"], 2)
+        self.assertEqual(self.json(self.calibrate("--text", "-", "--ctx", 256, "--json",
+                                                  stdin=story(3000)))["chunks"], 8)
+
     def test_output_that_cannot_be_written(self):
-        self.fail_with(innerkv("calibrate", "-m", RANDOM_MODEL, "--text", TEXT, "--ctx", 256,
-                               "--chunks", 1, "--threads", 1, "-o", "/no-such-folder/x"), 1,
-                       "/no-such-folder/x")
+        # before anything is read
+        self.fail_with(innerkv("calibrate", "-m", "no-such-model", "--text", "no-such-text", "-o",
+                               "/no-such-folder/x"), 1,
+                       "/no-such-folder/x: cannot be written: No such file or directory")
 
     def test_a_fifo_is_left_alone(self):
         os.mkfifo(self.output)

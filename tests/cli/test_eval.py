@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -182,11 +183,22 @@ class PlotTest(EvalTest):
                     self.assertTrue(0 <= float(element.get("y")) <= float(root.get("height")))
 
     def test_unwritable(self):
-        result = innerkv(*arguments_of("ppl", "--ctx", 64, "--chunks", 1, "--cache", "f16"),
-                         "--plot", "/proc/x.svg")
-        self.assertEqual(result.returncode, 1)
-        self.assertEqual(result.stderr, b"innerkv: cannot write /proc/x.svg\n")
-        self.assertIn(b"perplexity", result.stdout)  # the figures are not lost
+        for folder in ("/proc", "/no-such-folder"):
+            self.fail_with(innerkv("eval", "ppl", "-m", "no-such-model", "--text", "no-such-text",
+                                   "--plot", f"{folder}/x.svg"), 1,
+                           f"cannot write {folder}/x.svg: No such file or directory")
+
+    def test_a_full_disk_leaves_the_figures_and_no_file(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            # Ignored, as Python does itself, SIGXFSZ lets the write fail.
+            result = innerkv(*arguments_of("ppl", "--ctx", 64, "--chunks", 1, "--cache", "f16"),
+                             "--plot", f"{scratch}/x.svg", restore_signals=False,
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr.decode(),
+                             rf"^innerkv: cannot write {scratch}/x.svg: File too large\n$")
+            self.assertIn(b"perplexity", result.stdout)
+            self.assertEqual(os.listdir(scratch), [])
 
 
 class ResumeTest(EvalTest):

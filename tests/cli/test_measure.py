@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import resource
 import unittest
 
 from program import DATA, NUMBER, RANDOM_MODEL, ProgramTest, innerkv, model, story
@@ -157,6 +158,12 @@ class BenchAttentionTest(ProgramTest):
 
     def test_failures(self):
         self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
+        self.fail_with(innerkv("bench", "attention", "--context", 1 << 24, "--batch", 1000), 1,
+                       " TiB for all contenders, ", "--context", "--batch")
+        self.fail_with(innerkv("bench", "attention", "--context", 1 << 20, "--peer", "ggml:f16",
+                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS,
+                                                                     (1 << 32, 1 << 32))), 1,
+                       "take 4.9 GiB", "ulimit -v has 4.0 GiB")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
                                "ggml:q8_0"), 1, "ggml:q8_0", "32")
 

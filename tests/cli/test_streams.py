@@ -120,6 +120,14 @@ class InterruptTest(ProgramTest):
         self.assertEqual(code, 130, shown)
         return stdout, shown.rpartition("\x1b[K")[2]
 
+    def nothing_was_done(self, text, errors, in_json):
+        self.assertRegex(errors, r"^innerkv: .*interrupted.*\n$")
+        if in_json:
+            result = json.loads(text)
+            self.assertEqual((result["interrupted"], result["results"]), (True, []))
+        else:
+            self.assertEqual(text, "")
+
     def test_in_the_text(self):
         process = start(*OutputTest.LONG, "-m", model(), stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE)
@@ -141,6 +149,7 @@ class InterruptTest(ProgramTest):
         self.assertEqual(errors, "")
         self.assertEqual((answer["finish"], answer["generated_tokens"]), ("interrupted", 0))
         self.assertLess(answer["prompt_tokens"], 7000)
+        self.assertGreater(answer["prompt_length"], 7000)
 
     COMPARE = ("run", "--threads", 1, "-f", DATA / "README.md", "--chunk", 32, "-n", 1,
                "--compare", "f16")
@@ -170,19 +179,17 @@ class InterruptTest(ProgramTest):
         process.communicate()
 
     def test_eval_before_the_first_window(self):
-        process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text",
-                             DATA / "alice.txt", "--ctx", 512)
-        process.wait_for(r"eval ppl \[")
-        text, errors = self.interrupted(process)
-        self.assertEqual(text, "")
-        self.assertRegex(errors, r"^innerkv: .*interrupted.*\n$")
+        for options in ((), ("--json",)):
+            process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text",
+                                 DATA / "alice.txt", "--ctx", 512, *options)
+            process.wait_for(r"eval ppl \[")
+            self.nothing_was_done(*self.interrupted(process), bool(options))
 
     def test_bench_while_caches_are_filled(self):
-        process = OnTerminal("bench", "attention", "--context", 1 << 20)
-        process.wait_for(r"filling caches \[")
-        text, errors = self.interrupted(process)
-        self.assertEqual(text, "")
-        self.assertRegex(errors, r"^innerkv: .*interrupted.*\n$")
+        for options in ((), ("--json",)):
+            process = OnTerminal("bench", "attention", "--context", 1 << 20, *options)
+            process.wait_for(r"filling caches \[")
+            self.nothing_was_done(*self.interrupted(process), bool(options))
 
     def test_bench_keeps_what_it_measured(self):
         process = OnTerminal("bench", "attention", "--context", 512, "--repeats", 1000000, "--json")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,35 @@ class CacheDirectoryTest(unittest.TestCase):
                                         timeout=60, check=False)
                 self.assertEqual((result.returncode, result.stdout), (1, ""), result.stderr)
                 self.assertRegex(result.stderr, r"^error: .*INNERKV_CACHE_DIR.*\n$")
+
+
+    def test_make_without_a_cache_says_so_in_one_line(self):
+        result = subprocess.run(["make", "-s", "configure"], cwd=ROOT, env=variables(HOME="/proc"),
+                                capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual((result.returncode, result.stdout), (2, ""), result.stderr)
+        self.assertRegex(result.stderr, r"^error: .*INNERKV_CACHE_DIR.*\nmake: \*\*\* .*\n$")
+
+
+class SetupTest(unittest.TestCase):
+    def test_everything_is_missing(self):
+        result = subprocess.run([shutil.which("bash"), ROOT / "tools" / "setup", "build", "lint"],
+                                env={"PATH": "/no-such-folder"}, capture_output=True, text=True,
+                                timeout=60, check=False)
+        self.assertEqual((result.returncode, result.stdout), (1, ""), result.stderr)
+        missing, install = result.stderr.splitlines()
+        packages = missing.removeprefix("missing: ").split()
+        self.assertLessEqual({"cmake", "g++", "libcli11-dev", "git"}, set(packages))
+        self.assertEqual(len(packages), len(set(packages)))
+        self.assertEqual(install, "install with: sudo apt-get install -y " + " ".join(packages))
+
+    def test_a_question_is_taken_as_it_is(self):
+        question = 'What does "$HOME" cost, $(shell exit) or $$5?'
+        for arguments, changes in (((f"QUESTION={question}",), {}), ((), {"QUESTION": question})):
+            shown = subprocess.run(["make", "-s", "-f", ROOT / "Makefile", "-f", "-", "shown",
+                                    *arguments], text=True, capture_output=True, check=True,
+                                   input="shown: ; @printenv QUESTION\n",
+                                   env=dict(os.environ, **changes))
+            self.assertEqual(shown.stdout, question + "\n")
 
 
 class ModelTest(unittest.TestCase):

@@ -118,6 +118,16 @@ class WrongUsageTest(ProgramTest):
         self.fail_with(innerkv("calibrate", "-m", "x", "-o", "x"), 2, "--text")
         self.fail_with(innerkv("calibrate", "-m", "x", "--text", "x"), 2, "--output")
 
+    def test_empty_names_of_files(self):
+        for option, arguments in (("--model", ("run", "-p", "x", "-m", "")),
+                                  ("--model", ("plan", "--context", 9, "-m", "")),
+                                  ("--calibration", ("run", "-m", "x", "-p", "x", "--calibration", "")),
+                                  ("--resume", ("eval", "ppl", "-m", "x", "--text", "x", "--resume", "")),
+                                  ("--text", ("eval", "ppl", "-m", "x", "--text", "")),
+                                  ("--output", ("calibrate", "-m", "x", "--text", "x", "-o", "")),
+                                  ("file", ("inspect", ""))):
+            self.fail_with(innerkv(*arguments), 2, option, "empty", "--help")
+
     def test_option_without_value(self):
         self.fail_with(innerkv("run", "-m"), 2)
         self.fail_with(innerkv("plan", "-m", "x", "--context"), 2)

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <random>
@@ -247,7 +248,43 @@ TEST_F(CalibrationFile, OtherFilesAreRefused) {
 }
 
 TEST_F(CalibrationFile, CannotBeWritten) {
-    EXPECT_THROW(write_calibration(calibration_, "/no-such-folder/calibration.gguf"), Error);
+    const std::string path = "/no-such-folder/calibration.gguf";
+    const std::string line = path + ": cannot be written: No such file or directory";
+    const auto refusal = [](const std::function<void()>& call) -> std::string {
+        try {
+            call();
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "nothing was thrown";
+    };
+    EXPECT_EQ(refusal([&] { write_calibration(calibration_, path); }), line);
+    EXPECT_EQ(refusal([&] { require_writable(path); }), line);
+}
+
+TEST_F(CalibrationFile, AskingLeavesNothingBehind) {
+    const std::string path = scratch_file("asked.gguf");
+    require_writable(path);
+    EXPECT_FALSE(std::filesystem::exists(path));
+    EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+    const std::vector<char> contents = contents_of(path_);
+    require_writable(path_);
+    EXPECT_EQ(contents_of(path_), contents);
+}
+
+TEST_F(CalibrationFile, LinksToNothingYetAreFollowed) {
+    const std::string target = scratch_file("target.gguf");
+    const std::string link = scratch_file("link-to-target");
+    const std::string loop = scratch_file("loop");
+    std::filesystem::create_symlink(std::filesystem::path(target).filename(), link);
+    std::filesystem::create_symlink(loop, loop);
+    require_writable(link);
+    write_calibration(calibration_, link);
+    EXPECT_TRUE(std::filesystem::is_symlink(link));
+    EXPECT_EQ(contents_of(target), contents_of(path_));
+    EXPECT_THROW(write_calibration(calibration_, loop), Error);
+    EXPECT_TRUE(std::filesystem::is_symlink(loop));
+    for (const std::string& made : {target, link, loop}) std::remove(made.c_str());
 }
 
 /// As root, a file renamed over a device would replace it.

@@ -55,7 +55,7 @@ void write_file(const std::string& path, std::string_view contents) {
 }
 
 TEST(ModelErrors, FilesThatAreNoModel) {
-    expect_in("cannot open the model",
+    expect_in("cannot open: No such file",
               refusal<ModelError>([] { Model::load("/nonexistent/model.gguf"); }));
     expect_in("not a regular file", refusal<ModelError>([] { Model::load("/"); }));
     const std::string path = scratch_file("not-a-model.gguf");
@@ -64,6 +64,19 @@ TEST(ModelErrors, FilesThatAreNoModel) {
     write_file(path, "What is the use of a book without pictures or conversations?");
     expect_in("is not a GGUF file", refusal<ModelError>([&] { Model::load(path); }));
     expect_in("is not a GGUF file", refusal<ModelError>([&] { inspect_model(path); }));
+    write_file(path, "GGU?");
+    expect_in("is not a GGUF file", refusal<ModelError>([&] { Model::load(path); }));
+    std::remove(path.c_str());
+}
+
+TEST(ModelErrors, BeginningsOfAHeader) {
+    const std::string header("GGUF\x03\0\0\0\x11\0\0\0\0\0\0\0\x11\0\0\0\0\0\0\0", 24);
+    const std::string path = scratch_file("truncated-header.gguf");
+    for (std::size_t bytes = 1; bytes < header.size(); ++bytes) {
+        write_file(path, std::string_view(header).substr(0, bytes));
+        expect_in("is truncated: " + std::to_string(bytes) + " of the 24 bytes",
+                  refusal<ModelError>([&] { Model::load(path); }));
+    }
     std::remove(path.c_str());
 }
 
