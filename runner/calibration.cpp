@@ -182,7 +182,7 @@ void check_complete(const Calibration& calibration) {
 /// What the path names in the end, links followed; nothing but a regular file is ever replaced, least of
 /// all a device.
 std::string replaceable_file(const std::string& path) {
-    const std::string target = link_target(path);
+    std::string target = link_target(path);
     std::error_code error;
     const std::filesystem::file_type type = std::filesystem::status(target, error).type();
     if (type != std::filesystem::file_type::not_found &&
