@@ -5,9 +5,14 @@ import json
 import math
 import os
 import resource
+import subprocess
+import sys
+import tempfile
 import unittest
+import xml.etree.ElementTree
+from pathlib import Path
 
-from program import DATA, NUMBER, RANDOM_MODEL, ProgramTest, innerkv, model, story
+from program import DATA, NUMBER, RANDOM_MODEL, ROOT, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
@@ -166,6 +171,42 @@ class BenchAttentionTest(ProgramTest):
                        "take 4.9 GiB", "ulimit -v has 4.0 GiB")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
                                "ggml:q8_0"), 1, "ggml:q8_0", "32")
+
+
+class PlotContextsTest(ProgramTest):
+    def plot(self, *reports):
+        with tempfile.TemporaryDirectory() as directory:
+            paths = [Path(directory) / f"{number}.json" for number in range(len(reports))]
+            for path, report in zip(paths, reports):
+                path.write_bytes(report)
+            return subprocess.run([sys.executable, ROOT / "tools" / "plot_contexts.py", *paths],
+                                  capture_output=True, text=True, check=False)
+
+    def test_attention(self):
+        reports = [innerkv("bench", "attention", "--context", context, "--head-dim", 64,
+                           "--q-heads", 2, "--kv-heads", 1, "--repeats", 2, "--peer", "ggml:f16",
+                           "--json").stdout for context in (600, 200)]
+        result = self.plot(*reports)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        svg = xml.etree.ElementTree.fromstring(result.stdout)
+        lines = svg.findall("{*}polyline")
+        self.assertEqual([len(line.get("points").split()) for line in lines], [2, 2])
+        for line in lines:  # by context, from left to right
+            left, right = (float(point.split(",")[0]) for point in line.get("points").split())
+            self.assertLess(left, right)
+        self.assertIn("ggml:f16, ", result.stdout)
+
+    def test_decode(self):
+        result = self.plot(innerkv("bench", "decode", "-m", RANDOM_MODEL, "--threads", 1,
+                                   "--tokens", 2, "--context", "40,80", "--json").stdout)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("tokens a second", result.stdout)
+
+    def test_what_is_no_report(self):
+        for report in (b"", b"{}", b"[]", b'{"results": []}'):
+            result = self.plot(report)
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+            self.assertRegex(result.stderr, r"^plot_contexts\.py: not the JSON .*\n$")
 
 
 class BenchDecodeTest(ProgramTest):

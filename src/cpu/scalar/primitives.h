@@ -177,8 +177,10 @@ inline Sums broadcast_int(std::int32_t value) {
     return each_int([=](int) { return value; });
 }
 inline Sums load_signed_bytes(const std::byte* from) {
-    return each_int(
-        [=](int i) { return static_cast<std::int8_t>(std::to_integer<unsigned>(from[i])); });
+    return each_int([=](int i) {
+        const auto byte = std::to_integer<std::int32_t>(from[i]);
+        return byte < 128 ? byte : byte - 256;
+    });
 }
 inline Sums load_ints(const std::int32_t* from) {
     return each_int([=](int i) { return from[i]; });
