@@ -80,7 +80,7 @@ void key_block(const KeyBlock& block) {
     BlockSums<rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
-        block.meanwhile->step();
+        if (kRowsInRegisters > 1) block.meanwhile->step(); // fewer registers would be spilled
         prefetch_quarter<layout>(block.ahead, pair);
         const QuadPair codes = expand<layout>(block.codes, pair);
 #pragma GCC unroll 4
