@@ -287,8 +287,10 @@ void affine_parameters(int bits, const Tile& tile, Row& scales, Row& zeros) {
 
 } // namespace
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-// Compiled for wider registers too, with all that it calls; the loader chooses. The same bits.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) &&                        \
+    !defined(__SANITIZE_THREAD__)
+// Compiled for wider registers too, with all that it calls; the loader chooses, before ThreadSanitizer is
+// set up. The same bits.
 [[gnu::flatten, gnu::target_clones("default", "avx2", "avx512f")]]
 #endif
 bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
