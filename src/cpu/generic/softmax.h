@@ -9,43 +9,42 @@ constexpr int kTokens = 32; // of a page
 /// the accumulators need rescaling once or twice a sequence instead of at every new maximum.
 constexpr float kReferenceSlack = 16.0f;
 
+/// first * x^n + ... + the last, by Horner's rule.
+template <typename... Rest>
+inline Floats polynomial(Floats x, float first, Rest... rest) {
+    Floats sum = broadcast(first);
+    ((sum = fused_multiply_add(sum, x, broadcast(rest))), ...);
+    return sum;
+}
+
 /// 2^x for x <= 127, relative error 2e-7; 0 below 2^-126.
 inline Floats exp2(Floats x) {
     const Floats smallest = broadcast(-126.0f);
     const Floats clamped = maximum(x, smallest);
     const Floats whole = round_even(clamped);
     const Floats f = subtract(clamped, whole);
-    Floats power = broadcast(0.0013276472454890609f);
-    power = fused_multiply_add(power, f, broadcast(0.009675540961325169f));
-    power = fused_multiply_add(power, f, broadcast(0.05550713092088699f));
-    power = fused_multiply_add(power, f, broadcast(0.24022120237350464f));
-    power = fused_multiply_add(power, f, broadcast(0.6931469440460205f));
-    power = fused_multiply_add(power, f, broadcast(1.0000001192092896f));
+    const Floats power =
+        polynomial(f, 0.0013276472454890609f, 0.009675540961325169f, 0.05550713092088699f,
+                   0.24022120237350464f, 0.6931469440460205f, 1.0000001192092896f);
     return select_less(smallest, x, scale_exponent(power, whole), broadcast(0.0f));
 }
 
-/// 255 * 2^x as uint8 for x <= 0, which larger ones count as; 0 from -32 down. The polynomial's relative error, 8e-5, is the least for its degree and a
-/// twentieth of a step of the result.
+/// 255 * 2^x as uint8 for x <= 0, which larger ones count as; 0 from -32 down. The polynomial's relative
+/// error, 8e-5, is the least for its degree and a twentieth of a step of the result.
 inline Sums exp2_byte(Floats x) {
     const Floats clamped = minimum(maximum(x, broadcast(-32.0f)), broadcast(0.0f));
     const Floats whole = round_even(clamped);
     const Floats f = subtract(clamped, whole);
-    Floats power = broadcast(14.068775177001953f);
-    power = fused_multiply_add(power, f, broadcast(61.86583709716797f));
-    power = fused_multiply_add(power, f, broadcast(176.78155517578125f));
-    power = fused_multiply_add(power, f, broadcast(254.98165893554688f));
+    const Floats power = polynomial(f, 14.068775177001953f, 61.86583709716797f, 176.78155517578125f,
+                                    254.98165893554688f);
     return to_ints(add_exponents(power, exponent_bits(to_ints(whole))));
 }
 
 /// By Lambert's continued fraction up to 1, by the exponential beyond.
 inline Floats tanh(Floats x) {
     const Floats square = multiply(x, x);
-    Floats numerator = add(square, broadcast(378.0f));
-    numerator = fused_multiply_add(numerator, square, broadcast(17325.0f));
-    numerator = fused_multiply_add(numerator, square, broadcast(135135.0f));
-    Floats denominator = fused_multiply_add(square, broadcast(28.0f), broadcast(3150.0f));
-    denominator = fused_multiply_add(denominator, square, broadcast(62370.0f));
-    denominator = fused_multiply_add(denominator, square, broadcast(135135.0f));
+    const Floats numerator = polynomial(square, 1.0f, 378.0f, 17325.0f, 135135.0f);
+    const Floats denominator = polynomial(square, 28.0f, 3150.0f, 62370.0f, 135135.0f);
     const Floats near = divide(multiply(x, numerator), denominator);
 
     const Floats magnitude = absolute(x);
