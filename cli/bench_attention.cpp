@@ -16,7 +16,6 @@
 #include "memory_limit.h"
 #include "options.h"
 #include "output.h"
-#include "progress.h"
 
 namespace innerkv::cli {
 namespace {
@@ -72,32 +71,12 @@ void check_memory(const BenchOptions& options) {
             format_bytes(limit.bytes)));
 }
 
-/// A progress bar for each thing that is being done; false after Ctrl-C.
-class Reporter {
-public:
-    bool operator()(const std::string& what, int done, int total) {
-        if (what != what_) {
-            bar_.reset();
-            bar_ = std::make_unique<Progress>(what, "rounds", total);
-            what_ = what;
-        }
-        bar_->update(done);
-        return !interrupted();
-    }
-
-private:
-    std::string what_;
-    std::unique_ptr<Progress> bar_;
-};
-
 bench::AttentionBenchResult measure(const BenchOptions& options) {
     bench::AttentionBenchOptions bench = options.bench;
-    Reporter reporter;
+    Reporter reporter("rounds");
     bench.presets = split_list(options.presets);
     if (!options.peers.empty()) bench.peers = split_list(options.peers);
-    bench.progress = [&](const std::string& what, int done, int total) {
-        return reporter(what, done, total);
-    };
+    bench.progress = std::ref(reporter);
     return bench::run_attention_bench(bench);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv bench decode`: prompt and generation of a model, on our caches and in libllama.
 #include <algorithm>
+#include <functional>
 #include <memory>
 
 #include <fmt/format.h>
@@ -13,7 +14,6 @@
 #include "log.h"
 #include "options.h"
 #include "output.h"
-#include "progress.h"
 
 namespace innerkv::cli {
 namespace {
@@ -54,9 +54,7 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
         for (std::string& name : split_list(options.peers)) bench.caches.push_back(std::move(name));
     std::ranges::sort(bench.contexts);
     if (bench.threads == 0) bench.threads = runner::available_cores();
-    if (bench.contexts.back() > info.context_length)
-        throw Failure(fmt::format("--context {} is beyond the {} tokens that {} was made for",
-                                  bench.contexts.back(), info.context_length, info.name));
+    check_context("--context", bench.contexts.back(), info);
     if (bench.contexts.front() <= bench.tokens)
         throw UsageError(fmt::format("--context {} leaves no prompt before --tokens {}",
                                      bench.contexts.front(), bench.tokens));
@@ -92,23 +90,18 @@ std::string to_text(const bench::DecodeBenchOptions& bench,
            table.text();
 }
 
+std::vector<bench::DecodeResult> measure(const std::shared_ptr<runner::Model>& model,
+                                         bench::DecodeBenchOptions bench) {
+    Reporter reporter("tokens");
+    bench.progress = std::ref(reporter);
+    return bench::run_decode_bench(model, bench);
+}
+
 int bench_decode(const BenchOptions& options) {
     const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
-    bench::DecodeBenchOptions bench = complete(options, model->info());
+    const bench::DecodeBenchOptions bench = complete(options, model->info());
     catch_interrupts();
-    std::unique_ptr<Progress> bar;
-    std::string shown;
-    bench.progress = [&](const std::string& what, std::int64_t done, std::int64_t total) {
-        if (what != shown) {
-            bar.reset();
-            bar = std::make_unique<Progress>(what, "tokens", total);
-            shown = what;
-        }
-        bar->update(done);
-        return !interrupted();
-    };
-    const std::vector<bench::DecodeResult> results = bench::run_decode_bench(model, bench);
-    bar.reset();
+    const std::vector<bench::DecodeResult> results = measure(model, bench);
     if (results.empty()) {
         log_error("interrupted before the first context was done");
         return kInterrupted;

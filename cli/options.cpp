@@ -144,9 +144,9 @@ runner::SessionOptions session_options(const std::string& contender, int context
     return session;
 }
 
-void check_context(int context, const runner::ModelInfo& info) {
+void check_context(const char* option, int context, const runner::ModelInfo& info) {
     if (context > info.context_length)
-        throw Failure(fmt::format("--context {} is beyond the {} tokens that {} was made for",
+        throw Failure(fmt::format("{} {} is beyond the {} tokens that {} was made for", option,
                                   context, info.context_length, info.name));
 }
 

@@ -63,13 +63,13 @@ inline constexpr const char* kPaperCodec = "paper";
 CLI::Option* add_codec_option(CLI::App& command, std::string& codec);
 
 /// The contender, a preset with its key norm replaced, unless `key_norm` is empty or nothing is quantized,
-/// and with the paper's codecs where `codec` asks for them. A rival is what its name says. Throws UsageError where the
-/// codec would undo settings of the contender.
+/// and with the paper's codecs where `codec` asks for them. A rival is what its name says. Throws UsageError
+/// where the codec would undo settings of the contender.
 runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec);
 
-/// Throws Failure where --context is beyond what the model was made for.
-void check_context(int context, const runner::ModelInfo& info);
+/// Throws Failure where a context, the value of `option`, is beyond what the model was made for.
+void check_context(const char* option, int context, const runner::ModelInfo& info);
 
 /// Not with --key-norm, which the command must have already.
 CLI::Option* add_calibration_option(CLI::App& command, std::string& path);

@@ -90,7 +90,7 @@ std::string to_text(const runner::ModelInfo& info, const PlanOptions& options,
 
 int plan(const PlanOptions& options) {
     const runner::ModelInfo info = runner::inspect_model(options.model);
-    check_context(options.context, info);
+    check_context("--context", options.context, info);
     std::vector<PlanRow> rows;
     for (const std::string& preset : split_list(options.presets))
         rows.push_back(plan_preset(info, options, preset));

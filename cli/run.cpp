@@ -71,7 +71,7 @@ PromptText read_prompt(const RunOptions& options) {
 
 /// Throws Failure where the prompt and one token do not fit.
 int choose_context(const RunOptions& options, const runner::ModelInfo& info, std::size_t prompt) {
-    check_context(options.context, info);
+    check_context("--context", options.context, info);
     const std::int64_t wanted = static_cast<std::int64_t>(prompt) + options.tokens;
     const int context = options.context > 0
                             ? options.context

@@ -7,15 +7,13 @@
 
 #include "errors.h"
 #include "log.h"
+#include "options.h"
 
 namespace innerkv::cli {
 
 std::shared_ptr<runner::Model> load_model(const std::string& path, int context) {
     std::shared_ptr<runner::Model> model = runner::Model::load(path);
-    const runner::ModelInfo& info = model->info();
-    if (context > info.context_length)
-        throw Failure(fmt::format("--ctx {} is beyond the {} tokens that {} was made for", context,
-                                  info.context_length, info.name));
+    check_context("--ctx", context, model->info());
     return model;
 }
 

@@ -47,8 +47,8 @@ std::shared_ptr<const Calibration> read_calibration(const std::string& path);
 /// Throws Error where write_calibration could not write the file: asked before the work is done.
 void require_writable(const std::string& path);
 
-/// The file appears complete or not at all; only a regular file is replaced. Throws InvalidArgument at numbers that the cache does not
-/// take, Error where the file cannot be written.
+/// The file appears complete or not at all; only a regular file is replaced. Throws InvalidArgument at
+/// numbers that the cache does not take, Error where the file cannot be written.
 void write_calibration(const Calibration& calibration, const std::string& path);
 
 /// Throws ModelError unless the calibration belongs to this model.

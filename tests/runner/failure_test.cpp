@@ -153,6 +153,12 @@ protected:
         session->truncate(kBefore);
         return session;
     }
+    /// The tokens behind those, one of them faulty.
+    std::vector<Token> faulty_chunk() const {
+        std::vector<Token> chunk(tokens_.begin() + kBefore, tokens_.end());
+        chunk[150] = kFaulty;
+        return chunk;
+    }
     Contents contents(const Session& session, int layer) const {
         return contents_of(session, model_->info(), layer);
     }
@@ -165,9 +171,7 @@ TEST_F(FailedChunk, IsTakenBackLayerByLayer) {
     load("llama");
     const std::unique_ptr<Session> owner = prompted();
     Session& session = *owner;
-    std::vector<Token> chunk(tokens_.begin() + kBefore, tokens_.end());
-    chunk[150] = kFaulty;
-    EXPECT_THROW(session.prompt(chunk), InvalidArgument);
+    EXPECT_THROW(session.prompt(faulty_chunk()), InvalidArgument);
     EXPECT_EQ(session.length(), kBefore);
     EXPECT_TRUE(session.logits().empty());
     // Layer 0 had the whole chunk. Layer 1 had the steps before the one that failed; they end where pages
@@ -201,9 +205,7 @@ TEST_F(FailedChunk, EmptiesTheSessionWhereAWindowHasMovedOn) {
     load("gemma3");
     const std::unique_ptr<Session> owner = prompted();
     Session& session = *owner;
-    std::vector<Token> chunk(tokens_.begin() + kBefore, tokens_.end());
-    chunk[150] = kFaulty;
-    EXPECT_THROW(session.prompt(chunk), InvalidArgument);
+    EXPECT_THROW(session.prompt(faulty_chunk()), InvalidArgument);
     EXPECT_EQ(session.length(), 0);
     EXPECT_EQ(session.cache_report().tokens, 0);
     for (int layer = 0; layer < model_->info().layers; ++layer) {
