@@ -208,9 +208,7 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     const auto index = static_cast<std::size_t>(head);
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
-                       state.queries ? state.queries->data() +
-                                           std::ptrdiff_t{head} * cache_.config.format.head_dim
-                                     : nullptr,
+                       state.queries ? state.queries->data() + query_offset(head) : nullptr,
                        append.calibration->heads[index]);
     make_centres(append, head);
     const std::span<const KeyTransform> transforms =
@@ -266,14 +264,18 @@ void LayerAppend::store_head(const SequenceAppend& append, int head) const {
     add_queries(append, head);
 }
 
+std::ptrdiff_t LayerAppend::query_offset(int head) const {
+    return std::ptrdiff_t{head} * cache_.config.format.head_dim;
+}
+
 void LayerAppend::add_queries(const SequenceAppend& append, int head) const {
     if (append.queries == 0) return;
     const int head_dim = cache_.config.format.head_dim;
     const int group = append.rows.q_heads / parts();
-    float* sums = append.query_power->data() + std::ptrdiff_t{head} * head_dim;
+    float* sums = append.query_power->data() + query_offset(head);
     const std::shared_ptr<const QueryPower>& before = append.state->queries;
     if (before)
-        std::copy_n(before->data() + std::ptrdiff_t{head} * head_dim, head_dim, sums);
+        std::copy_n(before->data() + query_offset(head), head_dim, sums);
     else
         std::fill_n(sums, head_dim, 0.0f);
     const std::optional<BadValue> bad = add_squares(append.rows.q, head * group, group, head_dim,

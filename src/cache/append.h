@@ -87,6 +87,8 @@ private:
     void settle_head(const SequenceAppend& append, int head) const;
     void make_centres(const SequenceAppend& append, int head) const;
     const std::byte* centres_of(const SequenceAppend& append, std::int64_t grid_page) const;
+    /// Where a KV head begins in QueryPower.
+    std::ptrdiff_t query_offset(int head) const;
     void add_queries(const SequenceAppend& append, int head) const;
     void store_head(const SequenceAppend& append, int head) const;
     void commit_settle(SequenceAppend& append) noexcept;

@@ -113,8 +113,7 @@ void check_capacity(const CacheConfig& config) {
     check_bytes(
         static_cast<double>(capacity.quantized_pages + capacity.f16_pages + capacity.centres) *
             static_cast<double>(f16_group_bytes(config)) +
-        layer_states * static_cast<double>(sizeof(LayerState) + layer_transform_bytes(config) +
-                                           query_power_bytes(config)));
+        layer_states * static_cast<double>(layer_state_bytes(config)));
 }
 
 } // namespace

@@ -98,13 +98,11 @@ CachePlan plan_cache(const CacheConfig& config) {
         const paging::ChunkShape shape(group_bytes, groups);
         return shape.count * shape.bytes - static_cast<std::size_t>(groups) * group_bytes;
     };
-    plan.other_bytes =
-        (quantized + f16 + centres) * table_entry +
-        chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
-        chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
-        chunk_ends(paging::centre_group_bytes(config), capacity.centres) +
-        layer_states * (sizeof(paging::LayerState) + paging::layer_transform_bytes(config) +
-                        paging::query_power_bytes(config));
+    plan.other_bytes = (quantized + f16 + centres) * table_entry +
+                       chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
+                       chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
+                       chunk_ends(paging::centre_group_bytes(config), capacity.centres) +
+                       layer_states * paging::layer_state_bytes(config);
     return plan;
 }
 

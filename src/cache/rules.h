@@ -65,6 +65,7 @@ LayerRule layer_rule(const CacheConfig& config, int layer);
 /// Norm or value centres are to be taken from each sequence's first tokens.
 bool calibrates(const CacheConfig& config);
 
+/// The key norm is.
 bool norm_from_sequence(const TransformPolicy& policy);
 
 /// Bytes of the norms and value centres that one sequence has in one layer.

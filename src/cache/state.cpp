@@ -28,6 +28,10 @@ PageRun run_of(const PageList& list, std::size_t head_stride, std::int64_t first
 
 } // namespace
 
+std::size_t layer_state_bytes(const CacheConfig& config) {
+    return sizeof(LayerState) + layer_transform_bytes(config) + query_power_bytes(config);
+}
+
 int LayerState::partial_rows(const LayerRule& rule) const {
     if (length < rule.sink_tokens) return static_cast<int>(length % kPageTokens);
     return static_cast<int>((length - rule.sink_tokens) % kPageTokens);

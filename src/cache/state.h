@@ -107,6 +107,9 @@ private:
     void check_sequence_count() const;
 };
 
+/// Of one sequence in one layer, besides pages and their tables.
+std::size_t layer_state_bytes(const CacheConfig& config);
+
 /// Throw InvalidArgument naming the fault: in what one sequence looks like, and in all of a config.
 void validate_layout(const CacheConfig& config);
 void validate_config(const CacheConfig& config);
