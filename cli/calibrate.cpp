@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // `innerkv calibrate`: a model's static key transform, taken from a text.
-#include <filesystem>
 #include <memory>
 
 #include <fmt/format.h>
@@ -14,7 +13,7 @@
 #include "output.h"
 #include "progress.h"
 #include "runner/calibrator.h"
-#include "stretches.h"
+#include "reading.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
@@ -45,17 +44,6 @@ struct CalibrateOptions {
     bool json = false;
 };
 
-/// Throws UsageError where the result would overwrite what it is made from.
-void protect_inputs(const CalibrateOptions& options) {
-    for (const std::string* input : {&options.model, &options.text}) {
-        std::error_code error;
-        if (std::filesystem::equivalent(*input, options.output, error))
-            throw UsageError(fmt::format("-o {} is the file that {} is read from; choose another",
-                                         options.output,
-                                         input == &options.model ? "the model" : "the text"));
-    }
-}
-
 /// False: interrupted.
 bool walk(runner::Calibrator& calibrator, const runner::Model& model,
           std::span<runner::Token> tokens, int window, int windows) {
@@ -84,7 +72,8 @@ Json to_json(const CalibrateOptions& options, const runner::Calibration& calibra
 }
 
 int calibrate(const CalibrateOptions& options) {
-    protect_inputs(options);
+    protect_inputs("-o", options.output,
+                   {{"the model", options.model}, {"the text", options.text}});
     runner::require_writable(options.output);
     const std::string text = read_text(options.text);
     const std::shared_ptr<runner::Model> model = load_model(options.model, options.window);

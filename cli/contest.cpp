@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "innerkv/error.h"
 #include "options.h"
 
 namespace innerkv::cli {
@@ -32,6 +33,19 @@ CacheScore describe(const std::string& cache, double bits_per_value,
         result.bits_per_value_total =
             16.0 * static_cast<double>(report.bytes) / static_cast<double>(report.f16_bytes);
     return result;
+}
+
+/// False where the cache would not be what it was when it had so many tokens, whole pages of them.
+bool cut_back(runner::Session& session, std::int64_t length) {
+    // Of the tokens behind, up to a page, some have been quantized then, together with some before.
+    const Preset& preset = session.options().preset;
+    if (preset.k.quantized() && preset.recent_tokens == 0) return false;
+    try {
+        session.truncate(length);
+    } catch (const InvalidArgument&) {
+        return false; // a sliding window has dropped what it needs
+    }
+    return true;
 }
 
 } // namespace
@@ -176,8 +190,19 @@ bool Contest::write(runner::Session& session, Token token) {
     return !stopped_;
 }
 
-void Contest::truncate(std::int64_t length) {
-    for (Contestant& contestant : contestants_) contestant.session->truncate(length);
+bool Contest::go_back(std::span<const Token> tokens) {
+    for (Contestant& contestant : contestants_) {
+        runner::Session& session = *contestant.session;
+        if (cut_back(session, static_cast<std::int64_t>(tokens.size()))) continue;
+        session.clear();
+        // Not counted: nobody knows beforehand which caches need it.
+        session.prompt(tokens, [this](std::int64_t, std::int64_t) {
+            if (counter_ && !counter_(done_)) stopped_ = true;
+            return !stopped_;
+        });
+        if (stopped_) return false;
+    }
+    return true;
 }
 
 std::vector<Standing> Contest::standings() {

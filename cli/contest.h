@@ -71,8 +71,9 @@ public:
     /// turn, the others as many as they have in common with it.
     bool generate(int tokens);
 
-    /// Every session back to so many tokens.
-    void truncate(std::int64_t length);
+    /// Every session back to `tokens`, which it has read first, with the cache that it had then: cut
+    /// back, or read again where that would leave another cache behind. False: stopped.
+    bool go_back(std::span<const runner::Token> tokens);
 
     /// The caches' standings since clear(), the reference's first.
     std::vector<Standing> standings();

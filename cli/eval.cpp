@@ -3,6 +3,7 @@
 #include "eval.h"
 
 #include <algorithm>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -11,7 +12,7 @@
 #include "interrupt.h"
 #include "journal.h"
 #include "progress.h"
-#include "stretches.h"
+#include "reading.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
@@ -102,13 +103,22 @@ void add_documents_option(CLI::App& command, int& documents, int usual) {
 }
 
 EvalInput read_input(const EvalOptions& options) {
-    if (!options.plot.empty()) require_writable(options.plot);
+    const NamedFile model{"the model", options.model};
+    const NamedFile text{"the text", options.text};
+    const NamedFile calibration{"the calibration", options.calibration};
+    if (!options.resume.empty())
+        protect_inputs("--resume", options.resume, {model, text, calibration});
+    if (!options.plot.empty()) {
+        protect_inputs("--plot", options.plot,
+                       {model, text, calibration, {"what is done", options.resume}});
+        require_writable(options.plot);
+    }
     EvalInput input;
     input.calibration = read_calibration(options.calibration, options.caches, options.codec);
-    const std::string text = read_text(options.text);
+    const std::string contents = read_text(options.text);
     input.model = load_model(options.model, options.context);
-    input.tokens = input.model->tokenize(text, false, false);
-    input.text_fingerprint = runner::hash_of(text);
+    input.tokens = input.model->tokenize(contents, false, false);
+    input.text_fingerprint = runner::hash_of(contents);
     catch_interrupts();
     return input;
 }
@@ -138,17 +148,6 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
     std::vector<std::size_t> rows;
     rows.reserve(items.size());
     for (const EvalItem& item : items) rows.push_back(item.rows);
-    Journal journal(options.resume,
-                    options.resume.empty() ? Json() : journal_header(options, input, specific),
-                    rows, caches.size());
-    std::int64_t tokens = 0;
-    for (std::size_t item = 0; item < items.size(); ++item)
-        if (!journal.find(item)) tokens += items[item].tokens;
-    Progress bar(options.name, "tokens", static_cast<std::int64_t>(caches.size()) * tokens);
-    const auto counter = [&bar](std::int64_t done) {
-        bar.update(done);
-        return !interrupted();
-    };
     ContestOptions contest;
     contest.context = options.context;
     contest.threads = options.threads;
@@ -157,8 +156,21 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
     contest.codec = options.codec;
     contest.calibration = input.calibration;
     contest.arithmetic = options.arithmetic == "exact" ? Arithmetic::exact : Arithmetic::integer;
+    std::optional<Progress> bar;
+    const auto counter = [&bar](std::int64_t done) {
+        if (bar) bar->update(done);
+        return !interrupted();
+    };
     Evaluation result;
+    // Before the file is made: it refuses what the options cannot mean.
     result.contest = std::make_unique<Contest>(input.model, caches, contest, counter);
+    Journal journal(options.resume,
+                    options.resume.empty() ? Json() : journal_header(options, input, specific),
+                    rows, caches.size());
+    std::int64_t tokens = 0;
+    for (std::size_t item = 0; item < items.size(); ++item)
+        if (!journal.find(item)) tokens += items[item].tokens;
+    bar.emplace(options.name, "tokens", static_cast<std::int64_t>(caches.size()) * tokens);
     result.items.resize(items.size());
     for (std::size_t item = 0; item < items.size(); ++item) {
         if (!journal.find(item) && !interrupted()) {

@@ -8,7 +8,7 @@
 #include "chart.h"
 #include "errors.h"
 #include "eval.h"
-#include "stretches.h"
+#include "reading.h"
 
 namespace innerkv::cli {
 namespace {
@@ -174,6 +174,11 @@ int eval_long(const LongOptions& options) {
         throw UsageError(fmt::format("--ctx {} leaves no text before the {} tokens of --generate; "
                                      "choose a larger --ctx or a smaller --generate",
                                      options.context, options.generate));
+    const int places = options.context - options.generate;
+    if (options.starts > places)
+        throw UsageError(fmt::format("--starts {}: a document of {} tokens has {} places with {} "
+                                     "tokens behind them; choose fewer, or a larger --ctx",
+                                     options.starts, options.context, places, options.generate));
     const EvalInput input = read_input(options);
     const auto length = static_cast<std::size_t>(options.context);
     const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,

@@ -6,7 +6,7 @@
 
 #include "chart.h"
 #include "eval.h"
-#include "stretches.h"
+#include "reading.h"
 
 namespace innerkv::cli {
 namespace {

@@ -11,7 +11,7 @@
 #include "eval.h"
 #include "innerkv/format.h"
 #include "planting.h"
-#include "stretches.h"
+#include "reading.h"
 
 namespace innerkv::cli {
 namespace {
@@ -79,7 +79,7 @@ EvalItem make_item(const PlantedDocument& document) {
             std::vector<runner::Token> asked = fact.question;
             asked.insert(asked.end(), fact.value.begin(), fact.value.end());
             if (!contest.score(asked, fact.question.size())) return false;
-            contest.truncate(static_cast<std::int64_t>(document.tokens.size()));
+            if (&fact != &document.facts.back() && !contest.go_back(document.tokens)) return false;
         }
         return true;
     };

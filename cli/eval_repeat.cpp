@@ -8,7 +8,7 @@
 #include "chart.h"
 #include "errors.h"
 #include "eval.h"
-#include "stretches.h"
+#include "reading.h"
 
 namespace innerkv::cli {
 namespace {

@@ -13,6 +13,7 @@ Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Js
     Json json = {{"model", options.model}, {"text", options.text}, {"ctx", options.context}};
     json.update(specific);
     json.update({{"codec", options.codec},
+                 {"key_norm", options.key_norm.empty() ? Json() : Json(options.key_norm)},
                  {"calibration", options.calibration},
                  {"arithmetic", options.arithmetic},
                  {"threads", evaluation.contest->threads()},

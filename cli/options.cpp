@@ -139,6 +139,10 @@ runner::SessionOptions session_options(const std::string& contender, int context
         session.transform = TransformPolicy::from_preset(session.preset);
     }
     if (key_norm.empty() || !session.preset.k.quantized()) return session;
+    if (contender.find("+norm=") != std::string::npos)
+        throw UsageError(fmt::format("--key-norm {} would override the norm that {} names; leave "
+                                     "one of the two out",
+                                     key_norm, contender));
     session.preset.key_norm = find_key_norm(key_norm).value();
     session.transform.norm = session.preset.key_norm;
     return session;

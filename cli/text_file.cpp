@@ -82,6 +82,17 @@ void write_file(const std::string& path, const std::string& text) {
     throw Failure(fmt::format("cannot write {}: {}", path, std::strerror(reason ? reason : EIO)));
 }
 
+void protect_inputs(const std::string& option, const std::string& output,
+                    std::initializer_list<NamedFile> inputs) {
+    for (const NamedFile& input : inputs) {
+        std::error_code error;
+        // The names too: a file to resume from may not be there yet.
+        if (input.path == output || std::filesystem::equivalent(input.path, output, error))
+            throw UsageError(fmt::format("{} {} is the file that {} is read from; choose another",
+                                         option, output, input.what));
+    }
+}
+
 void require_utf8(const std::string& option, const std::string& value) {
     const std::size_t offset = find_invalid_utf8(value);
     if (offset != std::string::npos)

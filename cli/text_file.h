@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdio>
+#include <initializer_list>
 #include <string>
 
 namespace innerkv::cli {
@@ -18,6 +19,15 @@ std::string read_text(const std::string& path);
 void require_writable(const std::string& path);
 /// The whole text or, where that fails, a Failure and no file.
 void write_file(const std::string& path, const std::string& text);
+
+/// A file that a command reads, and what it is to it: "the model".
+struct NamedFile {
+    const char* what;
+    std::string path; ///< empty: none
+};
+/// Throws UsageError where `output`, the value of `option`, is one of them.
+void protect_inputs(const std::string& option, const std::string& output,
+                    std::initializer_list<NamedFile> inputs);
 
 /// Throws UsageError unless an option's value is UTF-8.
 void require_utf8(const std::string& option, const std::string& value);

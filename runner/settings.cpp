@@ -13,7 +13,7 @@ namespace {
 [[noreturn]] void refuse(std::string_view setting) {
     throw InvalidArgument("a preset has no setting '" + std::string(setting) +
                           "'; there are sink=N, recent=N, calibration=N, epoch=N (tokens), "
-                          "norm=none|prefill, centre=on|off and rotate=on|off");
+                          "norm=none|prefill|balanced, centre=on|off and rotate=on|off");
 }
 
 int parse_tokens(std::string_view setting, std::string_view value) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws mean KLD against bits a value from reports of eval ppl, one panel a model.
+"""Draws mean KLD against bits a value from reports of eval ppl, one panel a model. The line joins the
+caches that no other beats in both.
 
     innerkv eval ppl -m MODEL --text TEXT --cache base,small,... --json > own.json
     innerkv eval ppl -m MODEL --text TEXT --cache sim:q4_0,...   --json > rivals.json
@@ -14,14 +15,15 @@ import json
 import math
 import os
 import sys
-from html import escape
+
+from plot_attention import line, text
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 430, 400, 52, 40, 60
 COLOURS = {"own": "#0b6e4f", "paper": "#b5651d", "sim:q": "#7a7a7a", "sim:kivi": "#8e44ad",
            "sim:turbo": "#c0392b"}
 NAMES = {"own": "innerkv", "paper": "InnerQ paper's codecs", "sim:q": "llama.cpp", "sim:kivi": "KIVI",
          "sim:turbo": "rotated Lloyd-Max"}
-SAME = ("text", "ctx", "chunks", "arithmetic")
+SAME = ("text", "ctx", "chunks", "arithmetic", "codec", "key_norm", "calibration")
 
 
 def family(cache):
@@ -31,28 +33,48 @@ def family(cache):
 
 
 def read_reports(paths):
-    """{model: {cache: (bits, kld)}}"""
+    """{model: {cache: (bits, kld)}} of the caches that are drawn."""
     models, terms = {}, {}
     for path in paths:
-        with open(path, encoding="utf-8") as file:
-            report = json.load(file)
-        model = os.path.basename(report["model"])
-        these = {key: report[key] for key in SAME} | {"against": report["against"]["cache"]}
+        try:
+            with open(path, encoding="utf-8") as file:
+                report = json.load(file)
+            model = os.path.basename(report["model"])
+            these = {key: report[key] for key in SAME} | {"against": report["against"]["cache"]}
+            rows = {row["cache"]: (row["bits_per_value_total"], row["kld_mean"])
+                    for row in report["results"]}
+        except OSError as error:
+            sys.exit(f"error: cannot read {path}: {error.strerror}")
+        except (ValueError, KeyError, TypeError) as error:
+            sys.exit(f"error: {path} is not the JSON of `innerkv eval ppl`: {error!r}")
         if terms.setdefault(model, these) != these:
-            sys.exit(f"{path}: {these} differs from an earlier report of {model}: {terms[model]}")
-        for row in report["results"]:
-            models.setdefault(model, {})[row["cache"]] = (row["bits_per_value_total"], row["kld_mean"])
+            sys.exit(f"error: {path}: {these} differs from an earlier report of {model}: {terms[model]}")
+        # libllama's own rows are left out: the simulated ones stand for them.
+        models.setdefault(model, {}).update(
+            {cache: row for cache, row in rows.items() if family(cache) and row[1] > 0})
+    if not all(models.values()):
+        sys.exit("error: a report has no cache to draw; measure others than --against's")
     return models
+
+
+def front(points):
+    """Caches in the order of bits, each with less divergence than all before it."""
+    best = []
+    for bits, kld in sorted(points):
+        if not best or kld < best[-1][1]:
+            best.append((bits, kld))
+    return best
 
 
 class Panel:
     """One model's axes: bits linear, KLD logarithmic."""
 
-    def __init__(self, index, points, klds, bits):
+    def __init__(self, index, points, bits, klds):
         self.left = LEFT + index * (WIDTH + GAP)
         self.points = points
         self.low, self.high = math.log10(min(klds)) - 0.08, math.log10(max(klds)) + 0.08
         self.first, self.last = min(bits) - 0.3, max(bits) + 0.9
+        self.taken = [(self.x(b) - 4, self.y(k), 8) for b, k in points.values()]
 
     def x(self, bits):
         return self.left + (bits - self.first) / (self.last - self.first) * WIDTH
@@ -62,55 +84,53 @@ class Panel:
 
     def draw(self, title):
         right, bottom = self.left + WIDTH, TOP + HEIGHT
-        yield f'<text x="{self.left}" y="{TOP - 14}" class="title">{escape(title)}</text>'
+        yield text(self.left, TOP - 14, title, "start", size=14)
         for bits in range(math.ceil(self.first), math.floor(self.last) + 1):
-            yield (f'<path d="M{self.x(bits):.1f} {TOP}V{bottom}" class="grid"/><text '
-                   f'x="{self.x(bits):.1f}" y="{bottom + 16}" text-anchor="middle">{bits}</text>')
+            yield line(self.x(bits), TOP, self.x(bits), bottom)
+            yield text(self.x(bits), bottom + 16, str(bits), size=11)
         for exponent in range(math.floor(self.low), math.ceil(self.high) + 1):
-            for digit in (1, 2, 5):
-                kld = digit * 10.0**exponent
+            for kld in (digit * 10.0**exponent for digit in (1, 2, 5)):
                 if self.low <= math.log10(kld) <= self.high:
-                    yield (f'<path d="M{self.left} {self.y(kld):.1f}H{right}" class="grid"/><text '
-                           f'x="{self.left - 6}" y="{self.y(kld) + 4:.1f}" text-anchor="end">{kld:g}</text>')
-        yield (f'<text x="{(self.left + right) / 2}" y="{bottom + 34}" text-anchor="middle">bits a value, '
-               "windows counted</text>")
-        taken = []
+                    yield line(self.left, self.y(kld), right, self.y(kld))
+                    yield text(self.left - 6, self.y(kld) + 4, f"{kld:g}", "end", size=11)
+        yield text((self.left + right) / 2, bottom + 34, "bits a value, windows counted", size=11)
+        best = front(self.points.values())
+        for (bits, kld), (next_bits, next_kld) in zip(best, best[1:]):
+            yield line(self.x(bits), self.y(kld), self.x(next_bits), self.y(next_kld), COLOURS["own"],
+                       ' stroke-dasharray="4 3"')
         for cache, (bits, kld) in sorted(self.points.items(), key=lambda item: item[1]):
             colour = COLOURS[family(cache)]
             name = cache.removeprefix("sim:").removeprefix("paper:")
-            x, y = self.x(bits), self.y(kld)
-            label = self.place_label(taken, x, y, 6.0 * len(name))
-            yield (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/><text '
-                   f'x="{label:.1f}" y="{y + 4:.1f}" fill="{colour}">{escape(name)}</text>')
+            yield f'<circle cx="{self.x(bits):.1f}" cy="{self.y(kld):.1f}" r="4" fill="{colour}"/>'
+            yield text(*self.place_label(self.x(bits), self.y(kld), 6.2 * len(name)), name, "start",
+                       colour, 11)
 
-    @staticmethod
-    def place_label(taken, x, y, width):
-        """Right of its point, or left of it where something is there already."""
+    def place_label(self, x, y, width):
+        """Beside its point, above or below it: where nothing is yet, or else to its right."""
+        places = [(x + 7, y + 4), (x - 7 - width, y + 4)]
+        places += [(x + shift, y + 4 + step) for step in (-12, 12, -24, 24, -36, 36)
+                   for shift in (4, -4 - width, -width / 2)]
         def free(at):
-            return all(abs(y - other_y) > 10 or at + width < other or at > other + other_width
-                       for other, other_y, other_width in taken)
-        at = x + 7 if free(x + 7) else x - 7 - width
-        taken += [(at, y, width), (x - 4, y, 8)]
-        return at
+            return at[0] >= self.left and at[0] + width <= self.left + WIDTH + GAP / 2 and all(
+                abs(at[1] - 4 - y) > 10 or at[0] + width < x or at[0] > x + w for x, y, w in self.taken)
+        place = next(filter(free, places), places[0])
+        self.taken.append((place[0], place[1] - 4, width))
+        return place
 
 
 def draw(models):
     rows = [row for points in models.values() for row in points.values()]
-    panels = [Panel(i, points, [kld for _, kld in rows], [bits for bits, _ in rows])
-              for i, points in enumerate(models.values())]
     width = LEFT + len(models) * (WIDTH + GAP)
     yield (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + 74}" '
-           'font-family="sans-serif" font-size="11"><style>.grid{stroke:#ddd;stroke-width:1}'
-           ".title{font-size:14px;font-weight:bold}</style>"
-           '<rect width="100%" height="100%" fill="#fff"/>')
-    for panel, title in zip(panels, models):
-        yield from panel.draw(title)
+           'font-family="sans-serif"><rect width="100%" height="100%" fill="#fff"/>')
+    for index, (title, points) in enumerate(models.items()):
+        yield from Panel(index, points, *zip(*rows)).draw(title)
     x = LEFT
     for key, name in NAMES.items():
-        yield (f'<circle cx="{x}" cy="{TOP + HEIGHT + 56}" r="4" fill="{COLOURS[key]}"/>'
-               f'<text x="{x + 8}" y="{TOP + HEIGHT + 60}">{escape(name)}</text>')
+        yield f'<circle cx="{x}" cy="{TOP + HEIGHT + 56}" r="4" fill="{COLOURS[key]}"/>'
+        yield text(x + 8, TOP + HEIGHT + 60, name, "start", size=11)
         x += 30 + 7 * len(name)
-    yield f'<text x="{x + 20}" y="{TOP + HEIGHT + 60}">up: mean KLD against the f16 cache</text></svg>'
+    yield text(x + 20, TOP + HEIGHT + 60, "up: mean KLD against the f16 cache", "start", size=11) + "</svg>"
 
 
 def main():
@@ -118,12 +138,12 @@ def main():
     parser.add_argument("report", nargs="+", help="what eval ppl --json printed")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.svg")
     arguments = parser.parse_args()
-    models = read_reports(arguments.report)
-    for points in models.values():
-        for cache in [c for c, (_, kld) in points.items() if family(c) is None or kld <= 0]:
-            del points[cache]  # libllama's own rows, which the simulated ones stand for
-    with open(arguments.output, "w", encoding="utf-8") as file:
-        file.write("\n".join(draw(models)) + "\n")
+    picture = "\n".join(draw(read_reports(arguments.report))) + "\n"
+    try:
+        with open(arguments.output, "w", encoding="utf-8") as file:
+            file.write(picture)
+    except OSError as error:
+        sys.exit(f"error: cannot write {arguments.output}: {error.strerror}")
 
 
 if __name__ == "__main__":

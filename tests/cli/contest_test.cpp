@@ -53,13 +53,35 @@ TEST(Contest, AQuestionLeavesTheDocumentAsItWas) {
         ASSERT_TRUE(contest.read(document));
         for (const std::uint32_t question : {2U, 3U, 4U, 2U}) {
             ASSERT_TRUE(contest.score(some_tokens(33, question), 20));
-            contest.truncate(static_cast<std::int64_t>(document.size()));
+            ASSERT_TRUE(contest.go_back(document));
         }
         for (const Standing& standing : contest.standings()) {
             const std::span<const RowScore> rows(standing.rows);
             ASSERT_EQ(rows.size(), 4U * 13U);
             expect_same(rows.first(13), rows.last(13));
             EXPECT_NE(rows[0].log_likelihood, rows[13].log_likelihood);
+        }
+    }
+}
+
+/// Where cutting back would leave another cache, or a sliding window has dropped what is needed (the
+/// question is longer than a page), the document is read again.
+TEST(Contest, GoesBackWhereItCannotCut) {
+    const std::vector<std::pair<const char*, std::size_t>> cases = {{"llama-long", 33},
+                                                                    {"gemma3", 300}};
+    for (const auto& [name, length] : cases) {
+        Contest contest = make_contest(name, {"f16", "base+recent=0", "base+recent=32"});
+        const std::vector<Token> document = some_tokens(608, 1);
+        ASSERT_TRUE(contest.read(document));
+        for (const std::uint32_t question : {2U, 3U, 2U}) {
+            ASSERT_TRUE(contest.score(some_tokens(length, question), 20));
+            ASSERT_TRUE(contest.go_back(document));
+        }
+        const std::size_t rows = length - 20;
+        for (const Standing& standing : contest.standings()) {
+            const std::span<const RowScore> all(standing.rows);
+            ASSERT_EQ(all.size(), 3 * rows);
+            expect_same(all.first(rows), all.last(rows));
         }
     }
 }
@@ -153,6 +175,20 @@ TEST(SessionOptions, PaperCodecRefusesSettingsOfTheKeyTransform) {
     EXPECT_EQ(paper.preset.k, symmetric(3));
     EXPECT_NO_THROW(session_options("paper:base", 1000, "", kPaperCodec));
     EXPECT_NO_THROW(session_options("f16", 1000, "", kPaperCodec));
+}
+
+TEST(SessionOptions, KeyNormDoesNotOverrideANamedOne) {
+    for (const char* cache : {"base+norm=balanced", "paper:base+sink=4+norm=none"}) {
+        try {
+            session_options(cache, 1000, "prefill", kOwnCodec);
+            ADD_FAILURE() << cache;
+        } catch (const UsageError& error) {
+            EXPECT_NE(std::string(error.what()).find(cache), std::string::npos) << error.what();
+        }
+        EXPECT_NO_THROW(session_options(cache, 1000, "", kOwnCodec)) << cache;
+    }
+    EXPECT_EQ(session_options("base+sink=4", 1000, "none", kOwnCodec).transform.norm,
+              KeyNormPolicy::none);
 }
 
 } // namespace

@@ -75,6 +75,8 @@ TEST(Kld, Summary) {
     EXPECT_EQ(score.divergence_p99, 198); // 198 of 200 do not exceed it
     EXPECT_EQ(score.divergence_max, 200);
     EXPECT_EQ(score.same_top, 0.25);
+    rows.resize(150); // divergences 51 to 200: the rank is 148.5, rounded up
+    EXPECT_EQ(summarize(rows).divergence_p99, 50 + 149);
     EXPECT_EQ(summarize(std::vector<RowScore>(1)).tokens, 1);
     EXPECT_EQ(summarize({}).tokens, 0);
 }

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -49,7 +50,7 @@ class RecallTest(EvalTest):
     def test_json(self):
         result = self.evaluate("recall", "--ctx", 700, "--depths", 5, "--documents", 2, "--cache",
                                "f16,base")
-        self.assertEqual(result["documents"], 2)
+        self.assertEqual((result["documents"], result["key_norm"]), (2, None))
         same, quantized = result["results"]
         for entry in (result["against"], same, quantized):
             self.has_fields(entry, {"cache": str, "accuracy": NUMBER, "items": int,
@@ -130,6 +131,14 @@ class LongTest(EvalTest):
         self.assertEqual(quantized["by_position"][0]["kld_mean"], 0)
         self.assertGreater(quantized["by_position"][-1]["kld_mean"], 0)
 
+    def test_more_starts_than_places(self):
+        arguments = ("--ctx", 200, "--generate", 100, "--documents", 1, "--cache", "f16")
+        result = self.evaluate("long", *arguments, "--starts", 100)
+        starts = result["results"][0]["generation"]["starts"]
+        self.assertEqual([start["start"] for start in starts], list(range(1, 101)))
+        self.fail_with(innerkv(*arguments_of("long", *arguments, "--starts", 101)), 2,
+                       "--starts 101", "100 places", "--ctx")
+
     def test_no_texts(self):
         text = self.succeed(innerkv(*arguments_of("long", "--ctx", 300, "--starts", 0)))
         self.assertRegex(text, r"^1 document of 300 tokens, all scored: 299 tokens; .*\n.*\nbase .*\n$")
@@ -181,6 +190,20 @@ class PlotTest(EvalTest):
                 for element in root.iter(name + "text"):
                     self.assertTrue(0 <= float(element.get("x")) <= float(root.get("width")))
                     self.assertTrue(0 <= float(element.get("y")) <= float(root.get("height")))
+
+    def test_inputs_are_not_overwritten(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            text = Path(scratch) / "text.svg"
+            shutil.copy(DATA / "README.md", text)
+            before = text.read_bytes()
+            measured = ("eval", "ppl", "-m", RANDOM_MODEL, "--text", text, "--ctx", 64, "--chunks", 1)
+            done = text.with_name("done.svg")
+            for arguments, what in ((("--plot", text), "the text"), (("--resume", text), "the text"),
+                                    (("--resume", RANDOM_MODEL), "the model"),
+                                    (("--resume", done, "--plot", done), "what is done")):
+                self.fail_with(innerkv(*measured, *arguments), 2, what, "choose another")
+            self.assertEqual(text.read_bytes(), before)
+            self.assertFalse(done.exists())
 
     def test_unwritable(self):
         for folder in ("/proc", "/no-such-folder"):
@@ -295,6 +318,12 @@ class ResumeTest(EvalTest):
         first = self.json(self.resumed("repeat", "--cache", caches))
         self.assertEqual([entry["bits_per_value"] for entry in first["results"]], [3.5, 3.0, 4.5])
         self.assertEqual(self.json(self.resumed("repeat", "--cache", caches)), first)
+
+    def test_nothing_is_left_of_what_cannot_be_run(self):
+        """The options are looked at before the file is made."""
+        caches = ("--cache", "base+norm=none", "--key-norm", "prefill")
+        self.fail_with(self.resumed("ppl", *caches), 2, "--key-norm prefill", "base+norm=none")
+        self.assertFalse(self.file.exists())
 
     def test_broken_files(self):
         for contents, parts in ((b"Once upon a time", ("not a file that --resume wrote",)),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "stretches.h"
+#include "reading.h"
 
 #include <algorithm>
 
