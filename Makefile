@@ -1,6 +1,6 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan asan-runner tsan install clean configure configure-all
+.PHONY: help run build test model bench lint format asan asan-runner tsan wheel install clean configure configure-all
 
 MODEL ?= smollm2
 FILE ?= tests/data/alice-opening.txt
@@ -78,12 +78,16 @@ tsan: ## The tests that use threads, under ThreadSanitizer
 	@cmake --build build-tsan --target attention_tests cache_tests
 	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads)'
 
+wheel: ## The Python package: source distribution and wheel, in dist/
+	@tools/setup build python
+	@tools/wheel.py dist
+
 install: configure ## The library and the program, under PREFIX
 	@cmake --build build --target innerkv innerkv-cli
 	@cmake --install build --prefix "$(PREFIX)"
 
 clean: ## Removes the build directories; downloads and ggml stay in the cache
-	rm -rf build build-*/
+	rm -rf build build-*/ dist/
 
 configure:
 	@tools/setup build

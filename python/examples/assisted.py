@@ -23,6 +23,6 @@ if len(sys.argv) > 2:
     drafts = {"assistant_model": AutoModelForCausalLM.from_pretrained(sys.argv[2])}
 for options in ({}, drafts):
     cache = InnerKVCache(model.config)
-    output = model.generate(**inputs, **options, past_key_values=cache, max_new_tokens=30,
+    output = model.generate(**inputs, **options, cache=cache, max_new_tokens=30,
                             do_sample=False)
     print(list(options), tokenizer.decode(output[0], skip_special_tokens=True))

@@ -21,7 +21,7 @@ inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True, return_token_type
 
 for beams in (1, 3):
     cache = InnerKVCache(model.config)
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=20, num_beams=beams,
+    output = model.generate(**inputs, cache=cache, max_new_tokens=20, num_beams=beams,
                             do_sample=False, pad_token_id=tokenizer.pad_token_id)
     print(f"{beams} beams, {cache.batch_size} sequences, {cache.nbytes:,} bytes")
     for text in tokenizer.batch_decode(output, skip_special_tokens=True):

@@ -19,7 +19,7 @@ model = AutoModelForCausalLM.from_pretrained(NAME, attn_implementation="innerkv"
 inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
 
 cache = InnerKVCache(model.config, preset="base")  # and this one
-output = model.generate(**inputs, past_key_values=cache, max_new_tokens=40, do_sample=False)
+output = model.generate(**inputs, cache=cache, max_new_tokens=40, do_sample=False)
 
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 plan = cache.plan(context=8192)

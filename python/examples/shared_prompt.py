@@ -22,12 +22,12 @@ model = AutoModelForCausalLM.from_pretrained(NAME, attn_implementation="innerkv"
 document = tokenizer(TEXT, return_tensors="pt", return_token_type_ids=False)
 prompt = InnerKVCache(model.config)
 with torch.no_grad():
-    model(**document, past_key_values=prompt)
+    model(**document, cache=prompt)
 print(f"{prompt.get_seq_length()} tokens of the document: {prompt.nbytes:,} bytes")
 
 for question in ("\nWho met whom?", "\nWhere?"):
     inputs = tokenizer(TEXT + question, return_tensors="pt", return_token_type_ids=False)
     cache = prompt.fork()
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    output = model.generate(**inputs, cache=cache, max_new_tokens=20, do_sample=False)
     print(question.strip(), "->", tokenizer.decode(output[0, inputs.input_ids.shape[1] :]))
     print(f"all sequences together: {cache.nbytes:,} bytes")

@@ -4,7 +4,7 @@
     from innerkv.transformers import InnerKVCache
 
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="innerkv")
-    model.generate(**inputs, past_key_values=InnerKVCache(model.config))
+    model.generate(**inputs, cache=InnerKVCache(model.config))
 
 Importing this module registers the attention "innerkv". docs/python.md says what works and what is refused.
 """

@@ -41,7 +41,7 @@ def attention_forward(
         if softcap:
             raise ValueError(
                 'attn_implementation="innerkv": without an InnerKVCache a soft cap of logits is not supported; '
-                'pass past_key_values=InnerKVCache(model.config), or use "eager"'
+                'pass cache=InnerKVCache(model.config), or use "eager"'
             )
         mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0)
         return plain_attention(module, query, key, value, mask, scaling, dropout), None

@@ -27,7 +27,7 @@ LEAST_SEQUENCES = 64
 
 
 class InnerKVCache(Cache):
-    """A quantized cache for `model.generate(..., past_key_values=InnerKVCache(model.config))`.
+    """A quantized cache for `model.generate(..., cache=InnerKVCache(model.config))`.
 
     The model must run with attn_implementation="innerkv".
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small models with random weights, of each family that is supported."""
 
+import tokenizers
 import torch
 import transformers
 
@@ -59,3 +60,20 @@ def tiny_model(family="llama", seed=5, implementation="innerkv", **changes):
 def tokens(*shape, seed=3):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, 97, shape, generator=generator)
+
+
+def save_tiny_model(folder, family="llama"):
+    """A model and its tokenizer, one token a character, for from_pretrained; returns the folder."""
+    characters = sorted(set(map(chr, range(32, 127))) | {"\n", "\u2019"})
+    vocabulary = {name: i for i, name in enumerate(["<pad>", "<s>", "<unk>", *characters])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    config = tiny_config(family)
+    config.vocab_size = len(vocabulary)
+    torch.manual_seed(5)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
