@@ -1,6 +1,6 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan asan-runner tsan install clean configure
+.PHONY: help run build test model bench lint format asan asan-runner tsan wheel install clean configure configure-all
 
 MODEL ?= smollm2
 FILE ?= tests/data/alice-opening.txt
@@ -37,8 +37,9 @@ run: build ## A question about a long document, answered on a quantized cache an
 build: configure ## The program, at build/innerkv
 	@cmake --build build --target innerkv-cli
 
-test: configure ## Every test; the last line counts them
+test: configure-all ## Every test; the last line counts them
 	@tools/model.py $(MODEL) >/dev/null
+	@tools/python_tests.py --prepare >/dev/null
 	@cmake --build build
 	@tools/run_tests.py build
 
@@ -50,7 +51,7 @@ bench: build ## Decode attention against ggml's on one thread
 	build/innerkv bench attention --head-dim 128 --q-heads 32 --kv-heads 8 --context 8192 \
 	    --batch 1 --threads 1 --cache base,k4v4,k8v8 --peer ggml:f16,ggml:q8_0,ggml:q4_0
 
-lint: configure ## clang-format, clang-tidy, shellcheck, pyflakes
+lint: configure-all ## clang-format, clang-tidy, shellcheck, pyflakes
 	@tools/setup lint
 	@tools/lint.py build
 
@@ -77,14 +78,23 @@ tsan: ## The tests that use threads, under ThreadSanitizer
 	@cmake --build build-tsan --target attention_tests cache_tests
 	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads)'
 
+wheel: ## The Python package: source distribution and wheel, in dist/
+	@tools/setup build python
+	@tools/wheel.py dist
+
 install: configure ## The library and the program, under PREFIX
 	@cmake --build build --target innerkv innerkv-cli
 	@cmake --install build --prefix "$(PREFIX)"
 
 clean: ## Removes the build directories; downloads and ggml stay in the cache
-	rm -rf build build-*/
+	rm -rf build build-*/ dist/
 
 configure:
 	@tools/setup build
 	@tools/third_party.py >/dev/null # before CMake, which would add pages to its one line
 	@cmake --preset release >/dev/null
+
+# The Python package besides: it takes another download and Python's headers.
+configure-all: configure
+	@tools/setup python
+	@cmake --preset release -DINNERKV_BUILD_PYTHON=ON >/dev/null

@@ -110,13 +110,13 @@ def scratch_dir(name):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def python_environment(requirements=TOOLS / "requirements.txt"):
+def python_environment(requirements=TOOLS / "requirements.txt", more="", finish=None):
     """A virtual environment with a requirements file installed; returns its interpreter.
 
     Its own environment, because a distribution's Python may refuse installs (PEP 668). None: pip alone,
-    which a distribution's Python may lack.
+    which a distribution's Python may lack. `finish(python)` then installs what `more` names.
     """
-    wanted = requirements.read_bytes() if requirements else b""
+    wanted = (requirements.read_bytes() if requirements else b"") + more.encode()
     key = hashlib.sha256(wanted + sys.version.encode()).hexdigest()[:12]
     place = cache_path() / f"python-{key}"
     python = place / "bin" / "python"
@@ -131,6 +131,8 @@ def python_environment(requirements=TOOLS / "requirements.txt"):
         subprocess.run([sys.executable, "-m", "venv", place], check=True, stdout=sys.stderr)
         if requirements:
             pip(python, "install", "--quiet", "--requirement", requirements)
+        if finish:
+            finish(python)
         (place / "complete").touch()
     return python
 

@@ -4,7 +4,8 @@
 
     tools/run_tests.py BUILD_DIR [ctest option...]
 
-Fails if a test failed, could not be run, or if there was none.
+A test `pytest.GROUP` is a run of pytest: the tests in its report, BUILD_DIR/pytest/GROUP.xml, count
+instead. Fails if a test failed, could not be run, or if there was none.
 """
 
 import os
@@ -25,10 +26,30 @@ def outcome(case):
     return "skipped" if asked or status == "disabled" else "failed"
 
 
+def unfold(case, build_dir):
+    """(name, outcome) of a ctest test; of each test in it where it is a run of pytest."""
+    # Without GoogleTest's print of a parameter.
+    name, result = case.get("name").split("  #")[0], outcome(case)
+    report = Path(build_dir) / "pytest" / f"{name.removeprefix('pytest.')}.xml"
+    if not name.startswith("pytest.") or result == "skipped" or not report.exists():
+        return [(name, result)]
+    inner = []
+    for test in ElementTree.parse(report).getroot().iter("testcase"):
+        kind = ("failed" if test.find("failure") is not None or test.find("error") is not None
+                else "skipped" if test.find("skipped") is not None else "passed")
+        inner.append((f"{name}.{test.get('classname', '')}.{test.get('name')}", kind))
+    # A run that fails without a failed test still fails.
+    if result == "failed" and all(kind != "failed" for _, kind in inner):
+        inner.append((name, "failed"))
+    return inner
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: tools/run_tests.py BUILD_DIR [ctest option...]")
     build_dir, options = sys.argv[1], sys.argv[2:]
+    for report in (Path(build_dir) / "pytest").glob("*.xml"):
+        report.unlink()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         ctest = subprocess.run(
@@ -37,8 +58,8 @@ def main():
         cases = ElementTree.parse(report).getroot().findall("testcase") if report.exists() else []
     names = {"passed": [], "skipped": [], "failed": []}
     for case in cases:
-        # Without GoogleTest's print of a parameter.
-        names[outcome(case)].append(case.get("name").split("  #")[0])
+        for name, kind in unfold(case, build_dir):
+            names[kind].append(name)
     for kind in ("skipped", "failed"):
         for name in sorted(names[kind]):
             print(f"{kind}: {name}")

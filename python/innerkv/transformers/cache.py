@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InnerKVCache: transformers' Cache, held by innerkv."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from .. import cache as innerkv_cache
+from ..planning import Plan, plan
+from .attention import full_mask, plain_attention
+from .columns import Columns, chunks, cut
+from .masks import Spans, spans_of
+from .models import ModelShape, model_shape
+
+CHUNK = 512  #: tokens of a prompt that are appended at once
+DECODE_CHUNK = 32  #: the same where a prompt is processed as decoding would
+#: Positions behind a sliding window that are kept, so that so many new tokens can be cropped again.
+KEPT_FOR_CROP = 64
+KEPT_FOR_DRAFTS = 512
+LEAST_SEQUENCES = 64
+
+
+class InnerKVCache(Cache):
+    """A quantized cache for `model.generate(..., cache=InnerKVCache(model.config))`.
+
+    The model must run with attn_implementation="innerkv".
+
+    Args:
+        config: the model's. ValueError where it has something that innerkv does not: latent attention (MLA),
+            cross-attention, recurrent layers, other head dimensions.
+        preset: one of `innerkv.presets()`.
+        max_length: tokens that a sequence may reach; by default what the model knows positions for. Memory is
+            taken as it is needed.
+        prefill: "exact": the tokens of a first forward call attend to each other unquantized. "decode": every
+            token attends to what it would have found if all had come one by one; for measurements.
+        paper: the InnerQ paper's codecs and key transform.
+
+    Batches with padding on the left (or right), beam search, sampling, assisted generation and sliding windows
+    work; so does tensor parallelism, where each process holds the heads that it computes. Between two calls of
+    the model, `attention_mask` may grow but not change.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        preset: str = "base",
+        *,
+        max_length: int | None = None,
+        prefill: str = "exact",
+        paper: bool = False,
+    ) -> None:
+        if prefill not in ("exact", "decode"):
+            raise ValueError(f'InnerKVCache: prefill "{prefill}"; "exact" and "decode" are supported')
+        self.shape: ModelShape = model_shape(config)
+        self.preset = preset
+        self.paper = paper
+        self.prefill = prefill
+        self.max_length = max_length or self.shape.max_length
+        self.plan()  # refuses what the library does not support before any model runs
+        self._text_config = config.get_text_config(decoder=True)
+        self._record_past = False
+        self._store: innerkv_cache.Cache | None = None
+        self._sequences: list[int] = []
+        self._waiting: InnerKVLayer | None = None
+        super().__init__(
+            layers=[
+                InnerKVLayer(self, index, window)
+                for index, window in enumerate(self.shape.sliding_window)
+            ]
+        )
+
+    def plan(self, context: int | None = None, batch: int = 1) -> Plan:
+        """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default)."""
+        shape = self.shape
+        return plan(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            self.preset,
+            context=context or self.max_length,
+            batch=batch,
+            paper=self.paper,
+            sliding_window=shape.sliding_window,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use, of all sequences, windows and transforms counted."""
+        return self._store.nbytes if self._store else 0
+
+    @property
+    def store(self) -> innerkv_cache.Cache:
+        """The innerkv.Cache that holds the tokens, from the first forward call on."""
+        if self._store is None:
+            raise ValueError("InnerKVCache: nothing is stored yet; run the model first")
+        return self._store
+
+    @property
+    def batch_size(self) -> int:
+        return len(self._sequences) or -1
+
+    def activate_past_recording(self) -> None:
+        """Sliding windows keep more tokens from the first forward call on, so that drafts can be cropped."""
+        self._record_past = True
+
+    def open(self, keys: torch.Tensor) -> None:
+        """Makes the store for the batch and the heads of the first keys, [batch, kv_heads, tokens, head_dim]."""
+        batch, kv_heads, _, head_dim = keys.shape
+        if keys.device.type != "cpu":
+            raise ValueError(
+                f"InnerKVCache: the model runs on {keys.device}; this build of innerkv has kernels for cpu alone"
+            )
+        if head_dim != self.shape.head_dim:
+            raise ValueError(
+                f"InnerKVCache: keys have {head_dim} channels, the config says {self.shape.head_dim}"
+            )
+        kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
+        # Beams are forked before the old ones are removed, and forks share what they have in common.
+        sequences = max(LEAST_SEQUENCES, 4 * batch)
+        self._store = innerkv_cache.Cache(
+            self.shape.layers,
+            kv_heads,  # those of this process, where a model is split over several
+            head_dim,
+            self.preset,
+            max_tokens=2 * batch * self.max_length,
+            max_sequences=sequences,
+            max_append=CHUNK,
+            sliding_window=[window and window + kept for window in self.shape.sliding_window],
+            paper=self.paper,
+        )
+        self._sequences = [self._store.create() for _ in range(batch)]
+
+    def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
+        """Keys of a layer have come and wait for its attention. Refuses what would go wrong unnoticed."""
+        implementation = self._text_config._attn_implementation
+        if implementation != "innerkv" or self._waiting is not None:
+            self._waiting = None
+            raise ValueError(
+                f'InnerKVCache: the model runs with attn_implementation="{implementation}"; load it with '
+                'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
+            )
+        if self._store is None:
+            self.open(keys)
+        if keys.shape[0] != len(self._sequences):
+            raise ValueError(
+                f"InnerKVCache: a batch of {keys.shape[0]} on a cache of {len(self._sequences)} sequences; make a "
+                "new cache, or call reset()"
+            )
+        self._waiting = layer
+
+    def attend(
+        self,
+        layer: InnerKVLayer,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        spans: Spans,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Appends and attends, [batch, tokens, heads, head_dim] each, in chunks."""
+        self._waiting = None
+        out = torch.empty(q.shape, dtype=q.dtype)
+        core, scale, cap = self.store._core, scaling or 0.0, softcap or 0.0
+        tokens = q.shape[1]
+        chunk = CHUNK if self.prefill == "exact" else DECODE_CHUNK
+        if tokens <= chunk:
+            core.step(layer.index, self._sequences, k, v, q, out, spans, scale, cap, layer.window)
+            return out
+        for first, last in chunks(tokens, chunk):
+            part = slice(first, last)
+            core.step(
+                layer.index, self._sequences, k[:, part], v[:, part], q[:, part], out[:, part],
+                cut(spans, first, last), scale, cap, layer.window,
+            )  # fmt: skip
+        return out
+
+    def append(
+        self, layer: InnerKVLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans
+    ) -> None:
+        """Appends alone, in chunks: what one has filled is quantized by the next."""
+        self._waiting = None
+        core = self.store._core
+        for first, last in chunks(q.shape[1], CHUNK):
+            part = slice(first, last)
+            core.append(
+                layer.index, self._sequences, k[:, part], v[:, part], q[:, part], cut(spans, first, last)
+            )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the newest -`tokens_to_remove` columns of the batch; of each sequence those that are no padding."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"InnerKVCache.crop: {tokens_to_remove}; give a negative number, of the tokens to remove"
+            )
+        if tokens_to_remove == 0 or self._store is None:
+            return
+        columns = self.layers[0].columns
+        keep = max(columns.total + tokens_to_remove, 0)
+        lengths = columns.lengths_at(keep, len(self._sequences))
+        for sequence, length in zip(self._sequences, lengths):
+            self._store.truncate(sequence, length)
+        for layer in self.layers:
+            layer.columns.truncate(keep)
+
+    def reset(self) -> None:
+        """Forgets all tokens; the next batch may have another size."""
+        self._forget()
+        for layer in self.layers:
+            layer.columns = Columns()
+
+    def fork(self) -> InnerKVCache:
+        """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is
+        processed once and continued many times. copy.deepcopy does the same."""
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        for layer in other.layers:
+            layer.owner = weakref.ref(other)
+            layer.columns = copy.deepcopy(layer.columns)
+        other._sequences = []
+        if self._store is not None:
+            for sequence in self._sequences:
+                other._sequences.append(self._store.fork(sequence))
+        return other
+
+    def __deepcopy__(self, memo: Any) -> InnerKVCache:
+        return self.fork()
+
+    def __del__(self) -> None:
+        if getattr(self, "_store", None) is not None:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Removes the sequences: others in the same store, forks of these, stay."""
+        for sequence in self._sequences:
+            self._store.remove(sequence)
+        self._store = None
+        self._sequences = []
+        self._waiting = None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._select(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select([i for i in range(len(self._sequences)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().flatten()
+        self._select(indices.tolist())
+
+    def _select(self, indices: list[int]) -> None:
+        """Sequence i becomes what sequence indices[i] was: the first that asks keeps it, others get forks."""
+        if self._store is None:
+            return
+        old, kept, new = self._sequences, set(), []
+        try:
+            for index in indices:
+                new.append(self._store.fork(old[index]) if index in kept else old[index])
+                kept.add(index)
+        except Exception:
+            for sequence in set(new) - set(old):
+                self._store.remove(sequence)
+            raise
+        for index, sequence in enumerate(old):
+            if index not in kept:
+                self._store.remove(sequence)
+        self._sequences = new
+        for layer in self.layers:
+            layer.columns.select(indices)
+
+
+class InnerKVLayer(CacheLayerMixin):
+    """A layer of an InnerKVCache, as the models and masks of transformers see it."""
+
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, cache: InnerKVCache, index: int, window: int) -> None:
+        super().__init__()
+        self.owner = weakref.ref(cache)  # a cache that nobody holds gives its pages back at once
+        self.index = index
+        self.window = window
+        self.is_sliding = window > 0
+        self.columns = Columns()
+
+    def __repr__(self) -> str:
+        return f"InnerKVLayer({self.columns.total} tokens)"
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives the new keys and values back, marked: attention appends them."""
+        self.owner().expect(self, key_states)
+        # Models may hand on the tensor that they gave; a view of its own carries the mark.
+        key_states = key_states.view(key_states.shape)
+        key_states.innerkv_layer = self
+        return key_states, value_states
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        if query.requires_grad:
+            raise ValueError("InnerKVCache: a cache has no gradients; run the model under torch.no_grad()")
+        cache = self.owner()
+        tokens = query.shape[2]
+        spans = self._spans(mask, tokens)
+        q, k, v = (_rows(states) for states in (query, key, value))
+        first = self.columns.total == 0
+        if first and tokens > DECODE_CHUNK and cache.prefill == "exact" and not softcap:
+            full = full_mask(mask, tokens, tokens, self.window)
+            out = plain_attention(module, query, key, value, full, scaling)
+            cache.append(self, q, k, v, spans)
+        else:
+            out = cache.attend(self, q, k, v, spans, scaling, softcap)
+        self.columns.add(tokens, spans)
+        return out
+
+    @staticmethod
+    def _spans(mask: torch.Tensor | None, tokens: int) -> Spans:
+        if mask is None:
+            return None
+        if hasattr(mask, "innerkv_spans"):
+            return mask.innerkv_spans
+        if mask.ndim != 2:
+            raise ValueError(
+                f'attn_implementation="innerkv": attention_mask has {mask.ndim} dimensions; give [batch, tokens], '
+                "1 for tokens and 0 for padding"
+            )
+        return spans_of(mask[:, -tokens:].bool())
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing: the cache opens its store with the first keys."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns.total + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Columns of the batch so far, padding counted."""
+        return self.columns.total
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def offload(self) -> None:
+        raise ValueError("InnerKVCache: offloading is not supported; the cache is in main memory already")
+
+
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] as [batch, tokens, heads, head_dim], channels side by side."""
+    rows = states.transpose(1, 2)
+    return rows if rows.stride(3) == 1 and 0 not in rows.stride() else rows.contiguous()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interpreter's lock, threads of the module and threads of the caller."""
+
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from reference import relative_error
+from test_cache import filled
+
+import innerkv
+
+
+@pytest.fixture
+def threads():
+    before = innerkv.get_num_threads()
+    yield innerkv.set_num_threads
+    innerkv.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same(rng, threads, count):
+    cache, sequence, _, _, q = filled(rng, "base", tokens=1500)
+    threads(1)
+    alone = cache.attend(0, sequence, q[-3:])
+    threads(count)
+    assert innerkv.get_num_threads() == count
+    again, other, *_ = filled(np.random.default_rng(7), "base", tokens=1500)
+    assert relative_error(again.attend(0, other, q[-3:]), alone) < 1e-4
+
+
+def work(seed, rounds):
+    """Appends and attends; returns all outputs."""
+    cache, sequence, k, v, q = filled(np.random.default_rng(seed), "base", tokens=300)
+    outs = []
+    for i in range(rounds):
+        part = slice(i, i + 1)
+        cache.append(0, sequence, k[part], v[part], q[part])
+        outs.append(cache.attend(0, sequence, q[part]))
+    return np.concatenate(outs)
+
+
+def test_two_caches_from_two_threads(threads):
+    threads(1)
+    expected = [work(seed, 200) for seed in (1, 2)]
+    threads(2)
+    results = [None, None]
+
+    def run(i):
+        results[i] = work(i + 1, 200)
+
+    callers = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for result, right in zip(results, expected):
+        assert relative_error(result, right) < 1e-4
+
+
+def test_one_cache_from_four_threads(rng):
+    cache = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
+    k, v, q = (rng.standard_normal((400, heads, 64)).astype(np.float32) for heads in (2, 2, 4))
+    outs = [None] * 4
+
+    def run(i):
+        sequence = cache.create()
+        for first in range(0, 400, 10):
+            part = slice(first, first + 10)
+            cache.append(0, sequence, k[part], v[part], q[part])
+        outs[i] = cache.attend(0, sequence, q[-1:])
+
+    callers = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for out in outs:
+        assert relative_error(out, outs[0]) < 1e-4
+
+
+def test_python_goes_on_meanwhile(rng):
+    """While this thread computes, another runs Python: it could not, if the interpreter's lock were held."""
+    cache, sequence, _, _, q = filled(rng, "base", tokens=4000, chunk=500)
+    turns = 0
+    stop = False
+
+    def count():
+        nonlocal turns
+        while not stop:
+            turns += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # nobody is made to give the lock up
+    counter = threading.Thread(target=count)
+    try:
+        counter.start()
+        before = turns
+        cache.attend(0, sequence, q[-500:], exact=True)
+        after = turns
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        counter.join()
+    assert after > before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(rng, threads):
+    threads(3)
+    cache, sequence, _, _, q = filled(rng, "base", tokens=1000)
+    expected = cache.attend(0, sequence, q[-1:])
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(cache.attend(0, sequence, q[-1:]), expected)
+        os._exit(0 if same and innerkv.get_num_threads() >= 1 else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the forked process hangs")
+    assert status == 0

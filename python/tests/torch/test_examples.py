@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example runs as its head says, on a small model that is made here."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALICE = EXAMPLES.parents[1] / "tests" / "data" / "alice-opening.txt"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs an example as if from the command line; in this process, which has torch already."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_every_example_is_tested():
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for example in EXAMPLES.glob("*.py"):
+        assert f'run("{example.name}"' in tests
+
+
+def test_attention(run):
+    out = run("attention.py")
+    assert "2000 tokens in" in out and "a fork of 1000 tokens: 1000" in out
+
+
+def test_quantize(run):
+    out = run("quantize.py")
+    assert len(out.splitlines()) == 10 and "3.5 bits a value" in out
+
+
+def test_generate(run, model):
+    out = run("generate.py", model, "Alice")
+    assert out.startswith("Alice") and "times smaller than f16" in out
+
+
+def test_batch(run, model):
+    out = run("batch.py", model)
+    assert "1 beams, 3 sequences" in out and "3 beams, 9 sequences" in out
+    assert out.count("Once upon a time") == 2
+
+
+def test_shared_prompt(run, model, tmp_path):
+    text = tmp_path / "text"
+    text.write_text(ALICE.read_text(encoding="utf-8")[:1200], encoding="utf-8")
+    out = run("shared_prompt.py", model, text)
+    assert out.startswith("1200 tokens of the document") and "Who met whom? ->" in out
+
+
+def test_assisted(run, model):
+    lines = run("assisted.py", model, model).splitlines()
+    assert len(lines) == 2
+    assert lines[0].split("]", 1)[1] == lines[1].split("]", 1)[1]

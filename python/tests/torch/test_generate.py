@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InnerKVCache in model.generate and in forward calls, against DynamicCache."""
+
+import copy
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model, tokens
+from transformers import DynamicCache
+
+from innerkv.transformers import InnerKVCache
+
+
+def dynamic(model):
+    return DynamicCache(config=model.config)
+
+
+def both(model, inputs, preset="f16", **options):
+    """Tokens generated on a DynamicCache with torch's attention, and on ours."""
+    options = {"do_sample": False, "max_new_tokens": 30} | options
+    attention_mask = options.pop("attention_mask", torch.ones_like(inputs))
+    model.set_attn_implementation("sdpa")
+    expected = model.generate(inputs, attention_mask=attention_mask, cache=dynamic(model), **options)
+    model.set_attn_implementation("innerkv")
+    cache = InnerKVCache(model.config, preset)
+    actual = model.generate(inputs, attention_mask=attention_mask, cache=cache, **options)
+    return expected, actual, cache
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_f16_gives_the_tokens_of_dynamic_cache(family):
+    model = tiny_model(family)
+    expected, actual, cache = both(model, tokens(2, 100))
+    assert torch.equal(actual, expected)
+    assert cache.get_seq_length() == 129
+
+
+def divergence(expected, actual):
+    """Mean KLD of predictions, in nats."""
+    expected, actual = (x.log_softmax(-1) for x in (expected, actual))
+    return float((expected.exp() * (expected - actual)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantized_predictions_are_near(family):
+    """Fed in chunks of 32, so that most of the context is quantized."""
+    model = tiny_model(family)
+    inputs = tokens(1, 700)
+    model.set_attn_implementation("sdpa")
+    expected = model(inputs).logits[:, 400:]
+    model.set_attn_implementation("innerkv")
+    kld = {}
+    for preset in ("f16", "k8v8", "base"):
+        cache = InnerKVCache(model.config, preset, prefill="decode")
+        kld[preset] = divergence(expected, model(inputs, cache=cache).logits[:, 400:])
+        assert (cache.store.usage().quantized_pages > 0) == (preset != "f16")
+    assert kld["f16"] < 1e-5
+    assert kld["f16"] <= kld["k8v8"] <= kld["base"]
+    assert kld["base"] < 0.1
+
+
+def test_chunks_of_a_prompt_and_steps():
+    """However the tokens are handed over, a cache that quantizes nothing predicts the same."""
+    model = tiny_model()
+    inputs = tokens(2, 230)
+    expected = model(inputs, use_cache=False).logits
+    for cuts in ([230], [1, 229], [100, 101, 29], [64] * 3 + [1] * 38):
+        cache = InnerKVCache(model.config, "f16")
+        parts = [model(part, cache=cache).logits for part in inputs.split(cuts, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, 1), expected, atol=0.02, rtol=0.02)
+
+
+def left_padded(lengths, width=90):
+    inputs = tokens(len(lengths), width)
+    mask = torch.ones_like(inputs)
+    for row, length in enumerate(lengths):
+        inputs[row, : width - length] = 0
+        mask[row, : width - length] = 0
+    return inputs, mask
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
+def test_left_padding(family):
+    model = tiny_model(family)
+    inputs, mask = left_padded([90, 33, 1, 64])
+    expected, actual, cache = both(model, inputs, attention_mask=mask)
+    assert torch.equal(actual, expected)
+    # No padding is stored.
+    assert [cache.store.length(s) for s in cache._sequences] == [119, 62, 30, 93]
+
+
+@pytest.mark.parametrize("preset", ["f16", "base"])
+def test_a_padded_batch_is_its_sequences(preset):
+    """A sequence in a batch predicts what it predicts alone, quantized pages and all."""
+    model = tiny_model()
+    inputs, mask = left_padded([400, 333], width=400)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    kept = []
+    for rows in ([0, 1], [1]):
+        cache = InnerKVCache(model.config, preset)
+        width = 400 if len(rows) == 2 else 333
+        part = [x[rows, -width:] for x in (inputs, mask, positions)]
+        model(part[0], attention_mask=part[1], position_ids=part[2], cache=cache)
+        step = model(tokens(1, 1).expand(len(rows), 1), cache=cache,
+                     attention_mask=torch.cat([part[1], part[1][:, :1] * 0 + 1], 1),
+                     position_ids=part[2][:, -1:] + 1)
+        kept.append(step.logits[-1])
+    torch.testing.assert_close(kept[0], kept[1], atol=0.02, rtol=0.02)
+
+
+def test_right_padding_in_a_forward_call():
+    model = tiny_model()
+    inputs = tokens(2, 60)
+    mask = torch.ones_like(inputs)
+    mask[1, 40:] = 0
+    cache = InnerKVCache(model.config, "f16")
+    out = model(inputs, attention_mask=mask, cache=cache).logits
+    alone = model(inputs[1:, :40], use_cache=False).logits
+    torch.testing.assert_close(out[1:, :40], alone, atol=0.02, rtol=0.02)
+    assert [cache.store.length(s) for s in cache._sequences] == [60, 40]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_beam_search(family):
+    expected, actual, cache = both(tiny_model(family), tokens(2, 80), num_beams=4, num_return_sequences=3)
+    assert torch.equal(actual, expected)
+    assert len(cache._sequences) == 8
+
+
+def test_sampling():
+    model = tiny_model()
+    results = []
+    for implementation in ("sdpa", "innerkv"):
+        model.set_attn_implementation(implementation)
+        cache = dynamic(model) if implementation == "sdpa" else InnerKVCache(model.config, "f16")
+        torch.manual_seed(11)
+        results.append(model.generate(tokens(2, 50), attention_mask=torch.ones(2, 50), cache=cache,
+                                      do_sample=True, top_k=20, temperature=0.9, max_new_tokens=40,
+                                      num_return_sequences=1))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_assisted_generation(family):
+    """Drafts that are mostly wrong: the cache is cropped at nearly every step."""
+    model = tiny_model(family)
+    assistant = tiny_model(family, seed=6, implementation="sdpa")
+    expected, actual, _ = both(model, tokens(1, 90), assistant_model=assistant, max_new_tokens=30)
+    assert torch.equal(actual, expected)
+
+
+def test_prompt_lookup():
+    model = tiny_model()
+    inputs = tokens(1, 20).repeat(1, 5)
+    expected, actual, _ = both(model, inputs, prompt_lookup_num_tokens=4, max_new_tokens=40)
+    assert torch.equal(actual, expected)
+
+
+def test_crop_with_padding():
+    model = tiny_model()
+    inputs, mask = left_padded([90, 33])
+    cache = InnerKVCache(model.config, "f16")
+    model(inputs, attention_mask=mask, cache=cache)
+    cache.crop(-40)
+    assert cache.get_seq_length() == 50
+    assert [cache.store.length(s) for s in cache._sequences] == [50, 0]
+    out = model(inputs[:, 50:], attention_mask=mask, cache=cache).logits
+    fresh = InnerKVCache(model.config, "f16")
+    expected = model(inputs, attention_mask=mask, cache=fresh).logits[:, 50:]
+    torch.testing.assert_close(out[0], expected[0], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(out[1, 7:], expected[1, 7:], atol=0.02, rtol=0.02)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(3)
+
+
+def test_crop_beyond_what_a_window_kept_is_refused():
+    model = tiny_model("gemma3")
+    cache = InnerKVCache(model.config, "f16")
+    model(tokens(1, 300), cache=cache)
+    for step in range(20):
+        model(tokens(1, 30, seed=step), cache=cache)
+    with pytest.raises(ValueError, match="window"):
+        cache.crop(-500)
+
+
+def test_a_prompt_continued_twice():
+    """copy.deepcopy of a processed prompt, as transformers' documentation has it, shares its pages."""
+    model = tiny_model()
+    prompt = tokens(1, 400)
+    cache = InnerKVCache(model.config, "base")
+    model(prompt, cache=cache)
+    before = cache.nbytes
+    copies = [copy.deepcopy(cache), cache.fork()]
+    assert cache.nbytes < 1.5 * before
+    ends = [model(tokens(1, 8, seed=i), cache=each).logits for i, each in enumerate(copies)]
+    fresh = InnerKVCache(model.config, "base")
+    model(prompt, cache=fresh)
+    torch.testing.assert_close(model(tokens(1, 8, seed=1), cache=fresh).logits, ends[1],
+                               atol=1e-3, rtol=1e-3)
+    assert cache.get_seq_length() == 400 and copies[0].get_seq_length() == 408
+    pages = cache.store.usage().f16_pages
+    del copies
+    assert cache.store.usage().f16_pages < pages
+
+
+def test_a_cache_that_is_continued_by_generate():
+    model = tiny_model()
+    inputs = tokens(1, 60)
+    cache = InnerKVCache(model.config, "f16")
+    first = model.generate(inputs, attention_mask=torch.ones_like(inputs), cache=cache,
+                           do_sample=False, max_new_tokens=10)
+    longer = torch.cat([first, tokens(1, 20)], 1)
+    again = model.generate(longer, attention_mask=torch.ones_like(longer), cache=cache,
+                           do_sample=False, max_new_tokens=10)
+    model.set_attn_implementation("sdpa")
+    expected = model.generate(longer, attention_mask=torch.ones_like(longer), do_sample=False,
+                              max_new_tokens=10)
+    assert torch.equal(again, expected)
+
+
+def test_reset():
+    model = tiny_model()
+    cache = InnerKVCache(model.config, "f16")
+    model(tokens(2, 50), cache=cache)
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.nbytes == 0 and cache.batch_size == -1
+    expected = model(tokens(3, 20), use_cache=False).logits
+    torch.testing.assert_close(model(tokens(3, 20), cache=cache).logits, expected, atol=0.02, rtol=0.02)
+
+
+def test_batch_repeat_and_select():
+    model = tiny_model()
+    inputs = tokens(2, 50)
+    cache = InnerKVCache(model.config, "f16")
+    model(inputs, cache=cache)
+    cache.batch_repeat_interleave(2)
+    assert cache.batch_size == 4
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    out = model(tokens(2, 1), cache=cache).logits
+    expected = model(torch.cat([inputs[[1, 0]], tokens(2, 1)], 1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(out, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_attention_works_without_our_cache(family):
+    model = tiny_model(family)
+    inputs, mask = left_padded([100, 71], width=100)
+    with_ours = model.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=10)
+    model.set_attn_implementation("sdpa")
+    expected = model.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=10)
+    assert torch.equal(with_ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    model = tiny_model().to(dtype)
+    inputs = tokens(2, 150)
+    model.set_attn_implementation("sdpa")
+    expected = model(inputs, use_cache=False).logits
+    model.set_attn_implementation("innerkv")
+    cache = InnerKVCache(model.config, "f16")
+    model(inputs[:, :149], cache=cache)
+    step = model(inputs[:, 149:], cache=cache).logits
+    assert step.dtype == dtype
+    assert divergence(expected[:, 149:].float(), step.float()) < 5e-3
+
+
+def test_the_cache_is_smaller_than_f16():
+    model = tiny_model("llama")
+    cache = InnerKVCache(model.config, "base")
+    model(tokens(1, 2000), cache=cache)
+    model(tokens(1, 1), cache=cache)
+    planned = cache.plan(2001)
+    assert planned.ratio > 2.5
+    assert abs(cache.nbytes - planned.sequence_bytes) < 0.02 * planned.sequence_bytes

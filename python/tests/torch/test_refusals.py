@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What transformers may ask of InnerKVCache and does not get: a clear error instead of wrong text."""
+
+import pytest
+import torch
+import transformers
+from tiny import COMMON, tiny_config, tiny_model, tokens
+
+from innerkv.transformers import InnerKVCache
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "text"),
+    [
+        ("DeepseekV3Config", {}, "latent attention"),
+        ("T5Config", {}, "cross-attention"),
+        ("MambaConfig", {}, "mamba"),
+        ("Qwen3NextConfig", {}, "linear_attention"),
+        ("LlamaConfig", COMMON | {"head_dim": 40}, "head dimension 40.*64, 80"),
+    ],
+)
+def test_models(config, arguments, text):
+    with pytest.raises(ValueError, match=text):
+        InnerKVCache(getattr(transformers, config)(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"preset": "q4"}, "q4.*base"), ({"prefill": "fast"}, 'fast.*"exact" and "decode"')],
+)
+def test_options(options, text):
+    with pytest.raises(ValueError, match=text):
+        InnerKVCache(tiny_config("llama"), **options)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_another_attention(implementation):
+    """It would see the new tokens alone, and nobody would know."""
+    model = tiny_model(implementation=implementation)
+    with pytest.raises(ValueError, match=f'"{implementation}".*set_attn_implementation'):
+        model(tokens(1, 5), cache=InnerKVCache(model.config))
+
+
+def test_another_attention_behind_the_config():
+    model = tiny_model()
+    cache = InnerKVCache(model.config)
+    key = torch.zeros(1, 2, 3, 64)
+    cache.update(key, key, 0)
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        cache.update(key, key, 1)
+
+
+def test_masks():
+    model = tiny_model()
+    gap = torch.tensor([[1, 1, 0, 1, 1]])
+    with pytest.raises(ValueError, match="padding between the tokens of sequence 0"):
+        model(tokens(1, 5), attention_mask=gap, cache=InnerKVCache(model.config))
+    with pytest.raises(ValueError, match="4 dimensions"):
+        model(tokens(1, 5), attention_mask=torch.zeros(1, 1, 5, 5), cache=InnerKVCache(model.config))
+
+
+def test_attention_both_ways():
+    model = tiny_model("gemma3", use_bidirectional_attention=True)
+    with pytest.raises(ValueError, match="not causal"):
+        model(tokens(1, 5), cache=InnerKVCache(model.config))
+
+
+def test_another_batch():
+    model = tiny_model()
+    cache = InnerKVCache(model.config)
+    model(tokens(2, 5), cache=cache)
+    with pytest.raises(ValueError, match="a batch of 3 on a cache of 2 sequences"):
+        model(tokens(3, 1), cache=cache)
+    assert cache.get_seq_length() == 5
+
+
+def test_training():
+    model = tiny_model()
+    with torch.enable_grad(), pytest.raises(ValueError, match="no_grad"):
+        model(tokens(1, 5), cache=InnerKVCache(model.config))
+
+
+def test_too_many_beams():
+    model = tiny_model()
+    cache = InnerKVCache(model.config)
+    model(tokens(1, 5), cache=cache)
+    with pytest.raises(MemoryError, match="sequence"):
+        cache.batch_repeat_interleave(1000)
+    assert cache.batch_size == 1
+    assert torch.isfinite(model(tokens(1, 1), cache=cache).logits).all()
