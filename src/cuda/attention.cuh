@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel: one launch from queries to outputs. Blocks take equal parts of all sequences' pages, one behind the other;
-// a block that has a part of a KV head leaves its state, and the last one to come merges them.
+// The kernel: one launch from queries to outputs. Blocks take equal parts of all sequences' pages; one that
+// has a part of a KV head leaves its state, and the last one to come merges them.
 #pragma once
 
 #include <climits>

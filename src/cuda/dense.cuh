@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A warp's walk over 16 tokens at a time of fp16 pages: sink, recent window, and caches that are fp16 throughout. Operands come
-// from global memory as they lie there: channels and tokens are permuted alike on both sides of a product.
+// A warp's walk over 16 tokens at a time of fp16 pages: sink, recent window, and caches that are fp16
+// throughout. Operands come from global memory as they lie there: channels and tokens are permuted alike on
+// both sides of a product.
 #pragma once
 
 #include "cuda/query.cuh"
