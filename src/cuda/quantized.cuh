@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A warp's walk over quantized pages: integer products with keys, softmax, integer products with values. docs/kernels.md
-// counts what a page costs.
+// A warp's walk over quantized pages: integer products with keys, softmax, integer products with values.
+// docs/kernels.md counts what a page costs.
 //
 //     keys      sums[token][column] per 32 channels, scaled onto logits; through shared memory from where products
 //               leave them (a token's columns) to where probabilities are needed (a column's tokens)
