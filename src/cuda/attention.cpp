@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side of a launch: checks, the shape of the grid, memory for partial results.
+#include <algorithm>
+#include <numbers>
+#include <string>
+
+#include "attention/arguments.h"
+#include "cuda/device.h"
+#include "cuda/kernels/table.h"
+#include "cuda/params.h"
+
+namespace innerkv::cuda {
+namespace {
+
+void check_limits(const AttentionLimits& limits) {
+    if (limits.max_sequences < 1 || limits.max_sequences > kMaxSequences)
+        throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_sequences) +
+                              " sequences a call; supported are 1 to " +
+                              std::to_string(kMaxSequences));
+    if (limits.max_query_tokens < 1 || limits.max_query_tokens > kMaxQueryTokens)
+        throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_query_tokens) +
+                              " query tokens a sequence; supported are 1 to " +
+                              std::to_string(kMaxQueryTokens));
+}
+
+/// Threads of a launch, the same for all lengths.
+struct Grid {
+    int warps = 0; ///< of a block
+    int blocks = 0;
+    int shared_bytes = 0;
+};
+
+int attribute(cudaDeviceAttr name, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
+    return value;
+}
+
+/// As many warps as a multiprocessor takes, in blocks as large as possible.
+Grid make_grid(const KernelEntry& kernel, int device) {
+    const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+    Grid best;
+    int most_warps = 0;
+    for (int warps = kMaxWarps; warps >= 1; warps /= 2) {
+        const int bytes = kernel.block_bytes + warps * kernel.warp_bytes;
+        if (bytes > most) continue;
+        check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   bytes),
+              "asking for shared memory");
+        int blocks = 0;
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                  &blocks, kernel.function, warps * kWarpSize, static_cast<std::size_t>(bytes)),
+              "asking how many blocks fit");
+        if (blocks * warps <= most_warps) continue;
+        most_warps = blocks * warps;
+        best = {warps, blocks * multiprocessors, bytes};
+    }
+    if (most_warps == 0)
+        throw Unavailable("cuda attention: a warp of this format needs " +
+                          std::to_string(kernel.block_bytes + kernel.warp_bytes) +
+                          " bytes of shared memory, device " + std::to_string(device) + " has " +
+                          std::to_string(most) + " for a block");
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               best.shared_bytes),
+          "asking for shared memory");
+    return best;
+}
+
+void check_pointer(const void* pointer, int device, const char* name) {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, pointer), std::string("looking at ") + name);
+    if (attributes.type == cudaMemoryTypeManaged) return;
+    if (attributes.type != cudaMemoryTypeDevice)
+        throw InvalidArgument(std::string("cuda attention: ") + name +
+                              " is not device memory; copy it to device " + std::to_string(device));
+    if (attributes.device != device)
+        throw InvalidArgument(std::string("cuda attention: ") + name + " is memory of device " +
+                              std::to_string(attributes.device) +
+                              ", attention was made for device " + std::to_string(device));
+}
+
+void check_stream(Stream stream, int device) {
+    if (stream == nullptr) return;
+#if CUDART_VERSION >= 12080
+    int of_stream = 0;
+    check(cudaStreamGetDevice(stream, &of_stream), "asking for a stream's device");
+    if (of_stream != device)
+        throw InvalidArgument("cuda attention: the stream is one of device " +
+                              std::to_string(of_stream) + ", attention was made for device " +
+                              std::to_string(device));
+#endif
+}
+
+} // namespace
+
+struct Attention::Impl {
+    AttentionShape shape;
+    AttentionLimits limits;
+    KernelEntry kernel;
+    Grid grid;
+    int max_strips = 0;
+    DeviceMemory partials;
+    DeviceMemory arrivals;
+
+    Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
+        : shape(attention_shape), limits(attention_limits) {
+        check_attention_arguments(shape, {});
+        check_limits(limits);
+        const int rows = limits.max_query_tokens * group();
+        const bool packed = rows <= kFewRows;
+        const int strip_rows = packed ? kFewRows : kManyRows;
+        kernel = find_kernel(shape.format, packed);
+        require_device(limits.device);
+        const DeviceScope scope(limits.device);
+        grid = make_grid(kernel, limits.device);
+        max_strips = (rows + strip_rows - 1) / strip_rows;
+        const auto floats =
+            static_cast<std::size_t>(partial_floats(strip_rows, shape.format.padded_dim()));
+        partials = DeviceMemory(limits.device,
+                                2 * static_cast<std::size_t>(grid.blocks) * floats * sizeof(float),
+                                "partial results");
+        const auto items = static_cast<std::size_t>(limits.max_sequences) *
+                           static_cast<std::size_t>(shape.kv_heads) *
+                           static_cast<std::size_t>(max_strips);
+        arrivals = DeviceMemory(limits.device, items * sizeof(int), "counters");
+        check(cudaMemset(arrivals.data(), 0, arrivals.bytes()), "clearing counters");
+    }
+
+    int group() const { return shape.q_heads / shape.kv_heads; }
+
+    void check_call(const AttentionCall& call) const {
+        if (call.count < 0 || call.count > limits.max_sequences)
+            throw InvalidArgument("cuda attention: " + std::to_string(call.count) +
+                                  " sequences; this object was made for up to " +
+                                  std::to_string(limits.max_sequences));
+        check_pointer(call.sequences, limits.device, "the array of sequences");
+        check_pointer(call.q, limits.device, "q");
+        check_pointer(call.out, limits.device, "out");
+        if (call.log_sum_exp != nullptr)
+            check_pointer(call.log_sum_exp, limits.device, "log_sum_exp");
+        check_stream(call.stream, limits.device);
+    }
+
+    AttentionParams params_of(const AttentionCall& call) const {
+        constexpr float kLog2E = std::numbers::log2e_v<float>;
+        AttentionParams params{};
+        params.sequences = call.sequences;
+        params.q = call.q;
+        params.out = call.out;
+        params.log_sum_exp = call.log_sum_exp;
+        params.partials = reinterpret_cast<float*>(partials.data());
+        params.arrivals = reinterpret_cast<int*>(arrivals.data());
+        params.q_sequence_stride = call.q_sequence_stride;
+        params.q_token_stride = call.q_token_stride;
+        params.q_head_stride = call.q_head_stride;
+        params.out_sequence_stride = call.out_sequence_stride;
+        params.out_token_stride = call.out_token_stride;
+        params.out_head_stride = call.out_head_stride;
+        params.q_type = call.q_type;
+        params.out_type = call.out_type;
+        params.count = call.count;
+        params.max_query_tokens = limits.max_query_tokens;
+        params.max_strips = max_strips;
+        params.q_heads = shape.q_heads;
+        params.kv_heads = shape.kv_heads;
+        params.group = group();
+        params.head_dim = shape.format.head_dim;
+        params.sliding_window = shape.sliding_window;
+        params.logit_scale = logit_scale(shape) * kLog2E;
+        params.soft_cap = shape.soft_cap * kLog2E;
+        return params;
+    }
+
+    void run(const AttentionCall& call) const {
+        if (call.count == 0) return;
+        check_call(call);
+        const DeviceScope scope(limits.device);
+        AttentionParams params = params_of(call);
+        void* arguments[] = {&params};
+        check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(grid.blocks)),
+                               dim3(static_cast<unsigned>(grid.warps * kWarpSize)), arguments,
+                               static_cast<std::size_t>(grid.shared_bytes), call.stream),
+              "launching attention");
+    }
+};
+
+Attention::Attention(const AttentionShape& shape, const AttentionLimits& limits)
+    : impl_(std::make_unique<Impl>(shape, limits)) {}
+Attention::~Attention() = default;
+Attention::Attention(Attention&&) noexcept = default;
+Attention& Attention::operator=(Attention&&) noexcept = default;
+
+void Attention::run(const AttentionCall& call) { impl_->run(call); }
+std::size_t Attention::bytes() const { return impl_->partials.bytes() + impl_->arrivals.bytes(); }
+
+} // namespace innerkv::cuda

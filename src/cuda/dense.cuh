@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warp's walk over 16 tokens at a time of fp16 pages: sink, recent window, and caches that are fp16
+// throughout. Operands come from global memory as they lie there: channels and tokens are permuted alike on
+// both sides of a product.
+#pragma once
+
+#include "cuda/query.cuh"
+#include "cuda/softmax.cuh"
+
+namespace innerkv::cuda {
+
+template <class C>
+struct DenseWalk {
+    float out[C::kBlocks][4][4] =
+        {}; ///< per 64 channels, pair of channels 8g + 2j: rows, columns of products
+    RowState state{kNoReference, 0.0f}; ///< of row g; weight: the lane's own tokens'
+    float scale;                        ///< of row g
+    float* exchange;
+    int head_dim;
+    int g;
+    int i;
+
+    __device__ DenseWalk(const AttentionParams& params, const BlockShared<C>& shared, float* buffer,
+                         const Thread& thread)
+        : scale(thread.g < C::kRows ? shared.dense_scale[thread.g] : 0.0f), exchange(buffer),
+          head_dim(params.head_dim), g(thread.g), i(thread.i) {}
+
+    /// 8 channels from `channel` on, or zeros where there are none or the token must not be read.
+    __device__ uint4 load(const unsigned char* rows, int token, int channel, bool readable) const {
+        if (!readable || channel >= head_dim) return {0, 0, 0, 0};
+        return __ldg(reinterpret_cast<const uint4*>(rows + 2 * (token * head_dim + channel)));
+    }
+
+    __device__ void keys(const BlockShared<C>& shared, const unsigned char* page, int first,
+                         Visible readable, int position);
+    __device__ void values(const unsigned char* page, int first, Visible readable, int position,
+                           std::uint32_t b0, std::uint32_t b1);
+    __device__ void attend(const BlockShared<C>& shared, const RowRules& rules,
+                           const unsigned char* page, int first, Visible readable, int position);
+    __device__ void write_state(float* sums, RowState* states);
+};
+
+/// Lane 4g + i reads 8 channels of tokens g and g + 8: elements 2i, 2i + 1 and 2i + 8, 2i + 9 of two products.
+template <class C>
+__device__ inline void DenseWalk<C>::keys(const BlockShared<C>& shared, const unsigned char* page,
+                                          int first, Visible readable, int position) {
+    const bool upper = position + g >= readable.begin && position + g < readable.end;
+    const bool lower = position + g + 8 >= readable.begin && position + g + 8 < readable.end;
+    float logits[4] = {};
+#pragma unroll
+    for (int span = 0; span < 2 * C::kBlocks; ++span) {
+        const int channel = 32 * span + 8 * i;
+        const uint4 a = load(page, first + g, channel, upper);
+        const uint4 b = load(page, first + g + 8, channel, lower);
+        const uint4 query = *reinterpret_cast<const uint4*>(&shared.q_half[g][channel]);
+        multiply_f16(logits, a.x, b.x, a.y, b.y, query.x, query.y);
+        multiply_f16(logits, a.z, b.z, a.w, b.w, query.z, query.w);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+        exchange[(2 * i + c) * C::kExchangeStride + g] = logits[c];
+        exchange[(2 * i + c) * C::kExchangeStride + g + 8] = logits[2 + c];
+    }
+    __syncwarp();
+}
+
+/// Lane 4g + i reads 8 channels from 8g on of tokens 4i .. 4i + 3; a pair of channels is two rows of a product.
+template <class C>
+__device__ inline void DenseWalk<C>::values(const unsigned char* page, int first, Visible readable,
+                                            int position, std::uint32_t b0, std::uint32_t b1) {
+    const unsigned char* rows = page + std::int64_t{2} * kPageTokens * head_dim;
+#pragma unroll
+    for (int span = 0; span < C::kBlocks; ++span) {
+        uint4 token[4];
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+            const int at = position + 4 * i + t;
+            token[t] = load(rows, first + 4 * i + t, 64 * span + 8 * g,
+                            at >= readable.begin && at < readable.end);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            std::uint32_t pair[4];
+#pragma unroll
+            for (int t = 0; t < 4; ++t)
+                pair[t] = j == 0   ? token[t].x
+                          : j == 1 ? token[t].y
+                          : j == 2 ? token[t].z
+                                   : token[t].w;
+            multiply_f16(out[span][j], __byte_perm(pair[0], pair[1], 0x5410),
+                         __byte_perm(pair[0], pair[1], 0x7632),
+                         __byte_perm(pair[2], pair[3], 0x5410),
+                         __byte_perm(pair[2], pair[3], 0x7632), b0, b1);
+        }
+    }
+}
+
+__device__ inline std::uint32_t two_halves(float first, float second) {
+    const __half2 both = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&both);
+}
+
+/// Tokens first .. first + 15 of a page, the first of them at `position`. Those that are not readable are memory
+/// that may hold anything, and that no row sees.
+template <class C>
+__device__ inline void DenseWalk<C>::attend(const BlockShared<C>& shared, const RowRules& rules,
+                                            const unsigned char* page, int first, Visible readable,
+                                            int position) {
+    keys(shared, page, first, readable, position);
+    const float4 four = *reinterpret_cast<const float4*>(exchange + g * C::kExchangeStride + 4 * i);
+    float logits[4] = {four.x * scale, four.y * scale, four.z * scale, four.w * scale};
+    __syncwarp(); // before the next ones are written
+    apply_rules(rules, rules.whole(position, kDenseTokens), position + 4 * i, logits);
+    float top = fmaxf(fmaxf(logits[0], logits[1]), fmaxf(logits[2], logits[3]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    // Here the reference is the maximum: probabilities are fp16.
+    const bool outgrown = top > state.reference;
+    if (__any_sync(~0u, outgrown) != 0) {
+        const float factor = outgrown ? fast_exp2(state.reference - top) : 1.0f;
+        if (outgrown) state.reference = top;
+        state.weight *= factor;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            const float of_column = __shfl_sync(~0u, factor, 4 * (2 * i + c));
+#pragma unroll
+            for (int span = 0; span < C::kBlocks; ++span)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    out[span][j][c] *= of_column;
+                    out[span][j][2 + c] *= of_column;
+                }
+        }
+    }
+    float p[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+        p[t] = fast_exp2(logits[t] - state.reference);
+        state.weight += p[t];
+    }
+    values(page, first, readable, position, two_halves(p[0], p[1]), two_halves(p[2], p[3]));
+}
+
+template <class C>
+__device__ inline void DenseWalk<C>::write_state(float* sums, RowState* states) {
+    float weight = state.weight;
+    weight += __shfl_xor_sync(~0u, weight, 1);
+    weight += __shfl_xor_sync(~0u, weight, 2);
+    if (i == 0 && g < C::kRows) states[g] = {state.reference, weight};
+#pragma unroll
+    for (int span = 0; span < C::kBlocks; ++span)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                const int row = 2 * i + c;
+                if (row >= C::kRows) continue;
+                float* to = sums + row * C::kDim + 64 * span + 8 * g + 2 * j;
+                *reinterpret_cast<float2*>(to) = {out[span][j][c], out[span][j][2 + c]};
+            }
+}
+
+} // namespace innerkv::cuda

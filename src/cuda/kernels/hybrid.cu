@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels/instantiate.cuh"
+
+namespace innerkv::cuda {
+
+KernelEntry hybrid_kernel(int blocks, bool packed) {
+    return instantiate<Side<CodecKind::affine, 3>, Side<CodecKind::hybrid, 2>>(blocks, packed);
+}
+
+} // namespace innerkv::cuda

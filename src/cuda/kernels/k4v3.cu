@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels/instantiate.cuh"
+
+namespace innerkv::cuda {
+
+KernelEntry k4v3_kernel(int blocks, bool packed) {
+    return instantiate<Side<CodecKind::affine, 4>, Side<CodecKind::affine, 3>>(blocks, packed);
+}
+
+} // namespace innerkv::cuda

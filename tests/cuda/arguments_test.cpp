@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is refused, with a message that names the fault, and that the next call works.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+
+#include "device.h"
+
+namespace innerkv::test {
+namespace {
+
+class DeviceArguments : public OnDevice {
+protected:
+    DeviceArguments() : batch_(shape_of(find_preset("base").format(64), 4, 2)) {}
+
+    template <typename Exception>
+    void expect_refused(const std::function<void()>& call, const std::string& message) {
+        try {
+            call();
+            FAIL() << "not refused: " << message;
+        } catch (const Exception& error) {
+            EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+        }
+        EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+    }
+
+    Batch batch_;
+};
+
+TEST_F(DeviceArguments, Limits) {
+    const auto make = [&](cuda::AttentionLimits limits) {
+        return [this, limits] { const cuda::Attention attention(batch_.shape, limits); };
+    };
+    expect_refused<InvalidArgument>(make({0, 0, 1}), "up to 0 sequences");
+    expect_refused<InvalidArgument>(make({0, 257, 1}), "1 to 256");
+    expect_refused<InvalidArgument>(make({0, 1, 0}), "0 query tokens");
+    expect_refused<InvalidArgument>(make({99, 1, 1}), "device 99");
+    expect_refused<InvalidArgument>(make({-1, 1, 1}), "device -1");
+}
+
+TEST_F(DeviceArguments, Shapes) {
+    AttentionShape shape = batch_.shape;
+    shape.kv_heads = 3;
+    expect_refused<InvalidArgument>([&] { const cuda::Attention attention(shape, {}); },
+                                    "4 query heads on 3 KV heads");
+    shape = batch_.shape;
+    shape.format.k = symmetric(3);
+    expect_refused<InvalidArgument>([&] { const cuda::Attention attention(shape, {}); },
+                                    "supported are those of the presets base, small");
+}
+
+TEST_F(DeviceArguments, MemoryThatIsNotThere) {
+    // Counters and partial results are small, so sequences: a page in host memory, named two million times.
+    SequenceSpec spec;
+    spec.quantized = 32;
+    batch_.add(spec);
+    const DeviceBatch device(batch_);
+    cuda::Attention attention(batch_.shape, device.limits());
+    void* rest = nullptr;
+    std::size_t free = 0;
+    std::size_t total = 0;
+    expect_success(cudaMemGetInfo(&free, &total));
+    constexpr std::size_t kLeft = 64 << 20;
+    if (free > kLeft) expect_success(cudaMalloc(&rest, free - kLeft));
+    SequenceView view = batch_.sequences[0].view();
+    const std::vector<const std::byte*> pages(40000, view.quantized.pages[0]);
+    view.quantized.pages = pages;
+    view.recent = {};
+    view.quantized.tokens = 32 * static_cast<std::int64_t>(pages.size());
+    view.length = view.quantized.first_token + view.quantized.tokens;
+    const cuda::SequenceQueries queries[] = {{&view, 0, 1}};
+    expect_refused<cuda::DeviceError>(
+        [&] { const cuda::DeviceSequences sequences(batch_.shape, queries); },
+        "bytes for copies of sequences on device 0");
+    cudaFree(rest);
+    attention.run(device.call());
+    expect_success(cudaDeviceSynchronize());
+}
+
+TEST_F(DeviceArguments, Calls) {
+    SequenceSpec spec;
+    spec.quantized = 64;
+    batch_.add(spec);
+    const DeviceBatch device(batch_);
+    cuda::Attention attention(batch_.shape, device.limits());
+    std::vector<float> host(4096);
+    const auto run = [&](const std::function<void(cuda::AttentionCall&)>& change) {
+        return [&attention, &device, change] {
+            cuda::AttentionCall call = device.call();
+            change(call);
+            attention.run(call);
+        };
+    };
+    expect_refused<InvalidArgument>(run([](auto& call) { call.count = 2; }), "up to 1");
+    expect_refused<InvalidArgument>(run([](auto& call) { call.count = -1; }), "-1 sequences");
+    expect_refused<InvalidArgument>(run([&](auto& call) { call.q = host.data(); }),
+                                    "q is not device memory");
+    expect_refused<InvalidArgument>(run([&](auto& call) { call.out = host.data(); }),
+                                    "out is not device memory");
+    expect_refused<InvalidArgument>(run([](auto& call) { call.out = nullptr; }), "out");
+    expect_refused<InvalidArgument>(run([&](auto& call) { call.log_sum_exp = host.data(); }),
+                                    "log_sum_exp is not device memory");
+    expect_refused<InvalidArgument>(run([](auto& call) { call.sequences = nullptr; }),
+                                    "the array of sequences");
+    const Result result = collect(batch_, [&] {
+        attention.run(device.call());
+        expect_success(cudaDeviceSynchronize());
+        device.fetch(batch_);
+    });
+    EXPECT_LT(largest_error(result, reference(batch_)), 0.02);
+}
+
+TEST_F(DeviceArguments, SequencesWhoseHeadsDisagree) {
+    SequenceSpec spec;
+    spec.quantized = 32;
+    spec.transform.rotate = true;
+    batch_.add(spec);
+    SequenceView view = batch_.sequences[0].view();
+    std::vector<KeyTransform> transforms(view.transforms.begin(), view.transforms.end());
+    transforms[1].rotate = false;
+    view.transforms = transforms;
+    const cuda::SequenceQueries queries[] = {{&view, 0, 1}};
+    expect_refused<InvalidArgument>(
+        [&] { const cuda::DeviceSequences sequences(batch_.shape, queries); },
+        "rotate all or none");
+}
+
+} // namespace
+} // namespace innerkv::test

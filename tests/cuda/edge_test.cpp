@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sequences with nothing in them, distributions made to break things, queries that are no numbers.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "device.h"
+
+namespace innerkv::test {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+PageFormat base(int head_dim = 64) { return find_preset("base").format(head_dim); }
+
+FillRow scaled(float factor) {
+    return [factor](std::mt19937& random, std::vector<float>& row) {
+        gaussian(random, row);
+        for (float& value : row) value *= factor;
+    };
+}
+
+FillRow constant(float value) {
+    return [value](std::mt19937&, std::vector<float>& row) {
+        std::fill(row.begin(), row.end(), value);
+    };
+}
+
+class DeviceEdge : public OnDevice {};
+
+void expect_nothing_seen(const Result& result) {
+    for (std::size_t row = 0; row < result.out.size(); ++row) {
+        EXPECT_EQ(result.out[row], std::vector<float>(result.out[row].size(), 0.0f));
+        EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
+    }
+}
+
+TEST_F(DeviceEdge, EmptySequence) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.sink = spec.recent = 0;
+    batch.add(spec, 3);
+    expect_nothing_seen(attend_on_device(batch));
+}
+
+TEST_F(DeviceEdge, EmptyBesideFull) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 640;
+    batch.add(spec);
+    SequenceSpec nothing;
+    nothing.sink = nothing.recent = 0;
+    batch.add(nothing);
+    batch.add(spec);
+    const Result result = attend_on_device(batch);
+    const Result expected = reference(batch);
+    EXPECT_LT(largest_error(result, expected), 0.02);
+    EXPECT_EQ(result.log_sum_exp[4], -kInfinity);
+}
+
+TEST_F(DeviceEdge, WindowOverDroppedTokens) {
+    Batch batch(shape_of(base(), 4, 2));
+    batch.shape.sliding_window = 8;
+    SequenceSpec spec;
+    spec.quantized = 64;
+    spec.dropped = 64;
+    batch.add(spec, 2);
+    batch.blocks[0].first_position = 60;
+    expect_nothing_seen(attend_on_device(batch));
+}
+
+TEST_F(DeviceEdge, RowsThatSeeNothingBesideRowsThatDo) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.sink = 0;
+    spec.dropped = 64; // the sequence begins at token 64
+    spec.quantized = 64;
+    batch.add(spec, 8);
+    batch.blocks[0].first_position = 60;
+    const Result result = attend_on_device(batch);
+    for (std::size_t row = 0; row < 8; ++row) EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
+    EXPECT_LT(largest_error(result, reference(batch)), 0.02);
+}
+
+TEST_F(DeviceEdge, OneTokenDominates) {
+    for (const int token : {0, 40, 300, 350}) {
+        SCOPED_TRACE(token);
+        Batch batch(shape_of(base(), 2, 1));
+        SequenceSpec spec;
+        spec.quantized = 256;
+        spec.k = [token, count = 0](std::mt19937& random, std::vector<float>& row) mutable {
+            gaussian(random, row);
+            if (count++ == token) std::fill(row.begin(), row.end(), 5.0f);
+        };
+        batch.add(spec, 1, constant(1.0f));
+        EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
+    }
+}
+
+TEST_F(DeviceEdge, EqualKeysGiveEqualWeights) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 1024;
+    spec.k = constant(0.7f);
+    batch.add(spec);
+    EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
+}
+
+TEST_F(DeviceEdge, TinyLogits) {
+    for (const float size : {1e-3f, 1e-20f, 1e-38f, 0.0f}) {
+        SCOPED_TRACE(size);
+        Batch batch(shape_of(base(), 2, 1));
+        SequenceSpec spec;
+        spec.quantized = 256;
+        spec.k = scaled(1e-3f);
+        batch.add(spec, 1, scaled(size));
+        EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
+    }
+}
+
+/// Scales of keys and values from fp16's smallest to its largest.
+TEST_F(DeviceEdge, ScalesOfAllSizes) {
+    for (const char* name : {"base", "hybrid", "k8v8"})
+        for (const float size : {1e-6f, 1e-4f, 1e-2f, 10.0f, 1e3f, 1e4f}) {
+            SCOPED_TRACE(testing::Message() << name << " " << size);
+            Batch batch(shape_of(find_preset(name).format(64), 2, 1));
+            SequenceSpec spec;
+            spec.sink = spec.recent = 0;
+            spec.quantized = 256;
+            spec.k = spec.v = scaled(size);
+            batch.add(spec, 1, scaled(1.0f / size));
+            const Result expected = reference(batch);
+            EXPECT_LT(largest_error(attend_on_device(batch), expected), 0.02);
+        }
+}
+
+TEST_F(DeviceEdge, LogitsOfTenThousand) {
+    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 256;
+    spec.k = [count = 0](std::mt19937&, std::vector<float>& row) mutable {
+        std::fill(row.begin(), row.end(), count++ % 7 == 3 ? 35.0f : -35.0f);
+    };
+    batch.add(spec, 1, constant(35.0f));
+    // An fp32 logit of this size has steps of 1e-3, and so have weights that depend on it.
+    EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
+}
+
+TEST_F(DeviceEdge, OneTokenDominatesAtAnySize) {
+    for (const float largest : {1e5f, -1e5f, 1e6f, -1e6f}) {
+        SCOPED_TRACE(largest);
+        const float dominant = largest > 0.0f ? 1000.0f : 900.0f;
+        Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+        SequenceSpec spec;
+        spec.sink = spec.recent = 0;
+        spec.quantized = 128;
+        spec.k = [dominant, count = 0](std::mt19937&, std::vector<float>& row) mutable {
+            std::fill(row.begin(), row.end(), count++ == 70 ? dominant : 1900.0f - dominant);
+        };
+        batch.add(spec, 1, constant(largest / (8.0f * dominant)));
+        EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 1e-4);
+    }
+}
+
+TEST_F(DeviceEdge, RandomLogitsOfTenThousandStayFinite) {
+    Batch batch(shape_of(base(), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 512;
+    batch.add(spec, 1, scaled(3000.0f));
+    for (const auto& row : attend_on_device(batch).out)
+        for (const float value : row) EXPECT_LT(std::abs(value), 6.0f);
+}
+
+/// Every page's logits exceed those in front of it by far, or fall behind: the reference moves each time.
+TEST_F(DeviceEdge, LogitsThatGrowPageByPage) {
+    for (const int group : {2, 8})
+        for (const float sign : {1.0f, -1.0f}) {
+            SCOPED_TRACE(testing::Message() << group << " " << sign);
+            Batch batch(shape_of(base(), 32 * group, 32)); // so that a warp has many pages
+            SequenceSpec spec;
+            spec.quantized = 32 * 150;
+            spec.k = [count = 0](std::mt19937& random, std::vector<float>& row) mutable {
+                gaussian(random, row);
+                const float level = 0.05f * static_cast<float>(count++ / 32 % 150);
+                for (float& value : row) value = 0.1f * value + level;
+            };
+            batch.add(spec, 1, constant(sign));
+            const Result expected = reference(batch);
+            EXPECT_LT(largest_error(attend_on_device(batch), expected), 0.02);
+        }
+}
+
+void expect_nan(const Result& result, std::size_t row) {
+    for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value));
+    EXPECT_TRUE(std::isnan(result.log_sum_exp[row]));
+}
+
+/// In the second of three tokens, second of two heads; its neighbours get the bits they get without it.
+TEST_F(DeviceEdge, QueriesThatAreNotFiniteGiveNan) {
+    for (const float fault :
+         {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity, 1e38f})
+        for (const int parts : {1, 2, 3}) { // windows, quantized pages, both
+            SCOPED_TRACE(testing::Message() << fault << ", " << parts);
+            Batch batch(shape_of(find_preset("hybrid").format(64), 2, 1));
+            SequenceSpec spec;
+            spec.quantized = parts == 1 ? 0 : parts == 2 ? 576 : 40;
+            spec.sink = spec.recent = parts == 2 ? 0 : 32;
+            spec.transform = {true, true, true, true};
+            batch.add(spec, 3);
+            const Result expected = attend_on_device(batch);
+            float& element = batch.memory[0][static_cast<std::size_t>(
+                batch.blocks[0].q_token_stride + batch.blocks[0].q_head_stride + 40)];
+            const float before = std::exchange(element, fault);
+            const Result result = attend_on_device(batch);
+            element = before;
+            for (std::size_t row = 0; row < 6; ++row) {
+                if (row == 3) {
+                    expect_nan(result, row);
+                } else {
+                    EXPECT_EQ(result.out[row], expected.out[row]);
+                    EXPECT_EQ(result.log_sum_exp[row], expected.log_sum_exp[row]);
+                }
+            }
+        }
+}
+
+TEST_F(DeviceEdge, QueriesThatAreNotFiniteAndSeeNothing) {
+    Batch batch(shape_of(base(), 2, 1));
+    SequenceSpec spec;
+    spec.sink = spec.recent = 0;
+    batch.add(spec, 1, constant(kInfinity));
+    expect_nothing_seen(attend_on_device(batch));
+}
+
+TEST_F(DeviceEdge, LargestValuesOfF16) {
+    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
+    SequenceSpec spec;
+    spec.quantized = 128;
+    spec.v = [](std::mt19937& random, std::vector<float>& row) {
+        for (float& value : row) value = random() % 2 == 0 ? 65504.0f : 60000.0f;
+    };
+    batch.add(spec);
+    EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
+}
+
+/// Gaps between heads, tokens and sequences: what was NaN still is.
+TEST_F(DeviceEdge, NothingIsWrittenBesideTheOutput) {
+    Batch batch(shape_of(base(80), 4, 2));
+    SequenceSpec spec;
+    spec.quantized = 640;
+    batch.add(spec, 5);
+    batch.add(spec, 2); // three tokens fewer than there is room for
+    DeviceBatch device(batch);
+    cuda::Attention attention(batch.shape, device.limits());
+    attention.run(device.call());
+    const cuda::AttentionCall& call = device.call();
+    std::vector<float> out(static_cast<std::size_t>(2 * call.out_sequence_stride));
+    expect_success(
+        cudaMemcpy(out.data(), call.out, out.size() * sizeof(float), cudaMemcpyDeviceToHost));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        const auto at = static_cast<std::ptrdiff_t>(i) % call.out_sequence_stride;
+        const auto token = at / call.out_token_stride;
+        const auto head = at % call.out_token_stride / call.out_head_stride;
+        const auto channel = at % call.out_token_stride % call.out_head_stride;
+        const int tokens = i < static_cast<std::size_t>(call.out_sequence_stride) ? 5 : 2;
+        const bool written = token < tokens && head < 4 && channel < 80;
+        EXPECT_EQ(std::isnan(out[i]), !written) << i;
+    }
+}
+
+} // namespace
+} // namespace innerkv::test
