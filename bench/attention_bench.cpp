@@ -43,14 +43,20 @@ void check(const ContenderResult& result) {
 
 std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOptions& options,
                                                         const std::string& isa, ThreadPool& pool) {
-    const int total = static_cast<int>(options.presets.size() + options.peers.size());
+    const std::size_t ours = options.presets.size() * (options.shared ? 2 : 1);
+    const int total = static_cast<int>(ours + options.peers.size());
     std::vector<std::unique_ptr<Contender>> contenders;
     const Checkpoint checkpoint = [&] {
         report(options, "filling caches", static_cast<int>(contenders.size()), total);
     };
-    for (const std::string& preset : options.presets)
+    AttentionCase forks = options.attention;
+    forks.shared = true;
+    for (const std::string& preset : options.presets) {
         contenders.push_back(
             make_innerkv_contender(options.attention, preset, isa, pool, checkpoint));
+        if (options.shared)
+            contenders.push_back(make_innerkv_contender(forks, preset, isa, pool, checkpoint));
+    }
     for (const std::string& peer : options.peers)
         contenders.push_back(make_peer(options.attention, peer, options.threads, checkpoint));
     return contenders;

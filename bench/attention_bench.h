@@ -16,6 +16,7 @@ struct AttentionBenchOptions {
     std::vector<std::string> peers;   ///< "ggml:f16", ...
     std::string isa;                  ///< empty: the best there is
     int threads = 1;
+    bool shared = false; ///< each preset once more, the sequences being forks of one prompt
     int repeats = 20;
     bool cold = false;            ///< empty the caches before each run
     std::size_t memory_bytes = 0; ///< of the buffer the read bandwidth is taken from; 0: as needed

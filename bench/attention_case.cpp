@@ -73,7 +73,8 @@ void make_rows(const AttentionCase& attention, int sequence, std::int64_t first,
                std::int64_t tokens, float* k, float* v) {
     const std::size_t elements = attention.row_elements();
     for (std::int64_t token = 0; token < tokens; ++token) {
-        Random random = random_of(attention, sequence, first + token);
+        const bool forked = attention.shared && first + token < attention.context - 1;
+        Random random = random_of(attention, forked ? 0 : sequence, first + token);
         const std::size_t start = static_cast<std::size_t>(token) * elements;
         for (std::size_t i = 0; i < elements; ++i) k[start + i] = random.bell();
         for (std::size_t i = 0; i < elements; ++i) v[start + i] = random.bell();

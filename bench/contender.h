@@ -19,7 +19,7 @@ class Contender {
 public:
     virtual ~Contender() = default;
 
-    virtual std::string name() const = 0; ///< "innerkv:base", "ggml:q8_0"
+    virtual std::string name() const = 0; ///< "innerkv:base", "innerkv:base:shared", "ggml:q8_0"
     /// Bytes of keys and values, scales counted, that a run has to read.
     virtual std::size_t bytes_read() const = 0;
     /// Wakes threads; not timed.

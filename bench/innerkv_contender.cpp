@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <set>
 #include <string_view>
 #include <vector>
 
@@ -33,20 +34,32 @@ public:
         shape_.q_heads = attention.q_heads;
         shape_.kv_heads = attention.kv_heads;
         shape_.format = preset.format(attention.head_dim);
-        for (int index = 0; index < attention.batch; ++index) add_sequence(index, checkpoint);
+        add_sequences(checkpoint);
         out_.resize(queries_.size());
     }
 
-    std::string name() const override { return "innerkv:" + name_; }
+    std::string name() const override {
+        return "innerkv:" + name_ + (attention_.shared ? ":shared" : "");
+    }
 
     std::size_t bytes_read() const override {
         const std::size_t dense_bytes =
             PageFormat{kF16, kF16, attention_.head_dim}.page_bytes() / kPageTokens;
         std::size_t bytes = 0;
+        std::set<const std::byte*> counted; // forks share pages
         for (const SequenceId sequence : sequences_) {
             const SequenceView view = cache_.view(0, sequence);
-            bytes += view.quantized.pages.size() * shape_.format.page_bytes();
-            bytes += static_cast<std::size_t>(view.sink.tokens + view.recent.tokens) * dense_bytes;
+            for (const std::byte* page : view.quantized.pages)
+                if (counted.insert(page).second) bytes += shape_.format.page_bytes();
+            for (const PageRun* run : {&view.sink, &view.recent}) {
+                std::int64_t tokens = run->tokens;
+                for (const std::byte* page : run->pages) {
+                    const std::int64_t rows = std::min<std::int64_t>(tokens, kPageTokens);
+                    tokens -= rows;
+                    if (counted.insert(page).second)
+                        bytes += static_cast<std::size_t>(rows) * dense_bytes;
+                }
+            }
         }
         return bytes * static_cast<std::size_t>(attention_.kv_heads);
     }
@@ -72,6 +85,7 @@ public:
         AttentionCase attention = attention_;
         attention.context = kPageTokens * kAppends;
         attention.batch = 1;
+        attention.shared = false;
         Cache cache(config_of(attention, find_preset(name_)));
         const SequenceId sequence = cache.create();
         double least = -1;
@@ -110,19 +124,35 @@ private:
         return rows;
     }
 
-    void add_sequence(int index, const Checkpoint& checkpoint) {
-        const SequenceId sequence = cache_.create();
-        for (std::int64_t first = 0; first < attention_.context; first += kAppendTokens) {
+    /// Tokens first .. end - 1.
+    void append(int index, std::int64_t first, std::int64_t end, const Checkpoint& checkpoint) {
+        while (first < end) {
             checkpoint();
-            const std::int64_t tokens = std::min(kAppendTokens, attention_.context - first);
+            const std::int64_t tokens = std::min(kAppendTokens, end - first);
             make_rows(attention_, index, first, tokens, k_.data(), v_.data());
-            const AppendRows rows = append_rows(sequence, static_cast<int>(tokens));
+            const AppendRows rows =
+                append_rows(sequences_[static_cast<std::size_t>(index)], static_cast<int>(tokens));
             cache_.append(0, {&rows, 1});
+            first += tokens;
         }
-        cache_.settle(sequence); // the state of a cache that grew token by token
-        sequences_.push_back(sequence);
-        const std::vector<float> queries = make_queries(attention_, index);
-        queries_.insert(queries_.end(), queries.begin(), queries.end());
+    }
+
+    /// Forks are taken of the prompt, which is all but the last token.
+    void add_sequences(const Checkpoint& checkpoint) {
+        const std::int64_t prompt = attention_.shared ? attention_.context - 1 : 0;
+        sequences_.push_back(cache_.create());
+        append(0, 0, prompt, checkpoint);
+        cache_.settle(sequences_.front()); // or each fork would quantize the last chunk for itself
+        for (int index = 1; index < attention_.batch; ++index)
+            sequences_.push_back(attention_.shared ? cache_.fork(sequences_.front())
+                                                   : cache_.create());
+        for (int index = 0; index < attention_.batch; ++index) {
+            append(index, prompt, attention_.context, checkpoint);
+            // The state of a cache that grew token by token.
+            cache_.settle(sequences_[static_cast<std::size_t>(index)]);
+            const std::vector<float> queries = make_queries(attention_, index);
+            queries_.insert(queries_.end(), queries.begin(), queries.end());
+        }
     }
 
     /// One block per sequence, pointing into `views`.

@@ -33,7 +33,8 @@ Examples:
   innerkv bench attention --context 2048
   innerkv bench attention --context 1024 --cache base,k8v8 --peer ggml:f16,ggml:q8_0
   innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \
-      --batch 2 --cold --repeats 5 --json)";
+      --batch 2 --cold --repeats 5 --json
+  innerkv bench attention --context 1024 --q-heads 8 --batch 8 --shared)";
 
 struct BenchOptions {
     bench::AttentionBenchOptions bench;
@@ -48,6 +49,8 @@ struct BenchOptions {
 void check_options(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     if (options.device != "cpu") throw Failure("this build has no CUDA; use --device cpu");
+    if (options.bench.shared && attention.batch < 2)
+        throw UsageError("--shared compares forks with separate sequences: give --batch 2 or more");
     if (attention.q_heads % attention.kv_heads != 0)
         throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
                                      attention.q_heads, attention.kv_heads));
@@ -58,7 +61,7 @@ void check_memory(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     std::uint64_t bytes = 0;
     for (const std::string& preset : split_list(options.presets))
-        bytes += bench::innerkv_contender_bytes(attention, preset);
+        bytes += bench::innerkv_contender_bytes(attention, preset) * (options.bench.shared ? 2 : 1);
     if (!options.peers.empty())
         for (const std::string& peer : split_list(options.peers))
             bytes += bench::peer_bytes(attention, peer);
@@ -209,6 +212,9 @@ void add_bench_attention(CLI::App& parent, Action& action) {
         ->check(accepted_by([](const std::string& list) {
             for (const std::string& name : split_list(list)) bench::require_peer(name);
         }));
+    command->add_flag(
+        "--shared", options->bench.shared,
+        "Ours once more, all sequences being forks of one prompt: innerkv:PRESET:shared");
     options->bench.threads = 1;
     add_threads_option(*command, options->bench.threads, "Threads of every contender")
         ->capture_default_str();

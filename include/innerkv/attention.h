@@ -62,8 +62,10 @@ std::string_view select_isa(std::string_view isa = {});
 /// Attention of one layer for a batch of query blocks, split into independent work items.
 ///
 /// Construction checks every argument (InvalidArgument; unknown instruction sets too) and splits the
-/// work into (sequence, KV head, page range) items; it allocates. Then each item must be run exactly
-/// once, in any order, from any thread; the item that finishes a head's last part merges it into `out`.
+/// work into (sequences, KV head, page range) items; it allocates. Sequences that have pages in common
+/// (forks of one prompt: the same pointers, centres and transforms) are read together there. Then each item
+/// must be run exactly once, in any order, from any thread; the item that finishes a head's last part merges
+/// it into `out`.
 /// An item takes up to 150 KiB of stack. Views, queries and outputs must stay valid and unchanged until
 /// the last item has run.
 ///

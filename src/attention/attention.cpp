@@ -46,9 +46,9 @@ struct Attention::Impl {
     const cpu::Kernel& kernel;
     Arithmetic arithmetic;
     Partition partition;
-    /// Items that each merge still waits for.
+    /// Items that each output still waits for, [strips, kv_heads].
     std::vector<std::atomic<int>> unfinished;
-    /// States of items whose strip is split, at Item::state * state_size.
+    /// Of items whose results are merged, at Item::state * state_size.
     std::size_t state_size = 0;
     std::unique_ptr<float[]> states;
 
@@ -57,16 +57,14 @@ struct Attention::Impl {
         : shape(attention_shape), blocks(query_blocks.begin(), query_blocks.end()),
           kernel(cpu::select_kernel(options.isa)), arithmetic(options.arithmetic),
           partition(shape, checked(shape, blocks), checked_threads(options.threads)),
-          unfinished(static_cast<std::size_t>(partition.merges())) {
-        int most_rows = 0;
-        for (const Strip& strip : partition.strips()) {
+          unfinished(partition.strips().size() * static_cast<std::size_t>(shape.kv_heads)),
+          state_size(state_floats(partition.most_rows(), padded_dim())),
+          states(std::make_unique_for_overwrite<float[]>(
+              static_cast<std::size_t>(partition.states()) * state_size)) {
+        auto counter = unfinished.begin();
+        for (int strip = 0; strip < static_cast<int>(partition.strips().size()); ++strip)
             for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head)
-                unfinished[static_cast<std::size_t>(strip.first_merge + kv_head)] = strip.splits;
-            if (strip.splits > 1) most_rows = std::max(most_rows, strip.rows);
-        }
-        state_size = state_floats(most_rows, padded_dim());
-        states = std::make_unique_for_overwrite<float[]>(
-            static_cast<std::size_t>(partition.states()) * state_size);
+                *counter++ = partition.items_of(strip);
     }
 
     int padded_dim() const { return shape.format.padded_dim(); }
@@ -76,26 +74,51 @@ struct Attention::Impl {
                         padded_dim());
     }
 
+    void add_rows(const Member& member, ItemRows& rows) const {
+        const Strip& strip = partition.strips()[static_cast<std::size_t>(member.strip)];
+        rows.add(blocks[static_cast<std::size_t>(strip.block)], strip);
+    }
+
     void run(int index) noexcept {
         const Item item = partition.item(index);
-        const Strip& strip = *item.strip;
-        const ItemRows rows{shape, blocks[static_cast<std::size_t>(strip.block)], item.kv_head,
-                            strip.first_row, strip.rows};
+        const Bundle& bundle = *item.bundle;
+        ItemRows rows(shape, item.kv_head);
+        for (const Member& member : partition.members(bundle)) add_rows(member, rows);
         // The state that is being added to lies on the stack, where it is in the first-level cache.
         alignas(64) float memory[state_floats(cpu::kMaxRows, cpu::kMaxDim)];
-        const SoftmaxState state = state_at(memory, strip.rows, padded_dim());
-        clear_state(state, strip.rows, padded_dim());
-        attend_pages(kernel, arithmetic, rows, partition.share(strip, item.split), state);
-        if (strip.splits > 1) {
-            copy_state(state, stored_state(item.state, strip.rows), strip.rows, padded_dim());
-            if (unfinished[static_cast<std::size_t>(item.merge)].fetch_sub(
-                    1, std::memory_order_acq_rel) != 1)
-                return;
-            // The last one: in the order of pages, so that the result does not depend on who it is.
-            clear_state(state, strip.rows, padded_dim());
-            for (int split = 0; split < strip.splits; ++split)
-                merge_state(state, stored_state(item.state - item.split + split, strip.rows),
-                            strip.rows, padded_dim());
+        const SoftmaxState state = state_at(memory, bundle.rows, padded_dim());
+        clear_state(state, bundle.rows, padded_dim());
+        attend_pages(kernel, arithmetic, rows, item.pages, state);
+        if (item.state < 0) {
+            write_rows(rows, state);
+            return;
+        }
+        copy_state(state, stored_state(item.state, bundle.rows), bundle.rows, padded_dim());
+        for (const Member& member : partition.members(bundle))
+            if (is_last_of(member.strip, item.kv_head)) merge(member.strip, item.kv_head);
+    }
+
+    bool is_last_of(int strip, int kv_head) noexcept {
+        auto& left = unfinished[static_cast<std::size_t>(strip * shape.kv_heads + kv_head)];
+        return left.fetch_sub(1, std::memory_order_acq_rel) == 1;
+    }
+
+    /// In the order of tokens, so that the result does not depend on who was last.
+    void merge(int strip, int kv_head) const noexcept {
+        const Member* member = partition.first_member(strip);
+        ItemRows rows(shape, kv_head);
+        add_rows(*member, rows);
+        alignas(64) float memory[state_floats(cpu::kMaxRows, cpu::kMaxDim)];
+        const SoftmaxState state = state_at(memory, rows.rows, padded_dim());
+        clear_state(state, rows.rows, padded_dim());
+        for (; member; member = partition.next_member(*member)) {
+            const Bundle& bundle = partition.bundle(*member);
+            const int first = bundle.first_state + kv_head * bundle.splits;
+            for (int split = 0; split < bundle.splits; ++split)
+                merge_state(
+                    state,
+                    rows_from(stored_state(first + split, bundle.rows), member->row, padded_dim()),
+                    rows.rows, padded_dim());
         }
         write_rows(rows, state);
     }

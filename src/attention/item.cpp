@@ -42,15 +42,20 @@ struct RowVisibility {
     std::int64_t end[kMaxRows];
 };
 
-cpu::Walk make_walk(const ItemRows& rows, const PageRun& run, const PageInterval& pages,
+using RunMember = PageRun SequenceView::*;
+
+cpu::Walk make_walk(const ItemRows& rows, RunMember kind, const PageInterval& pages,
                     RowVisibility& visibility, const SoftmaxState& state) {
-    const std::int64_t run_end = run.first_token + run.tokens;
-    for (int row = 0; row < rows.rows; ++row) {
-        const VisibleRange visible = visible_range(rows.shape, *rows.block.sequence,
-                                                   rows.block.first_position + rows.token(row));
-        visibility.begin[row] = visible.begin;
-        visibility.end[row] = std::min(visible.end, run_end);
+    for (int i = 0; i < rows.rows; ++i) {
+        const Row& row = rows.row[i];
+        // Its own sequence's: another may have got further on the same pages.
+        const SequenceView& sequence = *row.block->sequence;
+        const PageRun& own = sequence.*kind;
+        const VisibleRange visible = visible_range(rows.shape, sequence, row.position());
+        visibility.begin[i] = visible.begin;
+        visibility.end[i] = std::min(visible.end, own.first_token + own.tokens);
     }
+    const PageRun& run = rows.sequence().*kind;
     cpu::Walk walk;
     walk.pages = run.pages.data() + pages.first;
     walk.head_offset = static_cast<std::size_t>(rows.kv_head) * run.head_stride;
@@ -91,7 +96,7 @@ struct ScaledQueries {
     ScaledQueries(const ItemRows& rows, bool* faulty) {
         const int head_dim = rows.shape.format.head_dim;
         for (int row = 0; row < rows.rows; ++row)
-            std::copy_n(rows.q(row), head_dim, q + row * kMaxDim);
+            std::copy_n(rows.row[row].q(), head_dim, q + row * kMaxDim);
         clear_faulty_rows(rows, log2_scale(rows), head_dim, q, faulty);
         scale_queries(rows, head_dim, q);
     }
@@ -105,7 +110,7 @@ class LogitOffsets {
 public:
     LogitOffsets(const cpu::Kernel& kernel, const ItemRows& rows, const KeyTransform& transform,
                  const float* scaled_q)
-        : kernel_(kernel), rows_(rows), centres_(rows.block.sequence->centres), q_(scaled_q) {
+        : kernel_(kernel), rows_(rows), centres_(rows.sequence().centres), q_(scaled_q) {
         for (int row = 0; row < rows.rows; ++row)
             at_[row] = key_centre_logit(transform, rows.shape.format.head_dim, q_ + row * kMaxDim);
     }
@@ -149,7 +154,7 @@ struct TransformedQueries {
 
     TransformedQueries(const ItemRows& rows, const KeyTransform& transform, bool* faulty) {
         for (int row = 0; row < rows.rows; ++row)
-            transform_query_row(transform, rows.shape.format.head_dim, rows.q(row),
+            transform_query_row(transform, rows.shape.format.head_dim, rows.row[row].q(),
                                 q + row * kMaxDim);
         clear_faulty_rows(rows, log2_scale(rows), rows.shape.format.padded_dim(), q, faulty);
     }
@@ -218,14 +223,14 @@ void walk_epochs(const ItemRows& rows, PageInterval pages, LogitOffsets& offsets
         const PageInterval taken = offsets.take(pages);
         pages.first = taken.last;
         RowVisibility visibility;
-        attend(make_walk(rows, rows.block.sequence->quantized, taken, visibility, state));
+        attend(make_walk(rows, &SequenceView::quantized, taken, visibility, state));
     }
 }
 
 void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
                           const PageInterval& pages, const ScaledQueries& scaled,
                           const SoftmaxState& state, bool* faulty) {
-    const SequenceView& sequence = *rows.block.sequence;
+    const SequenceView& sequence = rows.sequence();
     const PageFormat& format = rows.shape.format;
     const KeyTransform transform =
         sequence.transforms.empty() ? KeyTransform{}
@@ -248,19 +253,24 @@ void attend_quantized_run(const cpu::Kernel& kernel, Arithmetic arithmetic, cons
 
 void attend_windows(const cpu::Kernel& kernel, const ItemRows& rows, const PageShare& pages,
                     const ScaledQueries& scaled, const SoftmaxState& state) {
-    const SequenceView& sequence = *rows.block.sequence;
     const int head_dim = rows.shape.format.head_dim;
     alignas(64) const float no_offset[kMaxRows] = {};
     RowVisibility visibility;
     if (pages.sink.count() > 0)
-        kernel.attend_f16({make_walk(rows, sequence.sink, pages.sink, visibility, state), head_dim,
-                           scaled.q, no_offset});
+        kernel.attend_f16({make_walk(rows, &SequenceView::sink, pages.sink, visibility, state),
+                           head_dim, scaled.q, no_offset});
     if (pages.recent.count() > 0)
-        kernel.attend_f16({make_walk(rows, sequence.recent, pages.recent, visibility, state),
+        kernel.attend_f16({make_walk(rows, &SequenceView::recent, pages.recent, visibility, state),
                            head_dim, scaled.q, no_offset});
 }
 
 } // namespace
+
+void ItemRows::add(const QueryBlock& block, const Strip& strip) {
+    const int group = shape.q_heads / shape.kv_heads;
+    for (int i = strip.first_row; i < strip.first_row + strip.rows; ++i)
+        row[rows++] = {&block, i / group, kv_head * group + i % group};
+}
 
 void attend_pages(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRows& rows,
                   const PageShare& pages, const SoftmaxState& state) {
@@ -277,19 +287,19 @@ void attend_pages(const cpu::Kernel& kernel, Arithmetic arithmetic, const ItemRo
 
 void write_rows(const ItemRows& rows, const SoftmaxState& state) {
     const AttentionShape& shape = rows.shape;
-    const QueryBlock& block = rows.block;
-    for (int row = 0; row < rows.rows; ++row) {
-        const int token = rows.token(row);
-        const int head = rows.q_head(row);
-        const float weight = state.weight[row];
+    for (int i = 0; i < rows.rows; ++i) {
+        const Row& row = rows.row[i];
+        const QueryBlock& block = *row.block;
+        const float weight = state.weight[i];
         const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
-        const float* sums = state.out + row * shape.format.padded_dim();
-        float* out = block.out + token * block.out_token_stride + head * block.out_head_stride;
+        const float* sums = state.out + i * shape.format.padded_dim();
+        float* out =
+            block.out + row.token * block.out_token_stride + row.q_head * block.out_head_stride;
         for (int c = 0; c < shape.format.head_dim; ++c) out[c] = sums[c] * inverse;
         if (!block.log_sum_exp) continue;
-        block.log_sum_exp[token * shape.q_heads + head] =
+        block.log_sum_exp[row.token * shape.q_heads + row.q_head] =
             weight == 0.0f ? -std::numeric_limits<float>::infinity()
-                           : (state.reference[row] + std::log2(weight)) / kLog2E;
+                           : (state.reference[i] + std::log2(weight)) / kLog2E;
     }
 }
 

@@ -3,26 +3,36 @@
 #pragma once
 
 #include "attention/merge.h"
-#include "attention/partition.h"
+#include "attention/strip.h"
 #include "cpu/kernel.h"
 #include "innerkv/attention.h"
 
 namespace innerkv {
 
-/// Rows of one KV head of one query block.
+/// A query token and head.
+struct Row {
+    const QueryBlock* block;
+    int token;
+    int q_head;
+
+    const float* q() const {
+        return block->q + token * block->q_token_stride + q_head * block->q_head_stride;
+    }
+    std::int64_t position() const { return block->first_position + token; }
+};
+
+/// Rows of one KV head, of one block or of several whose sequences have the same pages.
 struct ItemRows {
     const AttentionShape& shape;
-    const QueryBlock& block;
     int kv_head;
-    int first_row;
-    int rows;
+    int rows = 0;
+    Row row[cpu::kMaxRows] = {};
 
-    int group() const { return shape.q_heads / shape.kv_heads; }
-    int token(int row) const { return (first_row + row) / group(); }
-    int q_head(int row) const { return kv_head * group() + (first_row + row) % group(); }
-    const float* q(int row) const {
-        return block.q + token(row) * block.q_token_stride + q_head(row) * block.q_head_stride;
-    }
+    ItemRows(const AttentionShape& attention_shape, int head)
+        : shape(attention_shape), kv_head(head) {}
+    void add(const QueryBlock& block, const Strip& strip);
+    /// Whose pages are read.
+    const SequenceView& sequence() const { return *row[0].block->sequence; }
 };
 
 /// Attends to the pages and adds to `state`, which no pages have been added to.

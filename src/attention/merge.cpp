@@ -20,6 +20,10 @@ SoftmaxState state_at(float* memory, int rows, int padded_dim) {
     return {memory, reference, reference + cpu::kMaxRows};
 }
 
+SoftmaxState rows_from(const SoftmaxState& state, int row, int padded_dim) {
+    return {state.out + row * padded_dim, state.reference + row, state.weight + row};
+}
+
 void clear_state(const SoftmaxState& state, int rows, int padded_dim) {
     std::fill_n(state.out, rows * padded_dim, 0.0f);
     std::fill_n(state.reference, cpu::kMaxRows, -kInfinity);

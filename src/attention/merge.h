@@ -20,6 +20,8 @@ constexpr std::size_t state_floats(int rows, int padded_dim) {
     return static_cast<std::size_t>(rows * padded_dim + 2 * cpu::kMaxRows);
 }
 SoftmaxState state_at(float* memory, int rows, int padded_dim);
+/// Of the rows from `row` on.
+SoftmaxState rows_from(const SoftmaxState& state, int row, int padded_dim);
 
 void clear_state(const SoftmaxState& state, int rows, int padded_dim);
 void copy_state(const SoftmaxState& from, const SoftmaxState& to, int rows, int padded_dim);

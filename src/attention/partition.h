@@ -6,43 +6,36 @@
 #include <span>
 #include <vector>
 
+#include "attention/sharing.h"
+#include "attention/strip.h"
 #include "innerkv/attention.h"
 
 namespace innerkv {
 
-/// Pages [first, last) of one run.
-struct PageInterval {
-    int first = 0;
-    int last = 0;
-    int count() const { return last > first ? last - first : 0; }
+/// A strip in a bundle. A strip's output is made of what all its members see.
+struct Member {
+    int strip;
+    int bundle;
+    int row;  ///< of the bundle, the strip's first
+    int next; ///< of the same strip, in the order of tokens; -1: none
 };
 
-/// A share of a sequence's pages.
-struct PageShare {
-    PageInterval quantized;
-    PageInterval sink;
-    PageInterval recent;
-};
-
-/// Up to kMaxRows rows (query token * group + query head of the group) of one block. Every KV head has
-/// such a strip; each is split into `splits` items.
-struct Strip {
-    int block;
-    int first_row;
+/// Strips that go through the kernels together: up to kMaxRows rows, and the pages that all of them
+/// have. Every KV head has such a bundle; each is split by pages into `splits` items.
+struct Bundle {
+    PageShare pages; ///< of the first member's sequence
     int rows;
-    PageShare pages; ///< all that any of its rows sees
+    int first_member;
+    int members;
     int splits;
-    int first_item;
-    int first_merge; ///< index of the first KV head's merge
-    int first_state; ///< of the items' states, which only split strips store
+    int first_state; ///< of [kv_heads, splits]; -1: nothing is merged, the items write their output
 };
 
 struct Item {
-    const Strip* strip;
+    const Bundle* bundle;
     int kv_head;
-    int split;
-    int merge; ///< which items are merged with each other
-    int state; ///< of its split; those of a merge follow each other
+    PageShare pages;
+    int state; ///< -1: none
 };
 
 class Partition {
@@ -50,19 +43,40 @@ public:
     Partition(const AttentionShape& shape, std::span<const QueryBlock> blocks, int threads);
 
     int items() const { return items_; }
-    int merges() const { return merges_; }
     int states() const { return states_; }
-    std::span<const Strip> strips() const { return strips_; }
+    int most_rows() const { return most_rows_; } ///< of a bundle with states
     Item item(int index) const;
-    /// The part of a strip's pages that a split gets: shares of about equal cost.
-    PageShare share(const Strip& strip, int split) const;
+    std::span<const Strip> strips() const { return strips_; }
+    std::span<const Member> members(const Bundle& bundle) const;
+    const Bundle& bundle(const Member& member) const;
+    /// The first and the next of a strip; null behind the last.
+    const Member* first_member(int strip) const;
+    const Member* next_member(const Member& member) const;
+    /// How many items a strip's output waits for, of each KV head.
+    int items_of(int strip) const;
 
 private:
+    /// Bundles of one stretch. Their items alternate, since they read the same pages.
+    struct Round {
+        int first_bundle;
+        int bundles;
+        int first_item;
+    };
+
+    void add_bundles(const PageShare& pages, std::span<const int> strips);
+    void chain_members();
+    void split(int threads);
+    bool merges(const Bundle& bundle) const;
+
     int kv_heads_;
     int items_ = 0;
-    int merges_ = 0;
     int states_ = 0;
+    int most_rows_ = 0;
     std::vector<Strip> strips_;
+    std::vector<int> first_members_; ///< [strips]
+    std::vector<Member> members_;    ///< by bundle
+    std::vector<Bundle> bundles_;
+    std::vector<Round> rounds_;
 };
 
 } // namespace innerkv

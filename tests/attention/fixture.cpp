@@ -100,13 +100,46 @@ void gaussian(std::mt19937& random, std::vector<float>& row) {
 Sequence::Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed)
     : format_(format), kv_heads_(kv_heads), random_(seed) {
     make_transforms(spec);
+    view_.transforms = transforms_;
+    make_runs(spec);
+}
+
+Sequence::Sequence(const Sequence& parent, std::int64_t shared, const SequenceSpec& spec,
+                   unsigned seed)
+    : format_(parent.format_), kv_heads_(parent.kv_heads_), parent_(&parent), shared_(shared),
+      random_(seed) {
+    view_.transforms = parent.view_.transforms;
+    make_runs(spec);
+}
+
+std::int64_t Sequence::shared_with(const Sequence& fork) const {
+    std::int64_t tokens = fork.view_.length;
+    const Sequence* sequence = &fork;
+    for (; sequence != this && sequence; sequence = sequence->parent_)
+        tokens = std::min(tokens, sequence->shared_);
+    return sequence ? tokens : 0;
+}
+
+void Sequence::make_runs(const SequenceSpec& spec) {
+    view_.quantized.first_token = spec.sink + spec.dropped;
+    view_.recent.first_token = view_.quantized.first_token + spec.quantized;
+    view_.length = view_.recent.first_token + spec.recent;
     if (spec.transform.centre && spec.epoch_pages > 0) make_centres(spec);
     make_run(spec.sink, false, spec, sink_, view_.sink);
     make_run(spec.quantized, true, spec, quantized_, view_.quantized);
     make_run(spec.recent, false, spec, recent_, view_.recent);
-    view_.quantized.first_token = spec.sink + spec.dropped;
-    view_.recent.first_token = view_.quantized.first_token + spec.quantized;
-    view_.length = view_.recent.first_token + spec.recent;
+}
+
+const std::byte* Sequence::shared_page(const PageRun& view, int first) const {
+    if (!parent_) return nullptr;
+    const std::int64_t end = view.first_token + first + kPageTokens;
+    if (end > shared_ || first + kPageTokens > view.tokens) return nullptr;
+    const SequenceView& of = parent_->view_;
+    const PageRun& run = &view == &view_.sink        ? of.sink
+                         : &view == &view_.quantized ? of.quantized
+                                                     : of.recent;
+    if (run.first_token != view.first_token || first + kPageTokens > run.tokens) return nullptr;
+    return run.pages[index(first / kPageTokens)];
 }
 
 void Sequence::make_centres(const SequenceSpec& spec) {
@@ -114,6 +147,12 @@ void Sequence::make_centres(const SequenceSpec& spec) {
     const int pages = (spec.quantized + kPageTokens - 1) / kPageTokens;
     std::vector<float> row(count);
     for (int page = 0; page < spec.first_page + pages; page += spec.epoch_pages) {
+        const int first = std::max(0, page - spec.first_page) * kPageTokens;
+        view_.quantized.tokens = spec.quantized;
+        if (shared_page(view_.quantized, first)) {
+            epochs_.push_back(parent_->epochs_[epochs_.size()]);
+            continue;
+        }
         Memory& memory = centres_.emplace_back(sizeof(std::uint16_t) * count);
         gaussian(random_, row);
         write_f16_row(row, memory.data(), 0);
@@ -141,7 +180,6 @@ void Sequence::make_transforms(const SequenceSpec& spec) {
         transform.rotate = flags.rotate;
         transforms_.push_back(transform);
     }
-    view_.transforms = transforms_;
 }
 
 void Sequence::make_run(int tokens, bool quantized, const SequenceSpec& spec, Run& run,
@@ -158,12 +196,18 @@ void Sequence::make_run(int tokens, bool quantized, const SequenceSpec& spec, Ru
     std::vector<float> v(index(kPageTokens * dim));
     std::vector<float> centre(index(head_dim));
     for (int first = 0; first < tokens; first += kPageTokens) {
+        if (const std::byte* shared = shared_page(view, first)) {
+            run.own.push_back(nullptr);
+            run.pages.push_back(shared);
+            continue;
+        }
         auto& memory = run.memory.emplace_back(view.head_stride * index(kv_heads_));
+        run.own.push_back(memory.data());
         run.pages.push_back(memory.data());
         for (int head = 0; head < kv_heads_; ++head) {
             std::byte* page = memory.data() + index(head) * view.head_stride;
             KeyTransform transform =
-                transforms_.empty() ? KeyTransform{} : transforms_[index(head)];
+                view_.transforms.empty() ? KeyTransform{} : view_.transforms[index(head)];
             if (quantized && !epochs_.empty()) {
                 const int epoch = (spec.first_page + first / kPageTokens) / spec.epoch_pages;
                 const std::byte* from =
@@ -201,9 +245,9 @@ void Sequence::make_run(int tokens, bool quantized, const SequenceSpec& spec, Ru
 void Sequence::poison_run(const PageFormat& stored, const std::vector<bool>& seen, Run& run,
                           const PageRun& view) {
     const std::size_t row_bytes = sizeof(std::uint16_t) * index(stored.head_dim);
-    for (std::size_t i = 0; i < run.memory.size(); ++i)
-        for (int head = 0; head < kv_heads_; ++head) {
-            std::byte* page = run.memory[i].data() + index(head) * view.head_stride;
+    for (std::size_t i = 0; i < run.own.size(); ++i)
+        for (int head = 0; head < kv_heads_ && run.own[i]; ++head) {
+            std::byte* page = run.own[i] + index(head) * view.head_stride;
             const std::int64_t first = view.first_token + kPageTokens * static_cast<int>(i);
             const auto end =
                 std::min<std::int64_t>(first + kPageTokens, view.first_token + view.tokens);
@@ -237,10 +281,14 @@ void Batch::poison_unseen() {
         const std::int64_t length = sequence.view().length;
         std::vector<bool> seen(static_cast<std::size_t>(length));
         for (const QueryBlock& block : blocks) {
-            if (block.sequence != &sequence.view()) continue;
+            const auto asks =
+                std::find_if(sequences.begin(), sequences.end(), [&block](const Sequence& other) {
+                    return block.sequence == &other.view();
+                });
+            const std::int64_t shared = std::min(length, sequence.shared_with(*asks));
             for (std::int64_t query = block.first_position;
                  query < block.first_position + block.tokens; ++query)
-                for (std::int64_t at = 0; at < length; ++at)
+                for (std::int64_t at = 0; at < shared; ++at)
                     if (at <= query &&
                         (shape.sliding_window == 0 || at > query - shape.sliding_window))
                         seen[static_cast<std::size_t>(at)] = true;
@@ -251,7 +299,16 @@ void Batch::poison_unseen() {
 
 void Batch::add(const SequenceSpec& spec, int tokens, const FillRow& q) {
     const auto seed = static_cast<unsigned>(sequences.size() + 1);
-    const Sequence& sequence = sequences.emplace_back(shape.format, shape.kv_heads, spec, seed);
+    add_queries(sequences.emplace_back(shape.format, shape.kv_heads, spec, seed), tokens, q);
+}
+
+void Batch::add_fork(int parent, std::int64_t shared, const SequenceSpec& spec, int tokens,
+                     const FillRow& q) {
+    const auto seed = static_cast<unsigned>(sequences.size() + 1);
+    add_queries(sequences.emplace_back(sequences[index(parent)], shared, spec, seed), tokens, q);
+}
+
+void Batch::add_queries(const Sequence& sequence, int tokens, const FillRow& q) {
     // Heads and tokens lie apart, so that strides count and what lies between is NaN.
     const int head_dim = shape.format.head_dim;
     const int head_stride = head_dim + 3;
@@ -259,7 +316,7 @@ void Batch::add(const SequenceSpec& spec, int tokens, const FillRow& q) {
     auto& queries = memory.emplace_back(index(tokens * token_stride), kNan);
     auto& out = memory.emplace_back(queries.size(), kNan);
     auto& log_sum_exp = memory.emplace_back(index(tokens * shape.q_heads), kNan);
-    std::mt19937 random(seed + 1000);
+    std::mt19937 random(static_cast<unsigned>(sequences.size() + 1000));
     std::vector<float> row(index(head_dim));
     for (int token = 0; token < tokens; ++token) {
         for (int head = 0; head < shape.q_heads; ++head) {

@@ -60,23 +60,35 @@ struct SequenceSpec {
 class Sequence {
 public:
     Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed);
+    /// Has the parent's pages of tokens 0 .. shared - 1, as far as they are full and of the same kind in
+    /// both, its transforms and the centres of epochs that begin there. The parent must stay.
+    Sequence(const Sequence& parent, std::int64_t shared, const SequenceSpec& spec, unsigned seed);
+    Sequence(const Sequence&) = delete;
     const SequenceView& view() const { return view_; }
+    /// What the fork and it have in common are tokens 0 .. result - 1; all of its own.
+    std::int64_t shared_with(const Sequence& fork) const;
     /// Tokens that are not in `seen` [length]: NaN for fp16 rows, keys' scales and whole pages, any codes.
     void poison_unseen(const std::vector<bool>& seen);
 
 private:
     struct Run {
         std::deque<Memory> memory;
+        std::vector<std::byte*> own; ///< by page; null: the parent's
         std::vector<const std::byte*> pages;
     };
+    void make_runs(const SequenceSpec& spec);
     void make_transforms(const SequenceSpec& spec);
     void make_centres(const SequenceSpec& spec);
     void make_run(int tokens, bool quantized, const SequenceSpec& spec, Run& run, PageRun& view);
+    /// The parent's page at the same place in the same run, where it is shared.
+    const std::byte* shared_page(const PageRun& view, int first) const;
     void poison_run(const PageFormat& stored, const std::vector<bool>& seen, Run& run,
                     const PageRun& view);
 
     PageFormat format_;
     int kv_heads_;
+    const Sequence* parent_ = nullptr;
+    std::int64_t shared_ = 0;
     std::mt19937 random_;
     std::deque<std::vector<float>> channels_;
     std::vector<KeyTransform> transforms_;
@@ -99,8 +111,14 @@ struct Batch {
 
     /// The newest `tokens` tokens of a new sequence ask.
     void add(const SequenceSpec& spec, int tokens = 1, const FillRow& q = gaussian);
+    /// The same of a fork of sequence `parent` that shares so many tokens with it.
+    void add_fork(int parent, std::int64_t shared, const SequenceSpec& spec, int tokens = 1,
+                  const FillRow& q = gaussian);
     /// Tokens that no query sees, by the shape's window and the blocks' positions, become unusable.
     void poison_unseen();
+
+private:
+    void add_queries(const Sequence& sequence, int tokens, const FillRow& q);
 };
 
 /// What attention wrote: rows [block, token, head][head_dim] and their log-sum-exps.

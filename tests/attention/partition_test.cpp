@@ -100,40 +100,103 @@ TEST(Items, MovedFromAndToKeepTheirWork) {
     EXPECT_EQ(result.out, expected.out);
 }
 
-/// Adds each page of an interval to its count.
-void count_pages(const PageInterval& interval, std::vector<int>& counts) {
-    for (int page = interval.first; page < interval.last; ++page)
-        ++counts.at(static_cast<std::size_t>(page));
+/// How often each of a strip's pages is read, for one KV head: quantized, sink, recent.
+struct PageCounts {
+    std::vector<int> runs[3];
+
+    explicit PageCounts(const PageShare& pages)
+        : runs{std::vector<int>(count(pages.quantized)), std::vector<int>(count(pages.sink)),
+               std::vector<int>(count(pages.recent))} {}
+
+    static std::size_t count(const PageInterval& run) {
+        EXPECT_EQ(run.first, 0);
+        return static_cast<std::size_t>(run.count());
+    }
+    void add(const PageShare& pages) {
+        const PageInterval intervals[] = {pages.quantized, pages.sink, pages.recent};
+        for (std::size_t run = 0; run < 3; ++run)
+            for (int page = intervals[run].first; page < intervals[run].last; ++page)
+                ++runs[run].at(static_cast<std::size_t>(page));
+    }
+};
+
+/// Every strip's pages are read once, for rows of bundles that are its own; returns the pages that
+/// all items read, each for all of its rows.
+std::int64_t expect_every_page_once(const Batch& batch, int threads) {
+    const Partition partition(batch.shape, batch.blocks, threads);
+    const int kv_heads = batch.shape.kv_heads;
+    std::vector<PageCounts> counts;
+    for (const Strip& strip : partition.strips())
+        counts.insert(counts.end(), static_cast<std::size_t>(kv_heads), PageCounts(strip.pages));
+    std::vector<int> items(counts.size());
+    std::int64_t read = 0;
+    for (int i = 0; i < partition.items(); ++i) {
+        const Item item = partition.item(i);
+        EXPECT_LE(item.bundle->rows, 16);
+        read += item.pages.count();
+        int row = 0;
+        for (const Member& member : partition.members(*item.bundle)) {
+            EXPECT_EQ(member.row, row);
+            row += partition.strips()[static_cast<std::size_t>(member.strip)].rows;
+            const auto at = static_cast<std::size_t>(member.strip * kv_heads + item.kv_head);
+            counts[at].add(item.pages);
+            ++items[at];
+        }
+        EXPECT_EQ(item.bundle->rows, row);
+    }
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        EXPECT_EQ(items[i], partition.items_of(static_cast<int>(i) / kv_heads));
+        for (const auto& run : counts[i].runs)
+            for (const int count : run) EXPECT_EQ(count, 1);
+    }
+    return read;
 }
 
-TEST(Partition, SharesCoverEveryPageOnce) {
+TEST(Partition, ItemsCoverEveryPageOnce) {
     Batch batch(shape_of(find_preset("base").format(64), 8, 2));
+    std::int64_t pages = 0;
     for (const int quantized : {0, 32, 512, 4096}) {
         SequenceSpec spec;
         spec.quantized = quantized;
         batch.add(spec, 9);
+        pages += 2 * 3 * (quantized / 32 + 4); // KV heads, strips of 36 rows
     }
-    for (const int threads : {1, 2, 3, 5, 16, 100}) {
-        const Partition partition(batch.shape, batch.blocks, threads);
-        // Per block, first row and KV head: quantized, sink and recent pages in one list.
-        std::vector<std::vector<int>> counts;
-        for (int i = 0; i < partition.items(); ++i) {
-            const Item item = partition.item(i);
-            const PageShare& all = item.strip->pages;
-            const PageShare share = partition.share(*item.strip, item.split);
-            const auto merge = static_cast<std::size_t>(item.merge);
-            if (counts.size() <= 3 * merge) counts.resize(3 * (merge + 1));
-            const PageInterval* runs[] = {&share.quantized, &share.sink, &share.recent};
-            const PageInterval* totals[] = {&all.quantized, &all.sink, &all.recent};
-            for (std::size_t run = 0; run < 3; ++run) {
-                EXPECT_EQ(totals[run]->first, 0);
-                counts[3 * merge + run].resize(static_cast<std::size_t>(totals[run]->count()));
-                count_pages(*runs[run], counts[3 * merge + run]);
-            }
-        }
-        EXPECT_EQ(counts.size(), 3 * static_cast<std::size_t>(partition.merges()));
-        for (const auto& pages : counts)
-            for (const int count : pages) EXPECT_EQ(count, 1);
+    for (const int threads : {1, 2, 3, 5, 16, 100})
+        EXPECT_EQ(expect_every_page_once(batch, threads), pages);
+}
+
+/// Eight forks with four rows each are two bundles: what they share is read twice, not eight times.
+TEST(Partition, ForksReadSharedPagesTogether) {
+    Batch batch(shape_of(find_preset("base").format(64), 8, 2));
+    SequenceSpec spec;
+    spec.quantized = 2048;
+    batch.add(spec);
+    for (int fork = 1; fork < 8; ++fork) batch.add_fork(0, 32 + 2048 + 64, spec);
+    for (const int threads : {1, 2, 7})
+        EXPECT_EQ(expect_every_page_once(batch, threads), 2 * (2 * (1 + 64 + 2) + 8));
+}
+
+/// A tree of forks of forks, beside sequences that share nothing.
+TEST(Partition, TreeOfForks) {
+    Batch batch(shape_of(find_preset("base").format(64), 4, 2));
+    std::mt19937 random(1);
+    std::int64_t pages = 0;
+    for (int i = 0; i < 24; ++i) {
+        SequenceSpec spec;
+        spec.quantized = 32 * static_cast<int>(random() % 100);
+        spec.recent = 96 + static_cast<int>(random() % 32);
+        const int tokens = 1 + static_cast<int>(random() % 6);
+        if (i % 6 == 0)
+            batch.add(spec, tokens);
+        else
+            batch.add_fork(i - 1 - static_cast<int>(random() % static_cast<unsigned>(i % 6)),
+                           random() % 3000, spec, tokens);
+        pages += 2 * (1 + spec.quantized / 32 + (spec.recent + 31) / 32);
+    }
+    for (const int threads : {1, 2, 16}) {
+        const std::int64_t read = expect_every_page_once(batch, threads);
+        EXPECT_LT(read, pages * 9 / 10);
+        EXPECT_GT(read, pages / 8);
     }
 }
 

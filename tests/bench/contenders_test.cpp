@@ -66,6 +66,32 @@ TEST(InnerkvContender, BytesAreThoseOfTheCache) {
     EXPECT_EQ(f16->bytes_read(), 2u * 777 * 2 * 64 * 2);
 }
 
+/// All but the last token is the first sequence's.
+TEST(InnerkvContender, ForksAreNearTheExactResult) {
+    AttentionCase attention = small_case(kContext);
+    attention.batch = 4;
+    attention.shared = true;
+    const std::vector<float> exact = exact_batch(attention);
+    ThreadPool pool(2);
+    for (const char* preset : {"base", "f16"}) {
+        const auto contender = make_innerkv_contender(attention, preset, "", pool);
+        EXPECT_EQ(contender->name(), "innerkv:" + std::string(preset) + ":shared");
+        const std::vector<float> output = run_once(*contender);
+        ASSERT_EQ(output.size(), exact.size());
+        const auto size = static_cast<std::ptrdiff_t>(attention.query_elements());
+        for (std::ptrdiff_t at = 0; at < 4; ++at) {
+            const std::span<const float> one(output.begin() + at * size,
+                                             output.begin() + (at + 1) * size);
+            const std::span<const float> right(exact.begin() + at * size,
+                                               exact.begin() + (at + 1) * size);
+            EXPECT_GT(cosine(one, right), preset[0] == 'b' ? 0.8 : 0.999999);
+        }
+    }
+    // 20 pages and 4 fp16 ones that all have, and each its own last fp16 page of 9 tokens.
+    EXPECT_EQ(make_innerkv_contender(attention, "base", "", pool)->bytes_read(),
+              2 * (20 * 1792 + (32 + 96 + 4 * 9) * 2 * 64 * 2));
+}
+
 TEST(Contenders, BytesAreKnownBeforehand) {
     const AttentionCase small = small_case(kContext);
     ThreadPool pool(1);

@@ -154,6 +154,18 @@ class BenchAttentionTest(ProgramTest):
         self.assertRegex(text, r"batch 2, 1 thread, cold\n")
         self.assertRegex(text, r"\ncontender +median us .*\ninnerkv:base ")
 
+    def test_forks(self):
+        command = (*self.SMALL, "--batch", 3, "--shared", "--cache", "base,f16", "--json")
+        result = json.loads(self.succeed(innerkv(*command)))
+        apart, forks, f16, f16_forks = result["results"]
+        self.assertEqual([entry["name"] for entry in result["results"]],
+                         ["innerkv:base", "innerkv:base:shared", "innerkv:f16",
+                          "innerkv:f16:shared"])
+        for entry, other in ((apart, forks), (f16, f16_forks)):
+            self.assertLess(other["bytes_read"], entry["bytes_read"] / 2)
+            self.assertGreater(other["cosine"], 0.9)
+        self.fail_with(innerkv(*self.SMALL, "--shared"), 2, "--shared", "--batch 2")
+
     def test_wrong_usage(self):
         self.fail_with(innerkv("bench", "attention", "--peer", "ggml:q3_9"), 2, "q3_9", "ggml:q8_0")
         for peers in ("--peer=", "--peer=ggml:f16,", "--peer=ggml:f16,ggml:f16"):
