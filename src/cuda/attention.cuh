@@ -38,11 +38,6 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
     const int count = max(0, (pages.count() - thread.warp + thread.warps - 1) / thread.warps);
     PageStream<C> stream(run, item.kv_head, pages.first + thread.warp, thread.warps, count,
                          mine.ring, thread.lane);
-    prepare_queries(params, shared, item, thread);
-    __syncthreads();
-    const int first_token = static_cast<int>(run.first_token);
-    Walk<C> walk(params, shared, first_token + static_cast<int>(run.tokens), mine.exchange, thread);
-
     const int epoch_pages = sequence.epochs != nullptr ? sequence.epoch_pages : INT_MAX;
     const int before = sequence.epochs != nullptr ? sequence.first_page : 0;
     int page = pages.first + thread.warp;
@@ -50,11 +45,21 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
     int in_epoch = (before + page) % epoch_pages;
     const int first_epoch = (before + pages.first) / epoch_pages;
     const int end_epoch = pages.count() > 0 ? (before + pages.last - 1) / epoch_pages + 1 : 0;
+    Offsets<C> offsets(params, item, thread, first_epoch, min(kMaxEpochs, end_epoch - first_epoch));
+    prepare_queries(params, shared, item, thread);
+    __syncthreads();
+    offsets.write(shared);
+    const int first_token = static_cast<int>(run.first_token);
+    Walk<C> walk(params, shared, first_token + static_cast<int>(run.tokens), mine.exchange, thread);
+    __syncthreads();
     // As many epochs at a time as shared memory has offsets for.
     for (int first = first_epoch; first < end_epoch; first += kMaxEpochs) {
-        __syncthreads();
-        prepare_offsets(params, shared, item, thread, first, min(kMaxEpochs, end_epoch - first));
-        __syncthreads();
+        if (first > first_epoch) {
+            __syncthreads();
+            Offsets<C>(params, item, thread, first, min(kMaxEpochs, end_epoch - first))
+                .write(shared);
+            __syncthreads();
+        }
         while (page < pages.last && epoch < first + kMaxEpochs) {
             walk.attend(shared, stream.next(), first_token + kPageTokens * page,
                         shared.offsets[epoch - first]);

@@ -131,44 +131,105 @@ __device__ void prepare_queries(const AttentionParams& params, BlockShared<C>& s
             shared.q_half[row][channel] = 0;
 }
 
-/// Products of all rows with one centre.
-template <class C>
-__device__ void epoch_products(const BlockShared<C>& shared, const float (&centre)[2 * C::kBlocks],
-                               int lane, float* offsets) {
+/// Sums over the lanes of one number for each row: on return, lane l has the sum of row l / (32 / rows).
+template <int kRows>
+__device__ float sum_rows(float (&rows)[kRows], int lane) {
+    int step = kWarpSize / 2;
 #pragma unroll
-    for (int row = 0; row < C::kRows; ++row) {
-        float sum = 0.0f;
+    for (int half = kRows / 2; half > 0; half /= 2, step /= 2) {
+        const bool upper = (lane & step) != 0;
 #pragma unroll
-        for (int j = 0; j < 2 * C::kBlocks; ++j)
-            sum = fmaf(centre[j], shared.q_scaled[row][kWarpSize * j + lane], sum);
-        sum = sum_in_warp(sum);
-        if (lane == 0) offsets[row] = sum;
+        for (int r = 0; r < half; ++r) {
+            const float sent = upper ? rows[r] : rows[r + half];
+            rows[r] = (upper ? rows[r + half] : rows[r]) + __shfl_xor_sync(~0u, sent, step);
+        }
     }
+#pragma unroll
+    for (int rest = kWarpSize / kRows / 2; rest > 0; rest /= 2)
+        rows[0] += __shfl_xor_sync(~0u, rows[0], rest);
+    return rows[0];
 }
 
-/// What the centres of epochs first_epoch .. first_epoch + count - 1 add to the logits, into shared.offsets. As
-/// prepare_queries, which it follows.
+/// A centre of a KV head, an element a lane and 32 channels.
 template <class C>
-__device__ void prepare_offsets(const AttentionParams& params, BlockShared<C>& shared,
-                                const Item& item, const Thread& thread, int first_epoch,
-                                int count) {
-    const Sequence& sequence = params.sequences[item.sequence];
-    for (int e = thread.warp; e < count; e += thread.warps) {
-        float centre[2 * C::kBlocks];
+struct Centre {
+    float channels[2 * C::kBlocks];
+
+    __device__ Centre(const AttentionParams& params, const Item& item, const void* f16,
+                      const float* f32, int lane) {
 #pragma unroll
         for (int j = 0; j < 2 * C::kBlocks; ++j) {
-            const int channel = kWarpSize * j + thread.lane;
+            const int channel = kWarpSize * j + lane;
             const int at = item.kv_head * params.head_dim + channel;
-            centre[j] = 0.0f;
+            channels[j] = 0.0f;
             if (channel >= params.head_dim) continue;
-            if (sequence.epochs != nullptr)
-                centre[j] = __half2float(
-                    reinterpret_cast<const __half*>(sequence.epochs[first_epoch + e])[at]);
-            else if (sequence.centre != nullptr)
-                centre[j] = sequence.centre[at];
+            if (f16 != nullptr)
+                channels[j] = __half2float(static_cast<const __half*>(f16)[at]);
+            else if (f32 != nullptr)
+                channels[j] = f32[at];
         }
-        epoch_products<C>(shared, centre, thread.lane, shared.offsets[e]);
     }
-}
+
+    /// Products of all rows with it.
+    __device__ void write_products(const BlockShared<C>& shared, int lane, float* offsets) const {
+        float sums[C::kRows];
+#pragma unroll
+        for (int row = 0; row < C::kRows; ++row) {
+            sums[row] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 2 * C::kBlocks; ++j)
+                sums[row] =
+                    fmaf(channels[j], shared.q_scaled[row][kWarpSize * j + lane], sums[row]);
+        }
+        const float sum = sum_rows(sums, lane);
+        constexpr int kLanes = kWarpSize / C::kRows;
+        if (lane % kLanes == 0) offsets[lane / kLanes] = sum;
+    }
+};
+
+/// What the centres of epochs first .. first + count - 1 add to the logits, into shared.offsets. Loads begin when this
+/// is made, so that they run while queries are prepared.
+template <class C>
+class Offsets {
+public:
+    __device__ Offsets(const AttentionParams& params, const Item& item, const Thread& thread,
+                       int first, int count)
+        : params_(params), item_(item), sequence_(params.sequences[item.sequence]), thread_(thread),
+          count_(count), pointer_(load_pointer(first)), next_(load(0)) {}
+
+    /// All threads call it, after prepare_queries.
+    __device__ void write(BlockShared<C>& shared) {
+        for (int index = 0; thread_.warp + index * thread_.warps < count_; ++index) {
+            const Centre<C> centre = next_;
+            next_ = load(index + 1);
+            centre.write_products(shared, thread_.lane,
+                                  shared.offsets[thread_.warp + index * thread_.warps]);
+        }
+    }
+
+private:
+    static_assert(kMaxEpochs <= kWarpSize * kLeastWarps);
+
+    /// Of this warp's epochs, one a lane.
+    __device__ unsigned long long load_pointer(int first) const {
+        const int epoch = thread_.warp + thread_.lane * thread_.warps;
+        if (sequence_.epochs == nullptr || epoch >= count_) return 0;
+        return reinterpret_cast<unsigned long long>(sequence_.epochs[first + epoch]);
+    }
+    __device__ Centre<C> load(int index) const {
+        const unsigned long long pointer = __shfl_sync(~0u, pointer_, index % kWarpSize);
+        const bool there = thread_.warp + index * thread_.warps < count_;
+        return Centre<C>(params_, item_, there ? reinterpret_cast<const void*>(pointer) : nullptr,
+                         sequence_.epochs == nullptr ? sequence_.centre : nullptr, thread_.lane);
+    }
+
+    const AttentionParams& params_;
+    const Item& item_;
+    const Sequence& sequence_;
+    const Thread& thread_;
+    int count_;
+    unsigned long long pointer_;
+    Centre<C> next_;
+};
 
 } // namespace innerkv::cuda
