@@ -83,9 +83,9 @@ __device__ void write_partial(const BlockShared<C>& shared, const Partial<C>& pa
 /// True in the block that is the last of `parts` to come. All threads call it, after write_partial.
 template <class C>
 __device__ bool arrive(BlockShared<C>& shared, int* arrivals, int parts) {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence(); // of what all threads wrote: the barrier comes before
         const bool last = atomicAdd(arrivals, 1) == parts - 1;
         if (last) *arrivals = 0; // for the next launch
         shared.last_arrival = last ? 1 : 0;
@@ -95,24 +95,16 @@ __device__ bool arrive(BlockShared<C>& shared, int* arrivals, int parts) {
     return shared.last_arrival != 0;
 }
 
-/// Slots of the parts of an item: the first block's own, then the first of each block that follows.
-struct PartialSlots {
-    int first;
-    int first_block;
-    int count;
-    __device__ int at(int part) const { return part == 0 ? first : 2 * (first_block + part); }
-};
-
 /// References and weights of an item's states, and what each part's sums count.
 template <class C>
 __device__ void merge_states(const AttentionParams& params, BlockShared<C>& shared,
-                             const PartialSlots& slots, float* factors, const Thread& thread) {
+                             const Item& item, float* factors, const Thread& thread) {
     constexpr int kStates = 2 * C::kRows;
     for (int s = thread.warp; s < kStates; s += thread.warps) { // a state a warp, parts its lanes
         float reference = kNoReference;
         float weight = 0.0f;
-        for (int part = thread.lane; part < slots.count; part += kWarpSize) {
-            const float2 state = __ldcg(Partial<C>(params, slots.at(part)).states() + s);
+        for (int part = thread.lane; part < item.parts; part += kWarpSize) {
+            const float2 state = __ldcg(Partial<C>(params, item.slot(part)).states() + s);
             factors[part * kStates + s] = state.x;
             const float higher = fmaxf(reference, state.x);
             weight =
@@ -124,7 +116,7 @@ __device__ void merge_states(const AttentionParams& params, BlockShared<C>& shar
         for (int step = 16; step > 0; step /= 2)
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
         weight = sum_in_warp(weight * state_factor(reference, highest));
-        for (int part = thread.lane; part < slots.count; part += kWarpSize)
+        for (int part = thread.lane; part < item.parts; part += kWarpSize)
             factors[part * kStates + s] = state_factor(factors[part * kStates + s], highest);
         if (thread.lane == 0) shared.merged_states[s / C::kRows][s % C::kRows] = {highest, weight};
     }
@@ -132,21 +124,21 @@ __device__ void merge_states(const AttentionParams& params, BlockShared<C>& shar
 
 /// Four channels of a state over parts first, first + step, ...
 template <class C>
-__device__ float4 sum_parts(const AttentionParams& params, const PartialSlots& slots,
-                            const float* factors, int column, int first, int step) {
+__device__ float4 sum_parts(const AttentionParams& params, const Item& item, const float* factors,
+                            int column, int first, int step) {
     constexpr int kAtOnce = 8; // loads on their way
     const int s = 4 * column / C::kDim;
     float4 sum = {};
-    for (int part = first; part < slots.count; part += kAtOnce * step) {
+    for (int part = first; part < item.parts; part += kAtOnce * step) {
         float factor[kAtOnce];
         float4 own[kAtOnce];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
             const int at = part + i * step;
-            factor[i] = at < slots.count ? factors[at * 2 * C::kRows + s] : 0.0f;
+            factor[i] = at < item.parts ? factors[at * 2 * C::kRows + s] : 0.0f;
             own[i] = {};
             if (factor[i] != 0.0f) // otherwise there may be nothing behind it
-                own[i] = __ldcg(Partial<C>(params, slots.at(at)).sums() + column);
+                own[i] = __ldcg(Partial<C>(params, item.slot(at)).sums() + column);
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i)
@@ -159,25 +151,27 @@ __device__ float4 sum_parts(const AttentionParams& params, const PartialSlots& s
 /// Blocks' parts, in the order of pages, to shared.merged. `memory`: of merge_bytes().
 template <class C>
 __device__ void merge_partials(const AttentionParams& params, BlockShared<C>& shared,
-                               const PartialSlots& slots, float* memory, const Thread& thread) {
-    constexpr int kColumns = 2 * C::kRows * C::kDim / 4;
-    float* factors = memory + 4 * kColumns * kMergeSlices;
-    merge_states(params, shared, slots, factors, thread);
+                               const Item& item, float* memory, const Thread& thread) {
+    constexpr int kColumns = C::kRows * C::kDim / 4; // of one kind of pages
+    constexpr int kOfKind = kColumns * kMergeSlices;
+    float* factors = memory + 4 * 2 * kOfKind;
+    merge_states(params, shared, item, factors, thread);
     __syncthreads();
     auto* sums = reinterpret_cast<float4*>(memory);
-    for (int t = static_cast<int>(threadIdx.x); t < kColumns * kMergeSlices;
-         t += static_cast<int>(blockDim.x))
-        sums[t] = sum_parts<C>(params, slots, factors, t % kColumns, t / kColumns, kMergeSlices);
+    for (int t = static_cast<int>(threadIdx.x); t < 2 * kOfKind; t += static_cast<int>(blockDim.x))
+        sums[t] = sum_parts<C>(params, item, factors, t / kOfKind * kColumns + t % kColumns,
+                               t % kOfKind / kColumns, kMergeSlices);
     __syncthreads();
-    for (int column = static_cast<int>(threadIdx.x); column < kColumns;
-         column += static_cast<int>(blockDim.x)) {
-        float4 sum = sums[column];
+    for (int t = static_cast<int>(threadIdx.x); t < 2 * kColumns;
+         t += static_cast<int>(blockDim.x)) {
+        const float4* own = sums + t / kColumns * kOfKind + t % kColumns;
+        float4 sum = own[0];
 #pragma unroll
         for (int slice = 1; slice < kMergeSlices; ++slice) {
-            const float4 other = sums[slice * kColumns + column];
+            const float4 other = own[slice * kColumns];
             sum = {sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
         }
-        reinterpret_cast<float4*>(&shared.merged[0][0][0])[column] = sum;
+        reinterpret_cast<float4*>(&shared.merged[0][0][0])[t] = sum;
     }
     __syncthreads();
 }
