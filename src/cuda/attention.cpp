@@ -37,12 +37,12 @@ int attribute(cudaDeviceAttr name, int device) {
 }
 
 /// As many warps as a multiprocessor takes, in blocks as large as possible.
-Grid make_grid(const KernelEntry& kernel, int device) {
+Grid make_grid(const KernelEntry& kernel, int padded_dim, int device) {
     const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     Grid best;
     int most_warps = 0;
-    for (int warps = kMaxWarps; warps >= 1; warps /= 2) {
+    for (int warps = kMaxWarps; warps >= kLeastWarps; warps /= 2) {
         const int bytes = kernel.block_bytes + warps * kernel.warp_bytes;
         if (bytes > most) continue;
         check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -53,12 +53,15 @@ Grid make_grid(const KernelEntry& kernel, int device) {
                   &blocks, kernel.function, warps * kWarpSize, static_cast<std::size_t>(bytes)),
               "asking how many blocks fit");
         if (blocks * warps <= most_warps) continue;
+        if (merge_bytes(kernel.rows, padded_dim, blocks * multiprocessors) >
+            warps * kernel.warp_bytes)
+            continue;
         most_warps = blocks * warps;
         best = {warps, blocks * multiprocessors, bytes};
     }
     if (most_warps == 0)
-        throw Unavailable("cuda attention: a warp of this format needs " +
-                          std::to_string(kernel.block_bytes + kernel.warp_bytes) +
+        throw Unavailable("cuda attention: a block for this format needs " +
+                          std::to_string(kernel.block_bytes + kLeastWarps * kernel.warp_bytes) +
                           " bytes of shared memory, device " + std::to_string(device) + " has " +
                           std::to_string(most) + " for a block");
     check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -81,14 +84,20 @@ void check_pointer(const void* pointer, int device, const char* name) {
 }
 
 void check_stream(Stream stream, int device) {
-    if (stream == nullptr) return;
 #if CUDART_VERSION >= 12080
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &capturing), "looking at the stream");
+    // While a graph is captured its stream must not be asked; a launch from elsewhere is refused by the runtime.
+    if (stream == nullptr || capturing != cudaStreamCaptureStatusNone) return;
     int of_stream = 0;
     check(cudaStreamGetDevice(stream, &of_stream), "asking for a stream's device");
     if (of_stream != device)
         throw InvalidArgument("cuda attention: the stream is one of device " +
                               std::to_string(of_stream) + ", attention was made for device " +
                               std::to_string(device));
+#else
+    static_cast<void>(stream);
+    static_cast<void>(device);
 #endif
 }
 
@@ -109,14 +118,13 @@ struct Attention::Impl {
         check_limits(limits);
         const int rows = limits.max_query_tokens * group();
         const bool packed = rows <= kFewRows;
-        const int strip_rows = packed ? kFewRows : kManyRows;
         kernel = find_kernel(shape.format, packed);
         require_device(limits.device);
         const DeviceScope scope(limits.device);
-        grid = make_grid(kernel, limits.device);
-        max_strips = (rows + strip_rows - 1) / strip_rows;
+        grid = make_grid(kernel, shape.format.padded_dim(), limits.device);
+        max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
-            static_cast<std::size_t>(partial_floats(strip_rows, shape.format.padded_dim()));
+            static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));
         partials = DeviceMemory(limits.device,
                                 2 * static_cast<std::size_t>(grid.blocks) * floats * sizeof(float),
                                 "partial results");

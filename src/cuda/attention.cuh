@@ -11,38 +11,63 @@
 
 namespace innerkv::cuda {
 
-/// A block's units of an item.
-struct Part {
-    int begin; ///< from the item's first unit
-    int end;
-};
-
 /// fp16 tokens of an item that a block takes: those whose first unit is its own.
-__device__ inline PageRange dense_part(const HeadWork& work, const Part& part) {
+__device__ inline PageRange dense_part(const HeadWork& work, const Item& item) {
     const int first = work.quantized.count();
     const auto index = [&](int unit) {
         const int before = max(unit - first, 0);
         const int all = work.sink.count() + work.recent.count();
         return min((before + kDenseUnits - 1) / kDenseUnits, all);
     };
-    return {index(part.begin), index(part.end)};
+    return {index(item.begin), index(item.end)};
+}
+
+/// Where 16 tokens of fp16 pages lie.
+struct DenseTile {
+    const Run& run;
+    int first; ///< token of the run
+
+    __device__ DenseTile(const Sequence& sequence, const HeadWork& work, int tile)
+        : run(tile < work.sink.count() ? sequence.sink : sequence.recent),
+          first(kDenseTokens * (tile < work.sink.count()
+                                    ? work.sink.first + tile
+                                    : work.recent.first + tile - work.sink.count())) {}
+    __device__ const unsigned char* page(int kv_head) const {
+        return reinterpret_cast<const unsigned char*>(run.pages[first / kPageTokens]) +
+               run.head_stride * static_cast<unsigned>(kv_head);
+    }
+    __device__ int first_in_page() const { return first % kPageTokens; }
+    __device__ int position() const { return static_cast<int>(run.first_token) + first; }
+    __device__ int run_end() const { return static_cast<int>(run.first_token + run.tokens); }
+};
+
+/// Into the second-level cache, while queries are prepared and quantized pages are read.
+__device__ inline void prefetch_dense(const AttentionParams& params, const Item& item,
+                                      const HeadWork& work, const PageRange& tiles,
+                                      const Thread& thread) {
+    const Sequence& sequence = params.sequences[item.sequence];
+    for (int index = tiles.first + thread.warp; index < tiles.last; index += thread.warps) {
+        const DenseTile tile(sequence, work, index);
+        const int row_bytes = 2 * params.head_dim;
+        const unsigned char* keys = tile.page(item.kv_head) + tile.first_in_page() * row_bytes;
+        for (int at = 128 * thread.lane; at < kDenseTokens * row_bytes; at += 128 * kWarpSize) {
+            prefetch_line(keys + at);
+            prefetch_line(keys + kPageTokens * row_bytes + at);
+        }
+    }
+    const int channel = 32 * static_cast<int>(threadIdx.x);
+    if (sequence.value_centre != nullptr && channel < params.head_dim)
+        prefetch_line(sequence.value_centre + item.kv_head * params.head_dim + channel);
 }
 
 /// Pages [pages.first, pages.last) of the quantized run, those of this warp among them.
 template <class C>
 __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& shared,
-                                 WarpShared<C>& mine, const Item& item, const PageRange& pages,
+                                 WarpShared<C>& mine, const Item& item, const HeadWork& work,
+                                 const PageRange& pages, const PageRange& tiles,
                                  const Thread& thread) {
     const Sequence& sequence = params.sequences[item.sequence];
     const Run& run = sequence.quantized;
-    const int count = max(0, (pages.count() - thread.warp + thread.warps - 1) / thread.warps);
-    PageStream<C> stream(run, item.kv_head, pages.first + thread.warp, thread.warps, count,
-                         mine.ring, thread.lane);
-    prepare_queries(params, shared, item, thread);
-    __syncthreads();
-    const int first_token = static_cast<int>(run.first_token);
-    Walk<C> walk(params, shared, first_token + static_cast<int>(run.tokens), mine.exchange, thread);
-
     const int epoch_pages = sequence.epochs != nullptr ? sequence.epoch_pages : INT_MAX;
     const int before = sequence.epochs != nullptr ? sequence.first_page : 0;
     int page = pages.first + thread.warp;
@@ -50,11 +75,29 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
     int in_epoch = (before + page) % epoch_pages;
     const int first_epoch = (before + pages.first) / epoch_pages;
     const int end_epoch = pages.count() > 0 ? (before + pages.last - 1) / epoch_pages + 1 : 0;
+
+    // All that comes from memory is asked for before anything waits.
+    const RowLoads<C> row(params, item, thread.warp, thread.lane);
+    const Offsets<C> offsets(params, item, thread, first_epoch,
+                             min(kMaxEpochs, end_epoch - first_epoch));
+    const int count = max(0, (pages.count() - thread.warp + thread.warps - 1) / thread.warps);
+    PageStream<C> stream(run, item.kv_head, page, thread.warps, count, mine.ring, thread.lane);
+    const Centre<C> centre = offsets.load(0);
+    prefetch_dense(params, item, work, tiles, thread);
+    prepare_queries(params, shared, item, row, thread);
+    __syncthreads();
+    offsets.write_all(shared, centre);
+    const int first_token = static_cast<int>(run.first_token);
+    Walk<C> walk(params, shared, first_token + static_cast<int>(run.tokens), mine.exchange, thread);
+    __syncthreads();
     // As many epochs at a time as shared memory has offsets for.
     for (int first = first_epoch; first < end_epoch; first += kMaxEpochs) {
-        __syncthreads();
-        prepare_offsets(params, shared, item, thread, first, min(kMaxEpochs, end_epoch - first));
-        __syncthreads();
+        if (first > first_epoch) {
+            __syncthreads();
+            const Offsets<C> more(params, item, thread, first, min(kMaxEpochs, end_epoch - first));
+            more.write_all(shared, more.load(0));
+            __syncthreads();
+        }
         while (page < pages.last && epoch < first + kMaxEpochs) {
             walk.attend(shared, stream.next(), first_token + kPageTokens * page,
                         shared.offsets[epoch - first]);
@@ -80,49 +123,36 @@ __device__ void attend_dense(const AttentionParams& params, BlockShared<C>& shar
     const RowRules rules = row_rules(params, shared, thread.g);
     DenseWalk<C> walk(params, shared, mine.exchange, thread);
     __syncwarp(); // the last page's logits have been read
-    for (int tile = tiles.first + thread.warp; tile < tiles.last; tile += thread.warps) {
-        const bool in_sink = tile < work.sink.count();
-        const Run& run = in_sink ? sequence.sink : sequence.recent;
-        const int index =
-            in_sink ? work.sink.first + tile : work.recent.first + tile - work.sink.count();
-        const int first = index * kDenseTokens;
-        const int run_end = static_cast<int>(run.first_token + run.tokens);
-        const auto* page = reinterpret_cast<const unsigned char*>(run.pages[first / kPageTokens]) +
-                           run.head_stride * static_cast<unsigned>(item.kv_head);
-        walk.attend(shared, rules.within(run_end), page, first % kPageTokens,
-                    {visible.begin, min(visible.end, run_end)},
-                    static_cast<int>(run.first_token) + first);
+    for (int index = tiles.first + thread.warp; index < tiles.last; index += thread.warps) {
+        const DenseTile tile(sequence, work, index);
+        walk.attend(shared, rules.within(tile.run_end()), tile.page(item.kv_head),
+                    tile.first_in_page(), {visible.begin, min(visible.end, tile.run_end())},
+                    tile.position());
     }
     walk.write_state(reinterpret_cast<float*>(mine.ring) + C::kRows * C::kDim,
                      shared.warp_states[thread.warp][1]);
 }
 
-/// A block's part of an item. All threads call it; `first_of_block`: whether it is where the block begins.
+/// A block's part of an item. All threads call it.
 template <class C>
 __device__ void attend_item(const AttentionParams& params, BlockShared<C>& shared,
-                            WarpShared<C>* warps, const Item& item, const Part& part,
-                            const Shares& shares, const Thread& thread) {
+                            WarpShared<C>* warps, const Item& item, const Thread& thread) {
     const Sequence& sequence = params.sequences[item.sequence];
     const HeadWork work = head_work(params, sequence);
-    const PageRange pages{work.quantized.first + min(part.begin, work.quantized.count()),
-                          work.quantized.first + min(part.end, work.quantized.count())};
-    const PageRange tiles = dense_part(work, part);
+    const PageRange pages{work.quantized.first + min(item.begin, work.quantized.count()),
+                          work.quantized.first + min(item.end, work.quantized.count())};
+    const PageRange tiles = dense_part(work, item);
     const bool dense = tiles.count() > 0;
-    attend_quantized(params, shared, warps[thread.warp], item, pages, thread);
+    attend_quantized(params, shared, warps[thread.warp], item, work, pages, tiles, thread);
     if (dense) attend_dense(params, shared, warps[thread.warp], item, work, tiles, thread);
     merge_warps(shared, warps, dense ? 2 : 1, thread);
-    if (part.begin != 0 || part.end != item.units) {
-        const int block = static_cast<int>(blockIdx.x);
-        const int first_block = shares.block_of(item.start);
-        const int last_block = shares.block_of(item.start + item.units - 1);
-        const PartialSlots slots{2 * first_block + (shares.start(first_block) < item.start ? 1 : 0),
-                                 first_block, last_block - first_block + 1};
-        write_partial(shared, Partial<C>(params, slots.at(block - first_block)));
+    if (item.parts > 1) {
+        write_partial(shared, Partial<C>(params, item.slot(item.part)));
         int* arrivals = params.arrivals +
                         (item.sequence * params.kv_heads + item.kv_head) * params.max_strips +
                         item.strip;
-        if (!arrive(shared, arrivals, slots.count)) return;
-        merge_partials(params, shared, slots, reinterpret_cast<float*>(warps[0].ring), thread);
+        if (!arrive(shared, arrivals, item.parts)) return;
+        merge_partials(params, shared, item, reinterpret_cast<float*>(warps[0].ring), thread);
     }
     for (int row = thread.warp; row < C::kRows; row += thread.warps)
         write_row(params, shared, item, row, thread.lane);
@@ -135,19 +165,22 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, kBlocksResident)
     auto& shared = *reinterpret_cast<BlockShared<C>*>(memory);
     auto* warps = reinterpret_cast<WarpShared<C>*>(memory + sizeof(BlockShared<C>));
     const Thread thread;
-    const Shares shares(plan_work(params, shared), static_cast<int>(gridDim.x));
+    plan_work(params, shared, thread);
     const int block = static_cast<int>(blockIdx.x);
-    if (block >= shares.workers) return;
-    const int end = shares.start(block + 1);
-    for (int unit = shares.start(block); unit < end;) {
+    if (block >= shared.plan.workers) return;
+    const bool alone = shared.plan.chunk > 0.0f;
+    const Shares shares(shared.plan);
+    int unit = alone ? 0 : shares.start(block);
+    const int end = alone ? 1 : shares.start(block + 1);
+    while (unit < end) {
         __syncthreads(); // what the item before left in shared memory has been read
-        if (threadIdx.x == 0) shared.item = find_item<C>(params, shared, unit);
+        if (threadIdx.x == 0)
+            shared.item = alone ? only_item(params, shared, block)
+                                : item_at(params, shared, shares, block, unit);
         __syncthreads();
         const Item item = shared.item;
-        const int stop = min(end, item.start + item.units);
-        attend_item(params, shared, warps, item, {unit - item.start, stop - item.start}, shares,
-                    thread);
-        unit = stop;
+        attend_item(params, shared, warps, item, thread);
+        unit += item.end - item.begin;
     }
 }
 

@@ -51,19 +51,36 @@ struct alignas(16) KeyColumn {
     float second_add;
 };
 
-/// The item that a block works on.
+/// A block's part of an item: a strip of rows of one KV head.
 struct Item {
     int sequence;
     int kv_head;
     int strip;
-    int start; ///< its first unit in the launch
-    int units;
+    int begin; ///< units of the item, from its first on
+    int end;
+    int parts; ///< blocks that have a part
+    int part;  ///< this one's place among them
+    int first_slot; ///< where the first of them leaves its state; others: the first slot of their own two
+    int first_block;
+
+    __device__ int slot(int other) const {
+        return other == 0 ? first_slot : 2 * (first_block + other);
+    }
+};
+
+/// How a launch's units are shared out.
+struct Plan {
+    int workers; ///< blocks that have any
+    int units;   ///< of all items
+    float chunk; ///< units that one block takes of an item, about; 0: blocks' parts span items
 };
 
 /// In shared memory, but for the warps' parts behind it.
 template <class C>
 struct alignas(128) BlockShared {
-    int first_unit[kMaxSequences + 1];
+    int units[kMaxSequences];     ///< of an item of each sequence; 0: it has no items
+    int first[kMaxSequences + 1]; ///< blocks, or units, of the sequences in front
+    Plan plan;
     Item item;
     int last_arrival;
     int faulty[C::kRows];

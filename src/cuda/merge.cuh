@@ -83,9 +83,9 @@ __device__ void write_partial(const BlockShared<C>& shared, const Partial<C>& pa
 /// True in the block that is the last of `parts` to come. All threads call it, after write_partial.
 template <class C>
 __device__ bool arrive(BlockShared<C>& shared, int* arrivals, int parts) {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence(); // of what all threads wrote: the barrier comes before
         const bool last = atomicAdd(arrivals, 1) == parts - 1;
         if (last) *arrivals = 0; // for the next launch
         shared.last_arrival = last ? 1 : 0;
@@ -95,51 +95,83 @@ __device__ bool arrive(BlockShared<C>& shared, int* arrivals, int parts) {
     return shared.last_arrival != 0;
 }
 
-/// Slots of the parts of an item: the first block's own, then the first of each block that follows.
-struct PartialSlots {
-    int first;
-    int first_block;
-    int count;
-    __device__ int at(int part) const { return part == 0 ? first : 2 * (first_block + part); }
-};
-
-/// Other blocks' parts, in the order of pages, to shared.merged. `factors`: memory for [parts][2][rows].
+/// References and weights of an item's states, and what each part's sums count.
 template <class C>
-__device__ void merge_partials(const AttentionParams& params, BlockShared<C>& shared,
-                               const PartialSlots& slots, float* factors, const Thread& thread) {
+__device__ void merge_states(const AttentionParams& params, BlockShared<C>& shared,
+                             const Item& item, float* factors, const Thread& thread) {
     constexpr int kStates = 2 * C::kRows;
     for (int s = thread.warp; s < kStates; s += thread.warps) { // a state a warp, parts its lanes
         float reference = kNoReference;
-        for (int part = thread.lane; part < slots.count; part += kWarpSize)
-            reference = fmaxf(reference, __ldcg(Partial<C>(params, slots.at(part)).states() + s).x);
+        float weight = 0.0f;
+        for (int part = thread.lane; part < item.parts; part += kWarpSize) {
+            const float2 state = __ldcg(Partial<C>(params, item.slot(part)).states() + s);
+            factors[part * kStates + s] = state.x;
+            const float higher = fmaxf(reference, state.x);
+            weight =
+                weight * state_factor(reference, higher) + state.y * state_factor(state.x, higher);
+            reference = higher;
+        }
+        float highest = reference;
 #pragma unroll
         for (int step = 16; step > 0; step /= 2)
-            reference = fmaxf(reference, __shfl_xor_sync(~0u, reference, step));
-        float weight = 0.0f;
-        for (int part = thread.lane; part < slots.count; part += kWarpSize) {
-            const float2 state = __ldcg(Partial<C>(params, slots.at(part)).states() + s);
-            const float factor = state_factor(state.x, reference);
-            factors[part * kStates + s] = factor;
-            weight = fmaf(factor, state.y, weight);
-        }
-        weight = sum_in_warp(weight);
-        if (thread.lane == 0)
-            shared.merged_states[s / C::kRows][s % C::kRows] = {reference, weight};
+            highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
+        weight = sum_in_warp(weight * state_factor(reference, highest));
+        for (int part = thread.lane; part < item.parts; part += kWarpSize)
+            factors[part * kStates + s] = state_factor(factors[part * kStates + s], highest);
+        if (thread.lane == 0) shared.merged_states[s / C::kRows][s % C::kRows] = {highest, weight};
     }
-    __syncthreads();
-    for (int e = 4 * static_cast<int>(threadIdx.x); e < kStates * C::kDim;
-         e += 4 * static_cast<int>(blockDim.x)) {
-        const int s = e / C::kDim;
-        float4 sum = {};
-#pragma unroll 8
-        for (int part = 0; part < slots.count; ++part) {
-            const float factor = factors[part * kStates + s];
-            if (factor == 0.0f) continue; // there may be nothing behind it
-            const float4 own = __ldcg(Partial<C>(params, slots.at(part)).sums() + e / 4);
-            sum = {fmaf(factor, own.x, sum.x), fmaf(factor, own.y, sum.y),
-                   fmaf(factor, own.z, sum.z), fmaf(factor, own.w, sum.w)};
+}
+
+/// Four channels of a state over parts first, first + step, ...
+template <class C>
+__device__ float4 sum_parts(const AttentionParams& params, const Item& item, const float* factors,
+                            int column, int first, int step) {
+    constexpr int kAtOnce = 8; // loads on their way
+    const int s = 4 * column / C::kDim;
+    float4 sum = {};
+    for (int part = first; part < item.parts; part += kAtOnce * step) {
+        float factor[kAtOnce];
+        float4 own[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int at = part + i * step;
+            factor[i] = at < item.parts ? factors[at * 2 * C::kRows + s] : 0.0f;
+            own[i] = {};
+            if (factor[i] != 0.0f) // otherwise there may be nothing behind it
+                own[i] = __ldcg(Partial<C>(params, item.slot(at)).sums() + column);
         }
-        *reinterpret_cast<float4*>(&shared.merged[0][0][0] + e) = sum;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+            sum = {fmaf(factor[i], own[i].x, sum.x), fmaf(factor[i], own[i].y, sum.y),
+                   fmaf(factor[i], own[i].z, sum.z), fmaf(factor[i], own[i].w, sum.w)};
+    }
+    return sum;
+}
+
+/// Blocks' parts, in the order of pages, to shared.merged. `memory`: of merge_bytes().
+template <class C>
+__device__ void merge_partials(const AttentionParams& params, BlockShared<C>& shared,
+                               const Item& item, float* memory, const Thread& thread) {
+    constexpr int kColumns = C::kRows * C::kDim / 4; // of one kind of pages
+    constexpr int kOfKind = kColumns * kMergeSlices;
+    float* factors = memory + 4 * 2 * kOfKind;
+    merge_states(params, shared, item, factors, thread);
+    __syncthreads();
+    auto* sums = reinterpret_cast<float4*>(memory);
+    for (int t = static_cast<int>(threadIdx.x); t < 2 * kOfKind; t += static_cast<int>(blockDim.x))
+        sums[t] = sum_parts<C>(params, item, factors, t / kOfKind * kColumns + t % kColumns,
+                               t % kOfKind / kColumns, kMergeSlices);
+    __syncthreads();
+    for (int t = static_cast<int>(threadIdx.x); t < 2 * kColumns;
+         t += static_cast<int>(blockDim.x)) {
+        const float4* own = sums + t / kColumns * kOfKind + t % kColumns;
+        float4 sum = own[0];
+#pragma unroll
+        for (int slice = 1; slice < kMergeSlices; ++slice) {
+            const float4 other = own[slice * kColumns];
+            sum = {sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
+        }
+        reinterpret_cast<float4*>(&shared.merged[0][0][0])[t] = sum;
     }
     __syncthreads();
 }

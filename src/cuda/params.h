@@ -9,7 +9,8 @@
 namespace innerkv::cuda {
 
 inline constexpr int kWarpSize = 32;
-inline constexpr int kMaxWarps = 8;       ///< of a block
+inline constexpr int kMaxWarps = 8; ///< of a block
+inline constexpr int kLeastWarps = 2;
 inline constexpr int kBlocksResident = 2; ///< on a multiprocessor that has the shared memory
 inline constexpr int kFewRows = 4;        ///< rows that a kernel with packed columns takes
 inline constexpr int kManyRows = 8;       ///< and one without
@@ -47,7 +48,14 @@ struct AttentionParams {
     float soft_cap;
 };
 
-/// Rows of a strip, both kinds of pages: sums, then references, then weights.
+/// Threads that share the parts of four channels where blocks' results are merged.
+inline constexpr int kMergeSlices = 2;
+/// Shared memory for that: sums, and a factor of each state of each part.
+constexpr int merge_bytes(int rows, int padded_dim, int parts) {
+    return 4 * (2 * rows * padded_dim * kMergeSlices + 2 * rows * parts);
+}
+
+/// Rows of a strip, both kinds of pages: sums, then states.
 constexpr int partial_floats(int rows, int padded_dim) { return 2 * rows * padded_dim + 4 * rows; }
 
 } // namespace innerkv::cuda

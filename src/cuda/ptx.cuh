@@ -64,6 +64,18 @@ __device__ inline float fast_exp2(float x) {
     return result;
 }
 
+/// The second byte, its sign in the three above. (__byte_perm does not know of signs.)
+__device__ inline int second_signed_byte(std::uint32_t word) {
+    int result = 0;
+    asm("prmt.b32 %0, %1, 0, 0x9991;" : "=r"(result) : "r"(word));
+    return result;
+}
+
+/// A line of 128 bytes into the second-level cache; nothing waits for it.
+__device__ inline void prefetch_line(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 /// 16 bytes from global to shared memory, behind the thread's back until wait_for_copies.
 __device__ inline void copy_16_bytes(void* shared, const void* global) {
     const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));

@@ -58,9 +58,9 @@ __device__ void quantize_row(const AttentionParams& params, BlockShared<C>& shar
 #pragma unroll
     for (int j = 0; j < 2 * C::kBlocks; ++j) {
         const bool tiny = !(largest[j] > kSmallestQuery);
-        const float inverse = tiny ? 0.0f : 127.0f / largest[j];
+        const float inverse = tiny ? 0.0f : __fdividef(127.0f, largest[j]);
         write_group(shared, row, j, lane, __float2int_rn(q[j] * inverse),
-                    tiny || tiny_row ? 0.0f : largest[j] / largest_of_row);
+                    tiny || tiny_row ? 0.0f : __fdividef(largest[j], largest_of_row));
     }
     if (lane == 0)
         shared.key_scale[row] =
@@ -68,27 +68,43 @@ __device__ void quantize_row(const AttentionParams& params, BlockShared<C>& shar
                      : largest_of_row / 127.0f * params.logit_scale * key_rest<typename C::Key>();
 }
 
+/// What a row is made of, on its way.
+template <class C>
+struct RowLoads {
+    RowPlace place;
+    std::uint32_t q[2 * C::kBlocks];
+    float norm[2 * C::kBlocks];
+
+    __device__ RowLoads(const AttentionParams& params, const Item& item, int row, int lane)
+        : place(place_of<C>(params, item, row)) {
+        const float* norms = params.sequences[item.sequence].norm;
+        const std::int64_t at = item.sequence * params.q_sequence_stride +
+                                place.token * params.q_token_stride +
+                                place.q_head * params.q_head_stride;
+#pragma unroll
+        for (int j = 0; j < 2 * C::kBlocks; ++j) {
+            const int channel = kWarpSize * j + lane;
+            const bool there = place.present && channel < params.head_dim;
+            q[j] = there ? load_bits(params.q, params.q_type, at + channel) : 0;
+            norm[j] =
+                there && norms != nullptr ? norms[item.kv_head * params.head_dim + channel] : 1.0f;
+        }
+    }
+};
+
 template <class C>
 __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& shared, const Item& item,
-                            int row, int lane) {
+                            const RowLoads<C>& loads, int row, int lane) {
     const Sequence& sequence = params.sequences[item.sequence];
-    const RowPlace place = place_of<C>(params, item, row);
-    const std::int64_t at = item.sequence * params.q_sequence_stride +
-                            place.token * params.q_token_stride +
-                            place.q_head * params.q_head_stride;
+    const RowPlace& place = loads.place;
     constexpr int kElements = 2 * C::kBlocks;
     float q[kElements];
     float transformed[kElements];
     bool faulty = false;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
-        const int channel = kWarpSize * j + lane;
-        const bool there = place.present && channel < params.head_dim;
-        q[j] = there ? load_element(params.q, params.q_type, at + channel) : 0.0f;
-        const float norm = there && sequence.norm != nullptr
-                               ? sequence.norm[item.kv_head * params.head_dim + channel]
-                               : 1.0f;
-        transformed[j] = q[j] * norm;
+        q[j] = float_of(loads.q[j], params.q_type);
+        transformed[j] = q[j] * loads.norm[j];
         faulty = faulty || !(fabsf(q[j] * params.logit_scale) <= kLargestQuery);
     }
     if (sequence.rotate != 0) hadamard(transformed, lane);
@@ -106,7 +122,7 @@ __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& share
     }
     quantize_row(params, shared, row, lane, transformed);
     largest = largest_in_warp(largest);
-    const float inverse = largest > kSmallestQuery ? 1.0f / largest : 0.0f;
+    const float inverse = largest > kSmallestQuery ? __fdividef(1.0f, largest) : 0.0f;
 #pragma unroll
     for (int j = 0; j < kElements; ++j)
         shared.q_half[row][kWarpSize * j + lane] =
@@ -120,55 +136,119 @@ __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& share
     shared.visible_end[row] = place.present ? visible.end : 1 << 30;
 }
 
-/// All threads call it; they must meet before they read what it wrote.
+/// All threads call it; they must meet before they read what it wrote. `first`: of the warp's first row.
 template <class C>
 __device__ void prepare_queries(const AttentionParams& params, BlockShared<C>& shared,
-                                const Item& item, const Thread& thread) {
-    for (int row = thread.warp; row < C::kRows; row += thread.warps)
-        prepare_row(params, shared, item, row, thread.lane);
+                                const Item& item, const RowLoads<C>& first, const Thread& thread) {
+    if (thread.warp < C::kRows) prepare_row(params, shared, item, first, thread.warp, thread.lane);
+    for (int row = thread.warp + thread.warps; row < C::kRows; row += thread.warps)
+        prepare_row(params, shared, item, RowLoads<C>(params, item, row, thread.lane), row,
+                    thread.lane);
     for (int row = C::kRows + thread.warp; row < kManyRows; row += thread.warps)
         for (int channel = thread.lane; channel < C::kDim; channel += kWarpSize)
             shared.q_half[row][channel] = 0;
 }
 
-/// Products of all rows with one centre.
-template <class C>
-__device__ void epoch_products(const BlockShared<C>& shared, const float (&centre)[2 * C::kBlocks],
-                               int lane, float* offsets) {
+/// Sums over the lanes of one number for each row: on return, lane l has the sum of row l / (32 / rows).
+template <int kRows>
+__device__ float sum_rows(float (&rows)[kRows], int lane) {
+    int step = kWarpSize / 2;
 #pragma unroll
-    for (int row = 0; row < C::kRows; ++row) {
-        float sum = 0.0f;
+    for (int half = kRows / 2; half > 0; half /= 2, step /= 2) {
+        const bool upper = (lane & step) != 0;
 #pragma unroll
-        for (int j = 0; j < 2 * C::kBlocks; ++j)
-            sum = fmaf(centre[j], shared.q_scaled[row][kWarpSize * j + lane], sum);
-        sum = sum_in_warp(sum);
-        if (lane == 0) offsets[row] = sum;
+        for (int r = 0; r < half; ++r) {
+            const float sent = upper ? rows[r] : rows[r + half];
+            rows[r] = (upper ? rows[r + half] : rows[r]) + __shfl_xor_sync(~0u, sent, step);
+        }
     }
+#pragma unroll
+    for (int rest = kWarpSize / kRows / 2; rest > 0; rest /= 2)
+        rows[0] += __shfl_xor_sync(~0u, rows[0], rest);
+    return rows[0];
 }
 
-/// What the centres of epochs first_epoch .. first_epoch + count - 1 add to the logits, into shared.offsets. As
-/// prepare_queries, which it follows.
+/// A centre of a KV head, an element a lane and 32 channels, on its way.
 template <class C>
-__device__ void prepare_offsets(const AttentionParams& params, BlockShared<C>& shared,
-                                const Item& item, const Thread& thread, int first_epoch,
-                                int count) {
-    const Sequence& sequence = params.sequences[item.sequence];
-    for (int e = thread.warp; e < count; e += thread.warps) {
-        float centre[2 * C::kBlocks];
+struct Centre {
+    std::uint32_t bits[2 * C::kBlocks];
+    RowType type;
+
+    /// `data`: [kv_heads, head_dim]; null: zeros.
+    __device__ Centre(const AttentionParams& params, const Item& item, const void* data,
+                      RowType data_type, int lane)
+        : type(data_type) {
 #pragma unroll
         for (int j = 0; j < 2 * C::kBlocks; ++j) {
-            const int channel = kWarpSize * j + thread.lane;
-            const int at = item.kv_head * params.head_dim + channel;
-            centre[j] = 0.0f;
-            if (channel >= params.head_dim) continue;
-            if (sequence.epochs != nullptr)
-                centre[j] = __half2float(
-                    reinterpret_cast<const __half*>(sequence.epochs[first_epoch + e])[at]);
-            else if (sequence.centre != nullptr)
-                centre[j] = sequence.centre[at];
+            const int channel = kWarpSize * j + lane;
+            const bool there = data != nullptr && channel < params.head_dim;
+            bits[j] = there ? load_bits(data, type, item.kv_head * params.head_dim + channel) : 0;
         }
-        epoch_products<C>(shared, centre, thread.lane, shared.offsets[e]);
     }
-}
+
+    /// Products of all rows with it.
+    __device__ void write_products(const BlockShared<C>& shared, int lane, float* offsets) const {
+        float channels[2 * C::kBlocks];
+#pragma unroll
+        for (int j = 0; j < 2 * C::kBlocks; ++j) channels[j] = float_of(bits[j], type);
+        float sums[C::kRows];
+#pragma unroll
+        for (int row = 0; row < C::kRows; ++row) {
+            sums[row] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 2 * C::kBlocks; ++j)
+                sums[row] =
+                    fmaf(channels[j], shared.q_scaled[row][kWarpSize * j + lane], sums[row]);
+        }
+        const float sum = sum_rows(sums, lane);
+        constexpr int kLanes = kWarpSize / C::kRows;
+        if (lane % kLanes == 0) offsets[lane / kLanes] = sum;
+    }
+};
+
+/// What the centres of epochs first .. first + count - 1 add to the logits, into shared.offsets. Loads of pointers begin
+/// when this is made; write_all() follows prepare_queries.
+template <class C>
+class Offsets {
+public:
+    __device__ Offsets(const AttentionParams& params, const Item& item, const Thread& thread,
+                       int first, int count)
+        : params_(params), item_(item), sequence_(params.sequences[item.sequence]), thread_(thread),
+          count_(count) {
+        const int epoch = thread.warp + thread.lane * thread.warps; // of this warp, one a lane
+        if (sequence_.epochs != nullptr && epoch < count)
+            pointer_ = reinterpret_cast<unsigned long long>(sequence_.epochs[first + epoch]);
+    }
+
+    /// The warp's centre `index`, on its way.
+    __device__ Centre<C> load(int index) const {
+        const auto* f16 =
+            reinterpret_cast<const void*>(__shfl_sync(~0u, pointer_, index % kWarpSize));
+        const bool there = thread_.warp + index * thread_.warps < count_;
+        const bool epochs = sequence_.epochs != nullptr;
+        return Centre<C>(params_, item_, there ? epochs ? f16 : sequence_.centre : nullptr,
+                         epochs ? RowType::f16 : RowType::f32, thread_.lane);
+    }
+
+    /// All threads call it. `next`: what load(0) returned.
+    __device__ void write_all(BlockShared<C>& shared, Centre<C> next) const {
+        for (int index = 0; thread_.warp + index * thread_.warps < count_; ++index) {
+            const Centre<C> centre = next;
+            next = load(index + 1);
+            centre.write_products(shared, thread_.lane,
+                                  shared.offsets[thread_.warp + index * thread_.warps]);
+        }
+    }
+
+private:
+    static_assert(kMaxEpochs <= kWarpSize * kLeastWarps);
+
+    const AttentionParams& params_;
+    const Item& item_;
+    const Sequence& sequence_;
+    const Thread& thread_;
+    int count_;
+    unsigned long long pointer_ = 0;
+};
 
 } // namespace innerkv::cuda

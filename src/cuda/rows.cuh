@@ -25,10 +25,15 @@ __device__ RowPlace place_of(const AttentionParams& params, const Item& item, in
             token < params.sequences[item.sequence].query_tokens};
 }
 
-__device__ inline float load_element(const void* data, RowType type, std::int64_t index) {
-    if (type == RowType::f32) return static_cast<const float*>(data)[index];
-    if (type == RowType::f16) return __half2float(static_cast<const __half*>(data)[index]);
-    return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
+/// An element's bits, which nothing waits for until they become a number.
+__device__ inline std::uint32_t load_bits(const void* data, RowType type, std::int64_t index) {
+    if (type == RowType::f32) return static_cast<const std::uint32_t*>(data)[index];
+    return static_cast<const std::uint16_t*>(data)[index];
+}
+__device__ inline float float_of(std::uint32_t bits, RowType type) {
+    if (type == RowType::f32) return __uint_as_float(bits);
+    if (type == RowType::bf16) return __uint_as_float(bits << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
 __device__ inline void store_element(void* data, RowType type, std::int64_t index, float value) {

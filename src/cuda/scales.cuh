@@ -41,7 +41,7 @@ __device__ inline RowScales load_scales(const unsigned char* scales, int tile, i
         out.scale[0] = __uint_as_float((scale << 20) & 0x0ff00000);
         out.scale[1] = __uint_as_float((scale << 12) & 0x0ff00000);
         out.zero[0] = static_cast<float>(static_cast<std::int8_t>(zero));
-        out.zero[1] = static_cast<float>(static_cast<std::int8_t>(zero >> 8));
+        out.zero[1] = static_cast<float>(second_signed_byte(zero));
     } else {
         const unsigned char* at = scales + 32 * tile + 4 * g;
         const float2 scale = __half22float2(*reinterpret_cast<const __half2*>(at));

@@ -57,42 +57,126 @@ __device__ int strips_of(const AttentionParams& params, const Sequence& sequence
     return (sequence.query_tokens * params.group + C::kRows - 1) / C::kRows;
 }
 
-/// Sums of units in front of each sequence; returns all units. All threads call it.
+/// Parts that an item is cut into.
+__device__ inline int parts_of(int units, float chunk) {
+    return max(1, __float2int_ru(__fdividef(static_cast<float>(units), chunk)));
+}
+
+__device__ inline int sum_of_warp(int value) { return __reduce_add_sync(~0u, value); }
+
+/// Prefix sums of what `count_of` says of each sequence, into shared.first. One warp calls it; returns the sum.
+template <class C, class Count>
+__device__ int place_sequences(const AttentionParams& params, BlockShared<C>& shared, int lane,
+                               const Count& count_of) {
+    int before = 0;
+    if (lane == 0) shared.first[0] = 0;
+    for (int start = 0; start < params.count; start += kWarpSize) {
+        const int s = start + lane;
+        int sum = s < params.count ? count_of(s) : 0;
+#pragma unroll
+        for (int step = 1; step < kWarpSize; step *= 2) {
+            const int other = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += other;
+        }
+        if (s < params.count) shared.first[s + 1] = before + sum;
+        before += __shfl_sync(~0u, sum, kWarpSize - 1);
+    }
+    return before;
+}
+
+/// The least chunk for which every part has a block of its own, if that leaves blocks at most a fifth more than equal
+/// shares would be; otherwise 0. A part costs more than its units: queries, merging. Lanes try one each.
+template <class C, class Items>
+__device__ float choose_chunk(const AttentionParams& params, const BlockShared<C>& shared, int lane,
+                              int units, int items, const Items& items_of) {
+    const int blocks = static_cast<int>(gridDim.x);
+    if (items > blocks) return 0.0f;
+    constexpr float kMost = 1.2f;
+    const float equal = fmaxf(static_cast<float>(units) / static_cast<float>(blocks), 1.0f);
+    const float chunk = equal * (1.0f + (kMost - 1.0f) / 31.0f * static_cast<float>(lane));
+    int parts = 0;
+    for (int s = 0; s < params.count; ++s)
+        if (shared.units[s] > 0) parts += items_of(s) * parts_of(shared.units[s], chunk);
+    const unsigned enough = __ballot_sync(~0u, parts <= blocks);
+    if (enough == 0) return 0.0f;
+    return __shfl_sync(~0u, chunk, __ffs(static_cast<int>(enough)) - 1);
+}
+
+/// Shares a launch's work out, the same in every block. All threads call it.
 template <class C>
-__device__ int plan_work(const AttentionParams& params, BlockShared<C>& shared) {
+__device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
+                          const Thread& thread) {
     for (int s = static_cast<int>(threadIdx.x); s < params.count;
          s += static_cast<int>(blockDim.x)) {
         const Sequence& sequence = params.sequences[s];
-        const int strips = strips_of<C>(params, sequence);
-        shared.first_unit[s + 1] =
-            strips == 0 ? 0 : head_work(params, sequence).units() * strips * params.kv_heads;
+        shared.units[s] = sequence.query_tokens == 0 ? 0 : head_work(params, sequence).units();
     }
-    if (threadIdx.x == 0) shared.first_unit[0] = 0;
     __syncthreads();
-    const Thread thread;
     if (thread.warp == 0) {
-        int before = 0;
-        for (int first = 0; first < params.count; first += kWarpSize) {
-            const int s = first + thread.lane;
-            int sum = s < params.count ? shared.first_unit[s + 1] : 0;
-#pragma unroll
-            for (int step = 1; step < kWarpSize; step *= 2) {
-                const int other = __shfl_up_sync(~0u, sum, step);
-                if (thread.lane >= step) sum += other;
-            }
-            if (s < params.count) shared.first_unit[s + 1] = before + sum;
-            before += __shfl_sync(~0u, sum, kWarpSize - 1);
+        const auto items_of = [&](int s) {
+            return params.kv_heads * strips_of<C>(params, params.sequences[s]);
+        };
+        int units = 0;
+        int items = 0;
+        for (int s = thread.lane; s < params.count; s += kWarpSize) {
+            units += shared.units[s] * items_of(s);
+            items += items_of(s);
         }
+        units = sum_of_warp(units);
+        items = sum_of_warp(items);
+        const float chunk = choose_chunk(params, shared, thread.lane, units, items, items_of);
+        const int sum = place_sequences(params, shared, thread.lane, [&](int s) {
+            return items_of(s) * (chunk == 0.0f         ? shared.units[s]
+                                  : shared.units[s] > 0 ? parts_of(shared.units[s], chunk)
+                                                        : 0);
+        });
+        if (thread.lane == 0)
+            shared.plan = {chunk > 0.0f ? sum : min(units, static_cast<int>(gridDim.x)), units,
+                           chunk};
     }
     __syncthreads();
-    return shared.first_unit[params.count];
 }
 
-/// Blocks' shares of `total` units, equal but for one.
+/// The sequence that place `at` of shared.first is in. Sequences without items share their place with the next one.
+template <class C>
+__device__ int find_sequence(const AttentionParams& params, const BlockShared<C>& shared, int at) {
+    int low = 0;
+    int high = params.count; // first[low] <= at < first[high]
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (shared.first[middle] <= at ? low : high) = middle;
+    }
+    while (shared.first[low + 1] <= at) ++low;
+    return low;
+}
+
+/// The part of a block that has one alone.
+template <class C>
+__device__ Item only_item(const AttentionParams& params, const BlockShared<C>& shared, int block) {
+    const int sequence = find_sequence(params, shared, block);
+    const int strips = strips_of<C>(params, params.sequences[sequence]);
+    const int units = shared.units[sequence];
+    const int parts = parts_of(units, shared.plan.chunk);
+    const int place = block - shared.first[sequence];
+    const int index = place / parts;
+    const int part = place - index * parts;
+    const int first_block = block - part;
+    return {sequence,
+            index / strips,
+            index % strips,
+            static_cast<int>(static_cast<long long>(units) * part / parts),
+            static_cast<int>(static_cast<long long>(units) * (part + 1) / parts),
+            parts,
+            part,
+            2 * first_block,
+            first_block};
+}
+
+/// Blocks' shares of all units where they span items: equal but for one.
 struct Shares {
     int total;
-    int workers; ///< blocks that have any
-    __device__ Shares(int units, int blocks) : total(units), workers(min(units, blocks)) {}
+    int workers;
+    __device__ explicit Shares(const Plan& plan) : total(plan.units), workers(plan.workers) {}
     __device__ int start(int block) const {
         return static_cast<int>(static_cast<long long>(total) * block / workers);
     }
@@ -101,23 +185,26 @@ struct Shares {
     }
 };
 
-/// The item of a unit. One thread calls it.
+/// The item of a unit, up to the end of the block's share.
 template <class C>
-__device__ Item find_item(const AttentionParams& params, const BlockShared<C>& shared, int unit) {
-    int low = 0;
-    int high = params.count; // first_unit[low] <= unit < first_unit[high]
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (shared.first_unit[middle] <= unit ? low : high) = middle;
-    }
-    // Sequences without units share their place with the next one.
-    while (shared.first_unit[low + 1] <= unit) ++low;
-    const Sequence& sequence = params.sequences[low];
-    const int strips = strips_of<C>(params, sequence);
-    const int units =
-        (shared.first_unit[low + 1] - shared.first_unit[low]) / (strips * params.kv_heads);
-    const int index = (unit - shared.first_unit[low]) / units;
-    return {low, index / strips, index % strips, shared.first_unit[low] + index * units, units};
+__device__ Item item_at(const AttentionParams& params, const BlockShared<C>& shared,
+                        const Shares& shares, int block, int unit) {
+    const int sequence = find_sequence(params, shared, unit);
+    const int strips = strips_of<C>(params, params.sequences[sequence]);
+    const int units = shared.units[sequence];
+    const int index = (unit - shared.first[sequence]) / units;
+    const int start = shared.first[sequence] + index * units;
+    const int first_block = shares.block_of(start);
+    const int last_block = shares.block_of(start + units - 1);
+    return {sequence,
+            index / strips,
+            index % strips,
+            unit - start,
+            min(shares.start(block + 1) - start, units),
+            last_block - first_block + 1,
+            block - first_block,
+            2 * first_block + (shares.start(first_block) < start ? 1 : 0),
+            first_block};
 }
 
 } // namespace innerkv::cuda

@@ -10,7 +10,8 @@ namespace innerkv::cuda {
 template <class C>
 KernelEntry entry() {
     return {reinterpret_cast<const void*>(&attention_kernel<C>),
-            static_cast<int>(sizeof(BlockShared<C>)), static_cast<int>(sizeof(WarpShared<C>))};
+            static_cast<int>(sizeof(BlockShared<C>)), static_cast<int>(sizeof(WarpShared<C>)),
+            C::kRows};
 }
 
 template <class Key, class Value, int blocks>

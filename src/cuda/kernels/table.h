@@ -10,6 +10,7 @@ struct KernelEntry {
     const void* function = nullptr; ///< of one AttentionParams; null: there is none
     int block_bytes = 0;            ///< shared memory of a block
     int warp_bytes = 0;             ///< and of each of its warps
+    int rows = 0;                   ///< of queries that it takes at a time
 };
 
 /// `blocks` of 64 channels; packed: for up to kFewRows rows.
