@@ -8,6 +8,7 @@
 
 #include "contest.h"
 #include "errors.h"
+#include "eval.h"
 #include "options.h"
 
 namespace innerkv::cli {
@@ -115,6 +116,18 @@ TEST(Contest, TheReferenceAgainstItself) {
     EXPECT_EQ(scores[1].score.perplexity, scores[0].score.perplexity);
     EXPECT_GT(scores[2].score.divergence_mean, 0);
     EXPECT_FALSE(scores[2].never_quantized);
+}
+
+TEST(EvalInput, AStretchBeginsWithTheModelsOpening) {
+    EvalInput input;
+    input.model = model("llama-long");
+    input.tokens = some_tokens(20, 9);
+    ASSERT_TRUE(input.model->bos());
+    const std::vector<Token> stretch = input.opened(5, 10);
+    ASSERT_EQ(stretch.size(), 10U);
+    EXPECT_EQ(stretch.front(), *input.model->bos());
+    EXPECT_NE(stretch.front(), input.tokens[5]);
+    EXPECT_TRUE(std::equal(stretch.begin() + 1, stretch.end(), input.tokens.begin() + 6));
 }
 
 /// Against a session that goes on alone.
