@@ -2,7 +2,11 @@
 #include "contest.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include <fmt/format.h>
+
+#include "errors.h"
 #include "innerkv/error.h"
 #include "options.h"
 
@@ -37,9 +41,7 @@ CacheScore describe(const std::string& cache, double bits_per_value,
 
 /// False where the cache would not be what it was when it had so many tokens, whole pages of them.
 bool cut_back(runner::Session& session, std::int64_t length) {
-    // Of the tokens behind, up to a page, some have been quantized then, together with some before.
-    const Preset& preset = session.options().preset;
-    if (preset.k.quantized() && preset.recent_tokens == 0) return false;
+    if (!runner::cuts_exactly(session.options(), length)) return false;
     try {
         session.truncate(length);
     } catch (const InvalidArgument&) {
@@ -143,6 +145,14 @@ void Contest::score_rows(Contestant& contestant, std::span<const Token> next,
             rows[before + row] = score_row(next[row], reference_row + row,
                                            logits.subspan(row * vocabulary_, vocabulary_));
     });
+    // Presets refuse such keys and values; libllama's own caches do not.
+    const auto finite = [](const RowScore& row) {
+        return std::isfinite(row.log_likelihood) && std::isfinite(row.divergence);
+    };
+    if (!std::all_of(rows.begin() + static_cast<std::ptrdiff_t>(before), rows.end(), finite))
+        throw Failure(fmt::format("{}: the model's logits are not finite with this cache, or with "
+                                  "{}'s, the reference",
+                                  contestant.cache, contestants_.front().cache));
 }
 
 RowScore Contest::score_row(Token next, std::size_t reference_row,

@@ -114,7 +114,11 @@ EvalInput read_input(const EvalOptions& options) {
         require_writable(options.plot);
     }
     EvalInput input;
-    input.calibration = read_calibration(options.calibration, options.caches, options.codec);
+    // An exact reference has no key transform that the file could replace.
+    const bool exact = !session_options(options.against, 1, {}, options.codec).preset.k.quantized();
+    input.calibration = read_calibration(
+        options.calibration, exact ? options.caches : options.caches + "," + options.against,
+        options.codec);
     const std::string contents = read_text(options.text);
     input.model = load_model(options.model, options.context);
     input.tokens = input.model->tokenize(contents, false, false);

@@ -50,7 +50,7 @@ struct EvalInput {
     std::string text_fingerprint;
     std::shared_ptr<const runner::Calibration> calibration; ///< null: none
 
-    /// The model's first token, where it has one, followed by or in place of a text's first.
+    /// `count` tokens of the text, the first replaced by the one that the model's texts begin with, if it has one.
     std::vector<runner::Token> opened(std::size_t begin, std::size_t count) const;
 };
 

@@ -63,9 +63,9 @@ PlantedDocument make_document(const RecallOptions& options, const EvalInput& inp
     return document;
 }
 
-/// The document ends where a page does (the sink window is whole pages as well): the first token of a
-/// question quantizes what the next token of any text would, and no more until it has filled a page.
-/// So cutting a question off again leaves the document's cache as it was, for every question alike.
+/// The document ends where a page does: the first token of a question quantizes what the next token of any
+/// text would, and no more until it has filled a page. So with windows of whole pages cutting a question off
+/// again leaves the document's cache as it was, for every question alike; with others the document is read again.
 EvalItem make_item(const PlantedDocument& document) {
     EvalItem item;
     item.tokens = static_cast<std::int64_t>(document.tokens.size());

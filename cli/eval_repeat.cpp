@@ -14,8 +14,9 @@ namespace innerkv::cli {
 namespace {
 
 constexpr int kShortestContext = 512;
-/// Text before the passage, so that its first reading lies behind the sink window,
-constexpr std::size_t kLead = 32;
+/// Text before the passage: the sink window and the tokens that key norms are taken from by default, so that they
+/// are not taken from what is scored,
+constexpr std::size_t kLead = 160;
 /// and the least text behind it that moves it out of the recent window.
 constexpr int kLeastBetween = 192;
 constexpr std::size_t kStretches = 16;

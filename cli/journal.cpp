@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <vector>
 
 #include <fmt/format.h>
 #include <sys/file.h>
@@ -18,23 +18,20 @@
 
 namespace innerkv::cli {
 std::string file_fingerprint(const std::string& path) {
-    constexpr std::uint64_t kSamples = 256;
-    constexpr std::uint64_t kSampleBytes = 16384;
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    const std::streamoff size = file.tellg();
-    if (!file || size < 0) throw Failure(fmt::format("cannot read {}", path));
-    const auto bytes = static_cast<std::uint64_t>(size);
+    const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path.c_str(), "rb"));
+    if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
     runner::Hash hash;
-    hash.add(std::to_string(bytes));
-    std::string sample;
-    for (std::uint64_t index = 0; index < kSamples; ++index) {
-        const std::uint64_t offset = bytes / kSamples * index;
-        sample.resize(std::min(kSampleBytes, bytes - offset));
-        file.seekg(static_cast<std::streamoff>(offset));
-        file.read(sample.data(), static_cast<std::streamsize>(sample.size()));
-        if (!file) throw Failure(fmt::format("cannot read {} at byte {}", path, offset));
-        hash.add(sample);
+    std::int64_t size = 0;
+    std::vector<char> block(std::size_t{1} << 20);
+    std::size_t count = 0;
+    while ((count = std::fread(block.data(), 1, block.size(), file.get())) > 0) {
+        size += static_cast<std::int64_t>(count);
+        std::fill(block.begin() + static_cast<std::ptrdiff_t>(count), block.end(), '\0');
+        hash.add_words(block.data(), (count + 7) / 8);
     }
+    if (std::ferror(file.get()))
+        throw Failure(fmt::format("cannot read {}: {}", path, std::strerror(errno)));
+    hash.add(size); // tells apart what the last word was filled up with
     return hash.text();
 }
 

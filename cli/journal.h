@@ -16,6 +16,10 @@
 
 namespace innerkv::cli {
 
+struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
 class Journal {
 public:
     /// `rows` are those of every item that there is, none where text is generated; `caches` take part.
@@ -31,9 +35,6 @@ public:
     void add(std::size_t item, std::vector<Standing> standings);
 
 private:
-    struct Close {
-        void operator()(std::FILE* file) const { std::fclose(file); }
-    };
     void open();
     void read(const Json& header);
     void check_header(std::string_view line, const Json& header) const;
@@ -44,15 +45,14 @@ private:
     std::string path_;
     std::vector<std::size_t> rows_;
     std::size_t caches_;
-    std::unique_ptr<std::FILE, Close> file_;
+    std::unique_ptr<std::FILE, CloseFile> file_;
     std::map<std::size_t, std::vector<Standing>> done_;
 };
 
 /// Where two objects differ first, "ctx is 512 there and 1024 here"; empty where they do not.
 std::string header_difference(const Json& theirs, const Json& ours);
 
-/// A hash of a file's size and of samples from its beginning to its end: a model is too large to be
-/// read whole. Throws Failure where it cannot be read.
+/// A hash of a file's bytes. Throws Failure where it cannot be read.
 std::string file_fingerprint(const std::string& path);
 
 } // namespace innerkv::cli

@@ -51,7 +51,7 @@ void on_chosen(CLI::App& command, Action& action, const std::shared_ptr<Options>
         };
     });
 }
-/// "none", "prefill", or empty for the preset's own.
+/// "none", "prefill", "balanced", or empty for the preset's own.
 CLI::Option* add_key_norm_option(CLI::App& command, std::string& key_norm);
 /// Unknown names are refused with the list of those there are.
 CLI::Option* add_isa_option(CLI::App& command, std::string& isa, const std::string& description);

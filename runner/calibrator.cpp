@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string>
 
@@ -31,13 +32,18 @@ struct Channel {
 };
 
 /// Norms of one head from its channels' magnitudes, in place: outliers come down to where being one begins,
-/// the others stay as they are.
+/// the others stay as they are. The median is the lower one of channels that are not constant, as the cache's
+/// own norms have it.
 void magnitudes_to_norms(std::span<float> magnitudes) {
-    std::vector<float> sorted(magnitudes.begin(), magnitudes.end());
-    const auto median = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
-    std::nth_element(sorted.begin(), median, sorted.end());
-    // where most channels are constant there is nothing to compare with
-    const float bound = *median > 0.0f ? kOutlier * *median : kLargestF16;
+    std::vector<float> sorted;
+    std::copy_if(magnitudes.begin(), magnitudes.end(), std::back_inserter(sorted),
+                 [](float magnitude) { return magnitude > 0.0f; });
+    float bound = kLargestF16;
+    if (!sorted.empty()) {
+        const auto median = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) / 2);
+        std::nth_element(sorted.begin(), median, sorted.end());
+        bound = kOutlier * *median;
+    }
     for (float& value : magnitudes) {
         value = std::clamp(value / bound, 1.0f, kLargestF16);
     }

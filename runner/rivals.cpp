@@ -19,8 +19,11 @@ constexpr int kKiviBits[] = {2, 4};
 constexpr int kTurboBits[] = {3, 4};
 /// The newest tokens that KIVI keeps in its released code (residual_length).
 constexpr int kKiviResidual = 128;
-/// Ours: 32 tokens, and the newest 96 that the next token finds.
-constexpr simulated::Window kOurWindows{.sink = 32, .keep = 97, .step = kPageTokens};
+/// The default preset's: its sink, and of the newest what the next token finds.
+simulated::Window our_windows() {
+    const Preset& preset = presets().front();
+    return {.sink = preset.sink_tokens, .keep = preset.recent_tokens + 1, .step = kPageTokens};
+}
 
 std::string numbered(std::string_view name, int number) {
     return std::string(name).append(std::to_string(number));
@@ -144,7 +147,7 @@ Rival parse_rival(std::string_view name) {
         if (!rival.cache.k.window.at_once()) {
             refuse(name);
         }
-        rival.cache.k.window = rival.cache.v.window = kOurWindows;
+        rival.cache.k.window = rival.cache.v.window = our_windows();
     }
     return rival;
 }

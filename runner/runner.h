@@ -107,6 +107,11 @@ struct SessionOptions {
 /// InvalidArgument listing the names there are.
 SessionOptions make_options(std::string_view contender, int context);
 
+/// Whether a session of `length` tokens, whole pages of them, that has read up to a page more and is cut back to
+/// them has the cache that it had then. Not where what is read would quantize other tokens than the next token
+/// does: sinks or steps that are no whole pages, no recent window, or a key norm that is yet to be taken.
+bool cuts_exactly(const SessionOptions& options, std::int64_t length);
+
 /// Caches of others: sim:TYPE is simulated in our forward pass, llama:TYPE is libllama itself
 /// (docs/rivals.md). A name's optional parts are in brackets.
 std::vector<std::string> rival_names();

@@ -85,6 +85,19 @@ bool whole_chunks(const SessionOptions& options) {
     return options.exact_prefill || !options.preset.k.quantized();
 }
 
+bool cuts_exactly(const SessionOptions& options, std::int64_t length) {
+    if (!options.rival.empty()) {
+        const Rival rival = parse_rival(options.rival);
+        return rival.libllama ||
+               (rival.cache.k.window.at_once() && rival.cache.v.window.at_once());
+    }
+    const Preset& preset = options.preset;
+    const int calibration = options.transform.calibration_tokens;
+    return !preset.k.quantized() ||
+           (preset.sink_tokens % kPageTokens == 0 && preset.recent_tokens >= kPageTokens &&
+            length > preset.sink_tokens + calibration + preset.recent_tokens);
+}
+
 SessionOptions make_options(std::string_view contender, int context) {
     SessionOptions options;
     options.context = context;

@@ -96,11 +96,11 @@ class Panel:
         yield text((self.left + right) / 2, bottom + 34, "bits a value, windows counted", size=11)
         best = front(self.points.values())
         for (bits, kld), (next_bits, next_kld) in zip(best, best[1:]):
-            yield line(self.x(bits), self.y(kld), self.x(next_bits), self.y(next_kld), COLOURS["own"],
+            yield line(self.x(bits), self.y(kld), self.x(next_bits), self.y(next_kld), "#999999",
                        ' stroke-dasharray="4 3"')
         for cache, (bits, kld) in sorted(self.points.items(), key=lambda item: item[1]):
             colour = COLOURS[family(cache)]
-            name = cache.removeprefix("sim:").removeprefix("paper:")
+            name = cache.removeprefix("sim:")
             yield f'<circle cx="{self.x(bits):.1f}" cy="{self.y(kld):.1f}" r="4" fill="{colour}"/>'
             yield text(*self.place_label(self.x(bits), self.y(kld), 6.2 * len(name)), name, "start",
                        colour, 11)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codecs, one group at a time: the specification in code. page.cpp does the same to whole pages, faster.
+// Codecs, one group at a time: the specification in code. tile.cpp does the same to whole tiles, faster.
 #include <algorithm>
 #include <cmath>
 #include <string>

@@ -264,17 +264,19 @@ TEST_F(JournalTest, Fingerprints) {
     // Of "" and "foobar" as the authors of FNV publish them.
     EXPECT_EQ(runner::hash_of(""), "cbf29ce484222325");
     EXPECT_EQ(runner::hash_of("foobar"), "85944171f73967e8");
-    const std::string bytes(3'000'000, 'a');
+    std::string bytes(3'000'000, 'a');
     write(bytes);
     const std::string whole = file_fingerprint(path_);
-    for (const std::size_t place : {std::size_t{0}, bytes.size() / 2, bytes.size() - 4000}) {
-        std::string other = bytes;
-        other[place] = 'b';
-        write(other);
+    for (std::size_t place = 0; place < bytes.size(); place += 99'999) {
+        bytes[place] = 'b';
+        write(bytes);
         EXPECT_NE(file_fingerprint(path_), whole) << place;
+        bytes[place] = 'a';
     }
-    write("");
-    EXPECT_EQ(file_fingerprint(path_), runner::hash_of("0"));
+    write(bytes);
+    EXPECT_EQ(file_fingerprint(path_), whole);
+    write(bytes + std::string(3, '\0')); // what the last word is filled up with
+    EXPECT_NE(file_fingerprint(path_), whole);
     EXPECT_THROW(file_fingerprint("no-such-file"), Failure);
 }
 

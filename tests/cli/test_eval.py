@@ -87,7 +87,7 @@ class RepeatTest(EvalTest):
     def test_json(self):
         result = self.evaluate("repeat", "--ctx", 640, "--passage", 100, "--documents", 2,
                                "--cache", "f16,base")
-        self.assertEqual((result["documents"], result["passage"], result["between"]), (2, 100, 408))
+        self.assertEqual((result["documents"], result["passage"], result["between"]), (2, 100, 280))
         same, quantized = result["results"]
         for entry in result["results"]:
             self.has_fields(entry, PPL_FIELDS)

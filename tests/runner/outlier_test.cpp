@@ -168,20 +168,25 @@ TEST(OutlierModel, RealSmolLM2NeedsANorm) {
     EXPECT_LT(divergence(model, other, options), 0.3 * without) << without;
 }
 
-/// The norm of the presets balances keys against queries, so such a change undoes itself.
+/// The norm of the presets balances keys against queries, so such a change undoes itself. What 4-bit weights do to
+/// any cache, `k8v8`'s divergence, is taken off. With no norm the rest grows thirtyfold, with `prefill` it doubles.
 TEST(OutlierModel, RealSmolLM2LosesLittleWithTheDefaultNorm) {
     const std::string path = real_model("smollm2");
     ASSERT_FALSE(path.empty());
     constexpr std::size_t window = 640;
-    SessionOptions options = make_options("k4v4", window);
-    options.threads = 1;
-    const auto divergence_at = [&](float factor) {
+    const auto loss_at = [&](float factor) {
         const std::shared_ptr<Model> model = load_and_remove(make_outliers(path, factor, kPairs));
         const std::vector<Token> text = model->tokenize(sample_text(4000), false, false);
-        return divergence(model, std::span(text).first(window), options);
+        const auto of = [&](const char* preset) {
+            SessionOptions options = make_options(preset, window);
+            options.threads = 1;
+            return divergence(model, std::span(text).first(window), options);
+        };
+        return of("base") - of("k8v8");
     };
-    const double plain = divergence_at(1.0f);
-    EXPECT_LT(divergence_at(kFactor), 1.2 * plain) << plain;
+    const double plain = loss_at(1.0f);
+    EXPECT_GT(plain, 0.0);
+    EXPECT_LT(loss_at(kFactor), 1.5 * plain) << plain;
 }
 
 } // namespace
