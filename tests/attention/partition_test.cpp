@@ -22,6 +22,8 @@ Batch mixed_batch() {
         spec.transform.centre = quantized >= 1024;
         spec.epoch_pages = quantized == 2048 ? 8 : 0;
         batch.add(spec, quantized == 64 ? 20 : 1);
+        if (quantized < 2048) continue;
+        for (int fork = 0; fork < 6; ++fork) batch.add_fork(3, 32 + 2000 - 100 * (fork % 3), spec);
     }
     return batch;
 }
