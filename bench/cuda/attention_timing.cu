@@ -224,7 +224,7 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
     const std::vector<cuda::SequenceQueries> asked(static_cast<std::size_t>(tested.batch),
                                                    {&view, tested.context - 1, 1});
     const cuda::DeviceSequences sequences(shape, asked);
-    cuda::Attention attention(shape, {0, tested.batch, 1});
+    cuda::Attention attention(shape, {0, tested.batch, 1, 0});
     const auto elements = static_cast<std::size_t>(tested.batch * q_heads * head_dim);
     std::mt19937 random(2);
     std::normal_distribution<float> normal;

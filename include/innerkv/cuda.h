@@ -111,6 +111,9 @@ struct AttentionLimits {
     int device = 0;
     int max_sequences = 1;    ///< of one call; up to kMaxSequences
     int max_query_tokens = 1; ///< of one sequence; up to kMaxQueryTokens
+    /// Blocks of threads of a launch; 0: as many as the device holds at once. Fewer leave multiprocessors to
+    /// others.
+    int max_blocks = 0;
 };
 
 inline constexpr int kMaxSequences = 256;

@@ -21,7 +21,12 @@ void check_limits(const AttentionLimits& limits) {
         throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_query_tokens) +
                               " query tokens a sequence; supported are 1 to " +
                               std::to_string(kMaxQueryTokens));
+    if (limits.max_blocks < 0)
+        throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_blocks) +
+                              " blocks; it must be positive, or 0 for as many as fit");
 }
+
+constexpr int kMostRows = 1 << 20; ///< of a sequence's KV head
 
 /// Threads of a launch, the same for all lengths.
 struct Grid {
@@ -117,11 +122,16 @@ struct Attention::Impl {
         check_attention_arguments(shape, {});
         check_limits(limits);
         const int rows = limits.max_query_tokens * group();
+        if (rows > kMostRows)
+            throw InvalidArgument("cuda attention: " + std::to_string(limits.max_query_tokens) +
+                                  " query tokens of " + std::to_string(group()) +
+                                  " query heads a KV head; supported are 2^20 rows");
         const bool packed = rows <= kFewRows;
         kernel = find_kernel(shape.format, packed);
         require_device(limits.device);
         const DeviceScope scope(limits.device);
         grid = make_grid(kernel, shape.format.padded_dim(), limits.device);
+        if (limits.max_blocks > 0) grid.blocks = std::min(grid.blocks, limits.max_blocks);
         max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
             static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));

@@ -71,10 +71,19 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
     const int epoch_pages = sequence.epochs != nullptr ? sequence.epoch_pages : INT_MAX;
     const int before = sequence.epochs != nullptr ? sequence.first_page : 0;
     int page = pages.first + thread.warp;
-    int epoch = (before + page) / epoch_pages;
-    int in_epoch = (before + page) % epoch_pages;
     const int first_epoch = (before + pages.first) / epoch_pages;
-    const int end_epoch = pages.count() > 0 ? (before + pages.last - 1) / epoch_pages + 1 : 0;
+    const int in_first = before + pages.first - first_epoch * epoch_pages;
+    const int end_epoch =
+        pages.count() > 0 ? first_epoch + (in_first + pages.count() - 1) / epoch_pages + 1 : 0;
+    int epoch = first_epoch;
+    int in_epoch = in_first + thread.warp;
+    const auto settle = [&] {
+        while (in_epoch >= epoch_pages) {
+            in_epoch -= epoch_pages;
+            ++epoch;
+        }
+    };
+    settle();
 
     // All that comes from memory is asked for before anything waits.
     const RowLoads<C> row(params, item, thread.warp, thread.lane);
@@ -103,10 +112,7 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
                         shared.offsets[epoch - first]);
             page += thread.warps;
             in_epoch += thread.warps;
-            while (in_epoch >= epoch_pages) {
-                in_epoch -= epoch_pages;
-                ++epoch;
-            }
+            settle();
         }
     }
     wait_for_copies<0>();

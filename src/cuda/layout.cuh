@@ -71,7 +71,8 @@ struct Item {
 /// How a launch's units are shared out.
 struct Plan {
     int workers; ///< blocks that have any
-    int units;   ///< of all items
+    int share;   ///< units of a block where parts span items, and how many blocks have one more
+    int larger;
     float chunk; ///< units that one block takes of an item, about; 0: blocks' parts span items
 };
 

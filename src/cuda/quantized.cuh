@@ -295,7 +295,7 @@ __device__ inline void Walk<C>::attend(const BlockShared<C>& shared, const unsig
                 logits);
     const float top = page_top(logits);
     raise_reference(top);
-    const float scale = fast_exp2(top - state.reference) * (kValueUnit / 255.0f);
+    const float scale = exact_with_magic(fast_exp2(top - state.reference) * (kValueUnit / 255.0f));
     const std::uint32_t first = probabilities(logits, top);
     std::uint32_t second = 0;
     unsigned sum = __dp4a(first, 0x01010101u, 0u);

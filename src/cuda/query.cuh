@@ -37,7 +37,7 @@ __device__ void write_group(BlockShared<C>& shared, int row, int group, int lane
     const int high = group % 2;
     constexpr float kLow = 1 << position_low(Key::bits);
     const float factor = high != 0 ? static_cast<float>(1 << position_high(Key::bits)) : 1.0f;
-    const float scale = relative * key_unit<Key>() / factor;
+    const float scale = exact_with_magic(relative * key_unit<Key>()) / factor;
     const auto first = column_scale<Key>(static_cast<float>(sum), scale, factor);
     const auto second = column_scale<Key>(static_cast<float>(sum), scale, factor * kLow);
     shared.key_columns[group / 2][high][row] = {scale, first.weight, first.add, second.add};

@@ -20,8 +20,10 @@ struct RowPlace {
 template <class C>
 __device__ RowPlace place_of(const AttentionParams& params, const Item& item, int row) {
     const int index = item.strip * C::kRows + row;
-    const int token = index / params.group;
-    return {token, item.kv_head * params.group + index % params.group,
+    // Rows are below 2^20, where this is exact.
+    const int token = static_cast<int>(
+        __fdividef(static_cast<float>(index) + 0.5f, static_cast<float>(params.group)));
+    return {token, item.kv_head * params.group + index - token * params.group,
             token < params.sequences[item.sequence].query_tokens};
 }
 

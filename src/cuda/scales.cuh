@@ -19,6 +19,12 @@
 
 namespace innerkv::cuda {
 
+/// Without its two lowest bits: then its product with kMagic, 3 * 2^22, is exact. A rounded product would be off by a
+/// third of a one of the sum, and alike in all pages whose probabilities have the same scale.
+__device__ inline float exact_with_magic(float scale) {
+    return __uint_as_float(__float_as_uint(scale) & ~3u);
+}
+
 /// Affine scales are read as floats whose exponent is 112 too small: the byte is moved, not converted.
 constexpr bool has_small_scales(CodecKind kind) { return kind == CodecKind::affine; }
 

@@ -130,9 +130,9 @@ __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
                                   : shared.units[s] > 0 ? parts_of(shared.units[s], chunk)
                                                         : 0);
         });
-        if (thread.lane == 0)
-            shared.plan = {chunk > 0.0f ? sum : min(units, static_cast<int>(gridDim.x)), units,
-                           chunk};
+        const int workers = chunk > 0.0f ? sum : min(units, static_cast<int>(gridDim.x));
+        const int share = units / max(workers, 1);
+        if (thread.lane == 0) shared.plan = {workers, share, units - share * workers, chunk};
     }
     __syncthreads();
 }
@@ -160,28 +160,29 @@ __device__ Item only_item(const AttentionParams& params, const BlockShared<C>& s
     const int place = block - shared.first[sequence];
     const int index = place / parts;
     const int part = place - index * parts;
-    const int first_block = block - part;
+    const int share = units / parts; // `larger` parts have one more
+    const int larger = units - share * parts;
+    const int begin = share * part + min(part, larger);
     return {sequence,
             index / strips,
             index % strips,
-            static_cast<int>(static_cast<long long>(units) * part / parts),
-            static_cast<int>(static_cast<long long>(units) * (part + 1) / parts),
+            begin,
+            begin + share + (part < larger ? 1 : 0),
             parts,
             part,
-            2 * first_block,
-            first_block};
+            2 * (block - part),
+            block - part};
 }
 
-/// Blocks' shares of all units where they span items: equal but for one.
+/// Blocks' shares of all units where they span items.
 struct Shares {
-    int total;
-    int workers;
-    __device__ explicit Shares(const Plan& plan) : total(plan.units), workers(plan.workers) {}
-    __device__ int start(int block) const {
-        return static_cast<int>(static_cast<long long>(total) * block / workers);
-    }
+    int share;
+    int larger; ///< so many blocks have one unit more
+    __device__ explicit Shares(const Plan& plan) : share(plan.share), larger(plan.larger) {}
+    __device__ int start(int block) const { return share * block + min(block, larger); }
     __device__ int block_of(int unit) const {
-        return static_cast<int>((static_cast<long long>(unit + 1) * workers - 1) / total);
+        const int of_larger = (share + 1) * larger;
+        return unit < of_larger ? unit / (share + 1) : larger + (unit - of_larger) / share;
     }
 };
 

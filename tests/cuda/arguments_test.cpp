@@ -32,11 +32,12 @@ TEST_F(DeviceArguments, Limits) {
     const auto make = [&](cuda::AttentionLimits limits) {
         return [this, limits] { const cuda::Attention attention(batch_.shape, limits); };
     };
-    expect_refused<InvalidArgument>(make({0, 0, 1}), "up to 0 sequences");
-    expect_refused<InvalidArgument>(make({0, 257, 1}), "1 to 256");
-    expect_refused<InvalidArgument>(make({0, 1, 0}), "0 query tokens");
-    expect_refused<InvalidArgument>(make({99, 1, 1}), "device 99");
-    expect_refused<InvalidArgument>(make({-1, 1, 1}), "device -1");
+    expect_refused<InvalidArgument>(make({0, 0, 1, 0}), "up to 0 sequences");
+    expect_refused<InvalidArgument>(make({0, 257, 1, 0}), "1 to 256");
+    expect_refused<InvalidArgument>(make({0, 1, 0, 0}), "0 query tokens");
+    expect_refused<InvalidArgument>(make({0, 1, 1, -2}), "-2 blocks");
+    expect_refused<InvalidArgument>(make({99, 1, 1, 0}), "device 99");
+    expect_refused<InvalidArgument>(make({-1, 1, 1, 0}), "device -1");
 }
 
 TEST_F(DeviceArguments, Shapes) {

@@ -99,7 +99,7 @@ DeviceBatch::DeviceBatch(const Batch& batch, RowType type)
     call_.log_sum_exp = log_sum_exp_.as<float>();
 }
 
-cuda::AttentionLimits DeviceBatch::limits() const { return {0, call_.count, tokens_}; }
+cuda::AttentionLimits DeviceBatch::limits() const { return {0, call_.count, tokens_, 0}; }
 
 void DeviceBatch::clear_outputs() {
     expect_success(cudaMemset(out_.as(), 0xff, elements_ * element_bytes(type_)));
@@ -135,21 +135,23 @@ void DeviceBatch::fetch(const Batch& batch) const {
     }
 }
 
-Result attend_on_device(const Batch& batch, RowType type) {
+Result attend_on_device(const Batch& batch, RowType type, int blocks) {
     return collect(batch, [&] {
         const DeviceBatch device(batch, type);
-        cuda::Attention attention(batch.shape, device.limits());
+        cuda::AttentionLimits limits = device.limits();
+        limits.max_blocks = blocks;
+        cuda::Attention attention(batch.shape, limits);
         attention.run(device.call());
         expect_success(cudaDeviceSynchronize());
         device.fetch(batch);
     });
 }
 
-void expect_device_close_to_reference(Batch& batch) {
-    const Result before = attend_on_device(batch);
+void expect_device_close_to_reference(Batch& batch, int blocks) {
+    const Result before = attend_on_device(batch, RowType::f32, blocks);
     batch.poison_unseen();
     const Result expected = reference(batch);
-    const Result result = attend_on_device(batch);
+    const Result result = attend_on_device(batch, RowType::f32, blocks);
     EXPECT_EQ(result.out, before.out);
     EXPECT_EQ(result.log_sum_exp, before.log_sum_exp);
     if (!batch.shape.format.quantized()) {

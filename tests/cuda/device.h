@@ -68,9 +68,10 @@ private:
     cuda::AttentionCall call_;
 };
 
-Result attend_on_device(const Batch& batch, RowType type = RowType::f32);
+/// `blocks`: AttentionLimits::max_blocks. With few of them each warp has many pages.
+Result attend_on_device(const Batch& batch, RowType type = RowType::f32, int blocks = 0);
 
 /// Against the reference, before and after what no query sees is poisoned: the same bits both times.
-void expect_device_close_to_reference(Batch& batch);
+void expect_device_close_to_reference(Batch& batch, int blocks = 0);
 
 } // namespace innerkv::test

@@ -124,6 +124,25 @@ TEST_P(DeviceShapes, LongContexts) {
     }
 }
 
+/// One, two and seven blocks of threads: many pages a warp, blocks that span items, items that span blocks.
+TEST_P(DeviceShapes, FewBlocks) {
+    for (const int blocks : {1, 2, 7})
+        for (const int head_dim : {64, 128, 192})
+            for (const int group : {3, 8}) {
+                SCOPED_TRACE(testing::Message() << blocks << ", " << head_dim << ", " << group);
+                Batch batch(shape_of(format(head_dim), 2 * group, 2));
+                SequenceSpec spec = spec_for(format(), 32 * 90);
+                spec.epoch_pages = 8;
+                spec.first_page = 5;
+                if (format().quantized()) spec.transform = {true, true, true, true};
+                batch.add(spec);
+                spec = spec_for(format(), 32 * 33);
+                spec.recent += 17;
+                batch.add(spec);
+                expect_device_close_to_reference(batch, blocks);
+            }
+}
+
 class DeviceCaches : public OnDevice {};
 
 /// What innerkv::Cache holds, its own transforms and centres in it.
