@@ -12,8 +12,8 @@
 #include "options.h"
 #include "output.h"
 #include "progress.h"
-#include "runner/calibrator.h"
 #include "reading.h"
+#include "runner/calibrator.h"
 #include "text_file.h"
 
 namespace innerkv::cli {

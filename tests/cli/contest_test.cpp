@@ -71,8 +71,9 @@ TEST(Contest, GoesBackWhereItCannotCut) {
     const std::vector<std::pair<const char*, std::size_t>> cases = {{"llama-long", 33},
                                                                     {"gemma3", 300}};
     for (const auto& [name, length] : cases) {
-        Contest contest = make_contest(name, {"f16", "base+recent=0", "base+recent=32", "base+sink=4",
-                                              "base+calibration=512", "sim:kivi2", "sim:q4_0"});
+        Contest contest =
+            make_contest(name, {"f16", "base+recent=0", "base+recent=32", "base+sink=4",
+                                "base+calibration=512", "sim:kivi2", "sim:q4_0"});
         const std::vector<Token> document = some_tokens(608, 1);
         ASSERT_TRUE(contest.read(document));
         for (const std::uint32_t question : {2U, 3U, 2U}) {
