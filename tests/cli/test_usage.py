@@ -182,7 +182,7 @@ class WrongUsageTest(ProgramTest):
 
     def test_what_does_not_fit_into_a_context(self):
         eval_ = ("eval", "repeat", "-m", "x", "--text", "x")
-        self.fail_with(innerkv(*eval_, "--ctx", 512, "--passage", 145), 2, "--ctx 512", "--passage 145", 514)
+        self.fail_with(innerkv(*eval_, "--ctx", 512, "--passage", 81), 2, "--ctx 512", "--passage 81", 514)
         self.fail_with(innerkv("eval", "long", "-m", "x", "--text", "x", "--ctx", 200, "--generate", 137), 2,
                        "--ctx 200", "--generate")
 
