@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .ops import attend, traced
 
 #: Arguments of other models' attention that change its result.
 UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "sinks")
@@ -36,7 +39,8 @@ def attention_forward(
                 f'attn_implementation="innerkv": {type(module).__name__} passes {name}, which is not supported; '
                 'use "eager"'
             )
-    layer = getattr(key, "innerkv_layer", None)
+    compiled = traced.layer  # also where a graph ended between update() and here
+    layer = compiled or (None if torch.compiler.is_compiling() else getattr(key, "innerkv_layer", None))
     if layer is None:
         if softcap:
             raise ValueError(
@@ -44,14 +48,29 @@ def attention_forward(
                 'pass cache=InnerKVCache(model.config), or use "eager"'
             )
         mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0)
-        return plain_attention(module, query, key, value, mask, scaling, dropout), None
+        return plain_attention(query, key, value, mask, scaling, dropout), None
     if dropout:
         raise ValueError("InnerKVCache: dropout in attention is for training; call model.eval()")
-    return layer.attend(module, query, key, value, attention_mask, scaling, softcap), None
+    if query.requires_grad:
+        raise ValueError("InnerKVCache: a cache has no gradients; run the model under torch.no_grad()")
+    if compiled is None:
+        return layer.attend(query, key, value, attention_mask, scaling, softcap), None
+    traced.layer = None
+    mask = None if attention_mask is None else new_columns(attention_mask, query.shape[2])
+    return attend(query, key, value, mask, layer.state, layer.index, scaling or 0.0, softcap or 0.0), None
+
+
+def new_columns(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """bool [batch, tokens] of the newest tokens."""
+    if mask.ndim != 2:
+        raise ValueError(
+            f'attn_implementation="innerkv": attention_mask has {mask.ndim} dimensions; give [batch, tokens], '
+            "1 for tokens and 0 for padding"
+        )
+    return mask[:, -tokens:].bool()
 
 
 def plain_attention(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -60,7 +79,8 @@ def plain_attention(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """torch's attention; `mask` None is causal."""
-    return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, is_causal=True)[0]
+    heads = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1])
+    return sdpa_attention_forward(heads, query, key, value, mask, dropout, scaling, is_causal=True)[0]
 
 
 def full_mask(

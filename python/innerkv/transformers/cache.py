@@ -13,10 +13,11 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .. import cache as innerkv_cache
 from ..planning import Plan, plan
-from .attention import full_mask, plain_attention
+from .attention import full_mask, new_columns, plain_attention
 from .columns import Columns, chunks, cut
 from .masks import Spans, spans_of
 from .models import ModelShape, model_shape
+from .ops import new_state, traced
 
 CHUNK = 512  #: tokens of a prompt that are appended at once
 DECODE_CHUNK = 32  #: the same where a prompt is processed as decoding would
@@ -63,11 +64,12 @@ class InnerKVCache(Cache):
         self.prefill = prefill
         self.max_length = max_length or self.shape.max_length
         self.plan()  # refuses what the library does not support before any model runs
-        self._text_config = config.get_text_config(decoder=True)
+        self.config = config.get_text_config(decoder=True)
         self._record_past = False
         self._store: innerkv_cache.Cache | None = None
         self._sequences: list[int] = []
         self._waiting: InnerKVLayer | None = None
+        self.state = new_state(self)
         super().__init__(
             layers=[
                 InnerKVLayer(self, index, window)
@@ -138,13 +140,10 @@ class InnerKVCache(Cache):
 
     def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
         """Keys of a layer have come and wait for its attention. Refuses what would go wrong unnoticed."""
-        implementation = self._text_config._attn_implementation
-        if implementation != "innerkv" or self._waiting is not None:
+        if self._waiting is not None:
             self._waiting = None
-            raise ValueError(
-                f'InnerKVCache: the model runs with attn_implementation="{implementation}"; load it with '
-                'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
-            )
+            refuse_attention(self.config)
+        check_attention(self.config)
         if self._store is None:
             self.open(keys)
         if keys.shape[0] != len(self._sequences):
@@ -208,20 +207,24 @@ class InnerKVCache(Cache):
             self._store.truncate(sequence, length)
         for layer in self.layers:
             layer.columns.truncate(keep)
+        self.state[1] = keep
 
     def reset(self) -> None:
         """Forgets all tokens; the next batch may have another size."""
         self._forget()
         for layer in self.layers:
             layer.columns = Columns()
+        self.state[1] = 0
 
     def fork(self) -> InnerKVCache:
         """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is
         processed once and continued many times. copy.deepcopy does the same."""
         other = copy.copy(self)
+        other.state = new_state(other, self.get_seq_length())
         other.layers = [copy.copy(layer) for layer in self.layers]
         for layer in other.layers:
             layer.owner = weakref.ref(other)
+            layer.state = other.state
             layer.columns = copy.deepcopy(layer.columns)
         other._sequences = []
         if self._store is not None:
@@ -280,11 +283,14 @@ class InnerKVLayer(CacheLayerMixin):
     """A layer of an InnerKVCache, as the models and masks of transformers see it."""
 
     is_croppable = True
+    is_compileable = True
     supports_early_init = False
 
     def __init__(self, cache: InnerKVCache, index: int, window: int) -> None:
         super().__init__()
         self.owner = weakref.ref(cache)  # a cache that nobody holds gives its pages back at once
+        self.state = cache.state
+        self.config = cache.config
         self.index = index
         self.window = window
         self.is_sliding = window > 0
@@ -297,6 +303,10 @@ class InnerKVLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gives the new keys and values back, marked: attention appends them."""
+        if torch.compiler.is_compiling():
+            check_attention(self.config)
+            traced.layer = self
+            return key_states, value_states
         self.owner().expect(self, key_states)
         # Models may hand on the tensor that they gave; a view of its own carries the mark.
         key_states = key_states.view(key_states.shape)
@@ -305,7 +315,6 @@ class InnerKVLayer(CacheLayerMixin):
 
     def attend(
         self,
-        module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -313,8 +322,6 @@ class InnerKVLayer(CacheLayerMixin):
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        if query.requires_grad:
-            raise ValueError("InnerKVCache: a cache has no gradients; run the model under torch.no_grad()")
         cache = self.owner()
         tokens = query.shape[2]
         spans = self._spans(mask, tokens)
@@ -322,11 +329,13 @@ class InnerKVLayer(CacheLayerMixin):
         first = self.columns.total == 0
         if first and tokens > DECODE_CHUNK and cache.prefill == "exact" and not softcap:
             full = full_mask(mask, tokens, tokens, self.window)
-            out = plain_attention(module, query, key, value, full, scaling)
+            out = plain_attention(query, key, value, full, scaling)
             cache.append(self, q, k, v, spans)
         else:
             out = cache.attend(self, q, k, v, spans, scaling, softcap)
         self.columns.add(tokens, spans)
+        if self is cache.layers[-1]:
+            cache.state[1] = self.columns.total
         return out
 
     @staticmethod
@@ -335,28 +344,36 @@ class InnerKVLayer(CacheLayerMixin):
             return None
         if hasattr(mask, "innerkv_spans"):
             return mask.innerkv_spans
-        if mask.ndim != 2:
-            raise ValueError(
-                f'attn_implementation="innerkv": attention_mask has {mask.ndim} dimensions; give [batch, tokens], '
-                "1 for tokens and 0 for padding"
-            )
-        return spans_of(mask[:, -tokens:].bool())
+        return spans_of(new_columns(mask, tokens))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing: the cache opens its store with the first keys."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.columns.total + query_length, 0
+        """New columns alone: the padding of older ones is known. So masks keep their shape from step to step."""
+        return query_length, 0
 
-    def get_seq_length(self) -> int:
-        """Columns of the batch so far, padding counted."""
-        return self.columns.total
+    def get_seq_length(self) -> int | torch.Tensor:
+        """Columns of the batch so far, padding counted; in a graph a tensor, since the graph outlives the step."""
+        return self.state[1] if torch.compiler.is_compiling() else self.columns.total
 
     def get_max_length(self) -> int:
         return -1
 
     def offload(self) -> None:
         raise ValueError("InnerKVCache: offloading is not supported; the cache is in main memory already")
+
+
+def check_attention(config: Any) -> None:
+    if config._attn_implementation != "innerkv":
+        refuse_attention(config)
+
+
+def refuse_attention(config: Any) -> None:
+    raise ValueError(
+        f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
+        'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
+    )
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,8 @@ def padding_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """bool [batch, kv_length], False for padding; None where there is none."""
+    """bool [batch, kv_length], False for padding; None where there is none. kv_length counts the new columns where
+    the cache is an InnerKVCache."""
     if use_vmap or not _is_causal(mask_function):
         raise ValueError(
             'attn_implementation="innerkv": the model asks for a mask that is not causal (images, blocks, packed '
@@ -36,6 +37,8 @@ def padding_mask(
     if attention_mask is None:
         return None
     mask = attention_mask[:, -kv_length:]
+    if torch.compiler.is_compiling():  # what is in it is looked at when the graph runs
+        return mask
     if mask.all():
         return None
     mask.innerkv_spans = spans_of(mask[:, -q_length:])

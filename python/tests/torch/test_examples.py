@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every example runs as its head says, on a small model that is made here."""
 
+import json
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +70,22 @@ def test_assisted(run, model):
     lines = run("assisted.py", model, model).splitlines()
     assert len(lines) == 2
     assert lines[0].split("]", 1)[1] == lines[1].split("]", 1)[1]
+
+
+def test_tensor_parallel(run, model, monkeypatch):
+    """Two processes with a KV head each say what one with both says, though they sum in another order."""
+    text = ALICE.read_text(encoding="utf-8")[:400]  # a token a character: 128 of them are quantized
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    one = run("tensor_parallel.py", model, text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               EXAMPLES / "tensor_parallel.py", model, text]
+    two = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    line = re.compile(r"process (\d): (\d) of 2 KV heads, ([\d,]+) bytes: (\[.*\])")
+    [(_, heads, nbytes, expected)] = line.findall(one)
+    assert heads == "2" and len(set(json.loads(expected)[-40:])) > 5
+    parts = sorted(line.findall(two))
+    assert [part[:2] for part in parts] == [("0", "1"), ("1", "1")]
+    for part in parts:
+        assert part[3] == expected
+        assert int(part[2].replace(",", "")) < 0.6 * int(nbytes.replace(",", ""))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two models as they are, read by transformers from the files that the program runs: SmolLM2 and Gemma 3."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+import transformers
+
+from innerkv.transformers import InnerKVCache
+
+ROOT = Path(__file__).parents[3]
+TEXT = ROOT / "tests" / "data" / "alice-opening.txt"
+#: Tokens of a window, of which the second half is scored. Gemma 3's sliding window is 512.
+CONTEXT = {"smollm2": 512, "gemma3": 640}
+#: Mean KLD that the program finds between two caches that differ by nothing to speak of, at most: ggml rounds
+#: activations to 8 bits (docs/cli.md), torch does not.
+PROGRAM_NOISE = 0.005
+#: What else the two may differ by: they score the same tokens, with weights that are rounded alike.
+TOLERANCE = 0.0015
+
+torch.set_num_threads(1)
+
+
+class RealModel:
+    """A model of tools/model.py in float32, its file, and tokens of TEXT behind its beginning-of-text token."""
+
+    def __init__(self, name):
+        call = [sys.executable, ROOT / "tools" / "model.py", name]
+        self.file = Path(subprocess.check_output(call, text=True).splitlines()[-1])
+        source = {"pretrained_model_name_or_path": self.file.parent, "gguf_file": self.file.name}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, attn_implementation="innerkv")
+        self.model.generation_config.pad_token_id = 0
+        tokens = tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False,
+                           return_tensors="pt").input_ids[:, : CONTEXT[name]]
+        tokens[:, 0] = tokenizer.bos_token_id  # as `innerkv eval ppl` has it
+        self.tokens = tokens
+
+    def logits(self, preset):
+        """Predictions of the second half's tokens, each as decoding would have made it, float64."""
+        size = self.tokens.shape[1]
+        cache = InnerKVCache(self.model.config, preset, prefill="decode")
+        logits = self.model(self.tokens, cache=cache, logits_to_keep=size - size // 2 + 1).logits
+        return logits[0, :-1].double().log_softmax(-1), cache
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Tokenizer, config and weights are read from one file; Python takes 5 s and more each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        yield
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def real(request):
+    with torch.no_grad():
+        yield RealModel(request.param)
+
+
+def test_f16_gives_the_tokens_of_dynamic_cache(real):
+    model = real.model
+    options = {"attention_mask": torch.ones_like(real.tokens[:, :300]), "do_sample": False, "max_new_tokens": 24}
+    ours = model.generate(real.tokens[:, :300], cache=InnerKVCache(model.config, "f16"), **options)
+    model.set_attn_implementation("sdpa")
+    cache = transformers.DynamicCache(config=model.config)
+    theirs = model.generate(real.tokens[:, :300], cache=cache, **options)
+    model.set_attn_implementation("innerkv")
+    assert theirs.shape[1] > 310
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif("INNERKV_PROGRAM" not in os.environ, reason="INNERKV_PROGRAM does not name the program")
+def test_base_is_as_near_to_f16_as_the_program_finds(real):
+    """The same tokens of the same text, through transformers' graph and through the program's."""
+    call = [os.environ["INNERKV_PROGRAM"], "eval", "ppl", "-m", real.file, "--text", TEXT,
+            "--ctx", str(real.tokens.shape[1]), "--chunks", "1", "--cache", "base", "--threads", "1", "--json"]
+    report = json.loads(subprocess.check_output(call))
+    program = report["results"][0]
+    f16, _ = real.logits("f16")
+    base, cache = real.logits("base")
+    assert cache.store.usage().quantized_pages > 0
+    assert len(base) == program["tokens"]
+    targets = real.tokens[0, -len(base):, None]
+    perplexity = {name: float((-logits.gather(1, targets)).mean().exp())
+                  for name, logits in (("f16", f16), ("base", base))}
+    kld = float((f16.exp() * (f16 - base)).sum(-1).mean())
+    # Other tokens, or other positions, would be far off.
+    assert perplexity["f16"] == pytest.approx(report["against"]["ppl"], rel=0.02)
+    assert perplexity["base"] == pytest.approx(program["ppl"], rel=0.03)
+    assert program["kld_mean"] - PROGRAM_NOISE - TOLERANCE < kld < program["kld_mean"] + TOLERANCE
