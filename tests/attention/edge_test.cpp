@@ -7,7 +7,7 @@
 #include <limits>
 #include <utility>
 
-#include "fixture.h"
+#include "batches.h"
 
 namespace innerkv::test {
 namespace {
@@ -15,19 +15,6 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 PageFormat base(int head_dim = 64) { return find_preset("base").format(head_dim); }
-
-FillRow scaled(float factor) {
-    return [factor](std::mt19937& random, std::vector<float>& row) {
-        gaussian(random, row);
-        for (float& value : row) value *= factor;
-    };
-}
-
-FillRow constant(float value) {
-    return [value](std::mt19937&, std::vector<float>& row) {
-        std::fill(row.begin(), row.end(), value);
-    };
-}
 
 class Edge : public testing::TestWithParam<std::string_view> {
 protected:
@@ -38,13 +25,6 @@ protected:
 
 INSTANTIATE_TEST_SUITE_P(Available, Edge, testing::ValuesIn(available_isas()),
                          [](const auto& test) { return std::string(test.param); });
-
-void expect_nothing_seen(const Result& result) {
-    for (std::size_t row = 0; row < result.out.size(); ++row) {
-        EXPECT_EQ(result.out[row], std::vector<float>(result.out[row].size(), 0.0f));
-        EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
-    }
-}
 
 TEST_P(Edge, EmptySequence) {
     Batch batch(shape_of(base(), 4, 2));
@@ -60,28 +40,15 @@ TEST_P(Edge, NoBlocks) {
     EXPECT_EQ(Attention(batch.shape, batch.blocks).items(), 0);
 }
 
-/// The tokens that the window reaches have been dropped.
 TEST_P(Edge, WindowOverDroppedTokens) {
-    Batch batch(shape_of(base(), 4, 2));
-    batch.shape.sliding_window = 8;
-    SequenceSpec spec;
-    spec.quantized = 64;
-    spec.dropped = 64;
-    batch.add(spec, 2);
-    batch.blocks[0].first_position = 60;
+    const Batch batch = window_over_dropped_tokens();
     expect_nothing_seen(run(batch));
     expect_nothing_seen(reference(batch));
 }
 
 /// Some rows of a chunk see nothing, their neighbours do.
 TEST_P(Edge, RowsThatSeeNothingBesideRowsThatDo) {
-    Batch batch(shape_of(base(), 2, 1));
-    SequenceSpec spec;
-    spec.sink = 0;
-    spec.dropped = 64; // the sequence begins at token 64
-    spec.quantized = 64;
-    batch.add(spec, 8);
-    batch.blocks[0].first_position = 60;
+    const Batch batch = rows_that_see_nothing_beside_rows_that_do();
     const Result result = run(batch);
     const Result expected = reference(batch);
     for (std::size_t row = 0; row < 8; ++row) EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
@@ -106,14 +73,7 @@ TEST_P(Edge, OnlyQuantizedOrOnlyWindows) {
 TEST_P(Edge, OneTokenDominates) {
     for (const int token : {0, 40, 300, 350}) {
         SCOPED_TRACE(token);
-        Batch batch(shape_of(base(), 2, 1));
-        SequenceSpec spec;
-        spec.quantized = 256;
-        spec.k = [token, count = 0](std::mt19937& random, std::vector<float>& row) mutable {
-            gaussian(random, row);
-            if (count++ == token) std::fill(row.begin(), row.end(), 5.0f);
-        };
-        batch.add(spec, 1, constant(1.0f));
+        const Batch batch = one_token_dominates(token);
         const Result expected = reference(batch);
         EXPECT_LT(largest_error(run(batch), expected), 0.01);
         EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
@@ -121,11 +81,7 @@ TEST_P(Edge, OneTokenDominates) {
 }
 
 TEST_P(Edge, EqualKeysGiveEqualWeights) {
-    Batch batch(shape_of(base(), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 1024;
-    spec.k = constant(0.7f);
-    batch.add(spec);
+    const Batch batch = equal_keys();
     const Result expected = reference(batch);
     EXPECT_LT(largest_error(run(batch), expected), 0.01);
     EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
@@ -134,26 +90,15 @@ TEST_P(Edge, EqualKeysGiveEqualWeights) {
 TEST_P(Edge, TinyLogits) {
     for (const float size : {1e-3f, 1e-20f, 1e-38f, 0.0f}) {
         SCOPED_TRACE(size);
-        Batch batch(shape_of(base(), 2, 1));
-        SequenceSpec spec;
-        spec.quantized = 256;
-        spec.k = scaled(1e-3f);
-        batch.add(spec, 1, scaled(size));
+        const Batch batch = tiny_logits(size);
         const Result expected = reference(batch);
         EXPECT_LT(largest_error(run(batch), expected), 0.01);
         EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);
     }
 }
 
-/// Logits of +-1e4, whose differences underflow any exponential: the largest wins.
 TEST_P(Edge, LogitsOfTenThousand) {
-    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 256;
-    spec.k = [count = 0](std::mt19937&, std::vector<float>& row) mutable {
-        std::fill(row.begin(), row.end(), count++ % 7 == 3 ? 35.0f : -35.0f);
-    };
-    batch.add(spec, 1, constant(35.0f));
+    const Batch batch = logits_of_ten_thousand();
     const Result expected = reference(batch);
     EXPECT_NEAR(expected.log_sum_exp[0], 35.0 * 35.0 * 8.0, 100.0);
     // An fp32 logit of this size has steps of 1e-3, and so have weights that depend on it.
@@ -161,20 +106,10 @@ TEST_P(Edge, LogitsOfTenThousand) {
     EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 2e-3);
 }
 
-/// One key whose logit exceeds the others' by a tenth. In units of log2 neighbouring fp32 numbers lie 1/64
-/// and more apart here: a probability must not come out above the largest.
 TEST_P(Edge, OneTokenDominatesAtAnySize) {
     for (const float largest : {1e5f, -1e5f, 1.4e5f, -1.4e5f, 1e6f, -1e6f}) {
         SCOPED_TRACE(largest);
-        const float dominant = largest > 0.0f ? 1000.0f : 900.0f;
-        Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-        SequenceSpec spec;
-        spec.sink = spec.recent = 0;
-        spec.quantized = 128;
-        spec.k = [dominant, count = 0](std::mt19937&, std::vector<float>& row) mutable {
-            std::fill(row.begin(), row.end(), count++ == 70 ? dominant : 1900.0f - dominant);
-        };
-        batch.add(spec, 1, constant(largest / (8.0f * dominant)));
+        const Batch batch = one_logit_a_tenth_larger(largest);
         const Result expected = reference(batch);
         EXPECT_NEAR(expected.log_sum_exp[0], largest, 1e-3f * std::abs(largest));
         EXPECT_LT(largest_error(run(batch), expected), 1e-5);
@@ -182,13 +117,8 @@ TEST_P(Edge, OneTokenDominatesAtAnySize) {
     }
 }
 
-/// Random logits of the same size: int8 queries may pick another of the largest, so the output is not
-/// close to the reference; but it is a weighted mean of values.
 TEST_P(Edge, RandomLogitsOfTenThousandStayFinite) {
-    Batch batch(shape_of(base(), 4, 2));
-    SequenceSpec spec;
-    spec.quantized = 512;
-    batch.add(spec, 1, scaled(3000.0f));
+    const Batch batch = random_logits_of_ten_thousand();
     const Result expected = reference(batch);
     EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-4);
     const Result integer = run(batch);
@@ -216,11 +146,6 @@ TEST_P(Edge, LogitsThatGrowPageByPage) {
     }
 }
 
-void expect_nan(const Result& result, std::size_t row) {
-    for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value));
-    EXPECT_TRUE(std::isnan(result.log_sum_exp[row]));
-}
-
 /// In the second of three tokens, second of two heads; its neighbours get the bits they get without it.
 TEST_P(Edge, QueriesThatAreNotFiniteGiveNan) {
     for (const float fault :
@@ -228,29 +153,16 @@ TEST_P(Edge, QueriesThatAreNotFiniteGiveNan) {
         for (const float cap : {0.0f, 5.0f})
             for (const int parts : {1, 2, 3}) { // windows, quantized pages, both
                 SCOPED_TRACE(testing::Message() << fault << ", " << cap << ", " << parts);
-                Batch batch(shape_of(find_preset("hybrid").format(64), 2, 1));
+                Batch batch = three_tokens_of_two_heads(parts);
                 batch.shape.soft_cap = cap;
-                SequenceSpec spec;
-                spec.quantized = parts == 1 ? 0 : parts == 2 ? 576 : 40; // 576: in two items
-                spec.sink = spec.recent = parts == 2 ? 0 : 32;
-                spec.transform = {true, true, true, true};
-                batch.add(spec, 3);
                 for (const Arithmetic arithmetic : {Arithmetic::integer, Arithmetic::exact}) {
                     const Result expected = run(batch, arithmetic);
-                    float& element = batch.memory[0][batch.blocks[0].q_token_stride +
-                                                     batch.blocks[0].q_head_stride + 40];
+                    float& element = element_of_row_3(batch);
                     const float before = std::exchange(element, fault);
                     const Result result = run(batch, arithmetic);
                     if (parts == 3 && !std::isfinite(fault)) expect_nan(reference(batch), 3);
                     element = before;
-                    for (std::size_t row = 0; row < 6; ++row) {
-                        if (row == 3) {
-                            expect_nan(result, row);
-                        } else {
-                            EXPECT_EQ(result.out[row], expected.out[row]);
-                            EXPECT_EQ(result.log_sum_exp[row], expected.log_sum_exp[row]);
-                        }
-                    }
+                    expect_fault_in_row_3(result, expected);
                 }
             }
 }
@@ -265,13 +177,7 @@ TEST_P(Edge, QueriesThatAreNotFiniteAndSeeNothing) {
 }
 
 TEST_P(Edge, LargestValuesOfF16) {
-    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 128;
-    spec.v = [](std::mt19937& random, std::vector<float>& row) {
-        for (float& value : row) value = random() % 2 == 0 ? 65504.0f : 60000.0f;
-    };
-    batch.add(spec);
+    const Batch batch = largest_values_of_f16();
     const Result expected = reference(batch);
     EXPECT_LT(largest_error(run(batch), expected), 0.01);
     EXPECT_LT(largest_error(run(batch, Arithmetic::exact), expected), 1e-5);

@@ -97,6 +97,19 @@ void gaussian(std::mt19937& random, std::vector<float>& row) {
     for (float& value : row) value = normal(random);
 }
 
+FillRow scaled(float factor) {
+    return [factor](std::mt19937& random, std::vector<float>& row) {
+        gaussian(random, row);
+        for (float& value : row) value *= factor;
+    };
+}
+
+FillRow constant(float value) {
+    return [value](std::mt19937&, std::vector<float>& row) {
+        std::fill(row.begin(), row.end(), value);
+    };
+}
+
 Sequence::Sequence(const PageFormat& format, int kv_heads, const SequenceSpec& spec, unsigned seed)
     : format_(format), kv_heads_(kv_heads), random_(seed) {
     make_transforms(spec);
@@ -394,6 +407,24 @@ double log_sum_exp_error(const Result& result, const Result& expected) {
                            std::isfinite(error) ? error : std::numeric_limits<double>::infinity());
     }
     return largest;
+}
+
+void expect_nothing_seen(const Result& result) {
+    for (std::size_t row = 0; row < result.out.size(); ++row) {
+        EXPECT_EQ(result.out[row], std::vector<float>(result.out[row].size(), 0.0f));
+        EXPECT_EQ(result.log_sum_exp[row], -std::numeric_limits<float>::infinity());
+    }
+}
+
+void expect_nan(const Result& result, std::size_t row) {
+    for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value));
+    EXPECT_TRUE(std::isnan(result.log_sum_exp[row]));
+}
+
+std::vector<std::string_view> preset_names() {
+    std::vector<std::string_view> names;
+    for (const Preset& preset : presets()) names.push_back(preset.name);
+    return names;
 }
 
 std::vector<NamedFormat> all_formats(int head_dim) {

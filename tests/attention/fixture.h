@@ -11,6 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "innerkv/attention.h"
@@ -40,6 +41,9 @@ struct TransformFlags {
 /// Fills a row of `head_dim` elements of K, V or q.
 using FillRow = std::function<void(std::mt19937&, std::vector<float>& row)>;
 void gaussian(std::mt19937& random, std::vector<float>& row);
+/// Gaussian rows times `factor`.
+FillRow scaled(float factor);
+FillRow constant(float value);
 
 /// How many tokens a sequence has, and what they hold: rows as k and v fill them, times the transform's
 /// norm, plus its centres.
@@ -139,6 +143,12 @@ double largest_error(const Result& result, const Result& expected);
 double mean_error(const Result& result, const Result& expected);
 /// Largest absolute difference of log-sum-exps; equal infinities differ by 0.
 double log_sum_exp_error(const Result& result, const Result& expected);
+
+/// Every row: zeros, and a log-sum-exp of minus infinity.
+void expect_nothing_seen(const Result& result);
+void expect_nan(const Result& result, std::size_t row);
+
+std::vector<std::string_view> preset_names();
 
 /// Codecs beyond presets that attention has to support, and presets, by name.
 struct NamedFormat {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "fixture.h"
+#include "batches.h"
 
 namespace innerkv::test {
 namespace {
@@ -40,11 +40,7 @@ TEST_P(Transforms, MatchReference) {
     for (const int head_dim : {64, 80, 192}) {
         for (const char* name : {"base", "hybrid", "k8v8"}) {
             SCOPED_TRACE(std::string(name) + " " + std::to_string(head_dim));
-            Batch batch(shape_of(find_preset(name).format(head_dim), 4, 2));
-            SequenceSpec spec;
-            spec.quantized = 128;
-            spec.transform = {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
-            batch.add(spec, 3);
+            Batch batch = transformed(find_preset(name).format(head_dim), bits);
             expect_close_to_reference(batch);
         }
     }
@@ -65,21 +61,11 @@ TEST(Transforms, CentreUnderSoftCap) {
 
 /// Runs that begin and end inside an epoch, of one page and of more epochs than one call takes.
 TEST(Transforms, CentresByEpoch) {
-    struct Case {
-        int epoch_pages, first_page, quantized;
-    };
-    for (const Case& tested : {Case{1, 0, 96}, Case{2, 1, 224}, Case{8, 3, 64}, Case{8, 7, 600},
-                               Case{1, 0, 32 * 131}, Case{4, 2, 32 * 300}}) {
+    for (const EpochCase& tested : kEpochCases) {
         for (const int head_dim : {64, 80}) {
             SCOPED_TRACE(testing::Message() << tested.epoch_pages << " pages from "
                                             << tested.first_page << ", dimension " << head_dim);
-            Batch batch(shape_of(find_preset("base").format(head_dim), 4, 2));
-            SequenceSpec spec;
-            spec.quantized = tested.quantized;
-            spec.epoch_pages = tested.epoch_pages;
-            spec.first_page = tested.first_page;
-            spec.transform = {true, true, true, true};
-            batch.add(spec, 3);
+            Batch batch = with_epochs(tested, head_dim);
             expect_close_to_reference(batch);
         }
     }

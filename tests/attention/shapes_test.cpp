@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "fixture.h"
+#include "batches.h"
 
 namespace innerkv::test {
 namespace {
@@ -16,12 +16,6 @@ class Shapes : public testing::TestWithParam<std::string_view> {
 protected:
     static PageFormat format(int head_dim = 64) { return find_preset(GetParam()).format(head_dim); }
 };
-
-std::vector<std::string_view> preset_names() {
-    std::vector<std::string_view> names;
-    for (const Preset& preset : presets()) names.push_back(preset.name);
-    return names;
-}
 
 INSTANTIATE_TEST_SUITE_P(Presets, Shapes, testing::ValuesIn(preset_names()),
                          [](const auto& test) { return std::string(test.param); });
@@ -38,29 +32,22 @@ TEST_P(Shapes, EveryGroupSizeFrom1To16) {
 }
 
 TEST_P(Shapes, GroupLargerThanTheRowsOfACall) {
-    Batch batch(shape_of(format(), 71, 1));
-    batch.add(spec_for(format(), 32), 2);
+    Batch batch = group_of_71(format());
     expect_close_to_reference(batch);
 }
 
 TEST_P(Shapes, ChunksOf1To64QueryTokens) {
     for (const int tokens : {1, 3, 16, 31, 32, 33, 64}) {
         SCOPED_TRACE(tokens);
-        Batch batch(shape_of(format(), 3, 1));
-        SequenceSpec spec = spec_for(format(), 64);
-        spec.recent = std::max(tokens / 2, spec.recent - 96); // the first ones see a part of a page
-        batch.add(spec, tokens);
+        Batch batch = chunk_of(format(), tokens);
         expect_close_to_reference(batch);
     }
 }
 
-/// Queries in the middle of the sequence: later tokens, quantized ones too, are out of their sight.
 TEST_P(Shapes, QueriesBeforeTheEnd) {
     for (const int position : {0, 31, 32, 40, 63, 64, 95, 120}) {
         SCOPED_TRACE(position);
-        Batch batch(shape_of(format(), 2, 1));
-        batch.add(spec_for(format(), 64), 10);
-        batch.blocks[0].first_position = position;
+        Batch batch = queries_at(format(), position);
         expect_close_to_reference(batch);
     }
 }
@@ -78,12 +65,7 @@ TEST_P(Shapes, BatchOfUnequalLengths) {
 TEST_P(Shapes, RunsThatEndInsideAPage) {
     for (const int tokens : {1, 15, 16, 17, 31, 33}) {
         SCOPED_TRACE(tokens);
-        Batch batch(shape_of(format(80), 2, 1));
-        SequenceSpec spec = spec_for(format(), 64 + tokens);
-        spec.sink = tokens;
-        spec.recent = format().quantized() ? tokens : 64 + tokens;
-        batch.add(spec, 1);
-        batch.add(spec, tokens);
+        Batch batch = runs_that_end_inside_a_page(format(80), tokens);
         expect_close_to_reference(batch);
     }
 }
@@ -91,13 +73,7 @@ TEST_P(Shapes, RunsThatEndInsideAPage) {
 TEST_P(Shapes, SlidingWindows) {
     for (const int window : {1, 5, 33, 64, 129, 500}) {
         SCOPED_TRACE(window);
-        Batch batch(shape_of(format(), 2, 1));
-        batch.shape.sliding_window = window;
-        SequenceSpec spec = spec_for(format(), 96);
-        batch.add(spec, 1);
-        batch.add(spec, 20);
-        spec.dropped = 320;
-        batch.add(spec, 3);
+        Batch batch = under_sliding_window(format(), window);
         expect_close_to_reference(batch);
     }
 }
@@ -105,10 +81,7 @@ TEST_P(Shapes, SlidingWindows) {
 TEST_P(Shapes, SoftCaps) {
     for (const float cap : {0.5f, 50.0f}) {
         SCOPED_TRACE(cap);
-        Batch batch(shape_of(format(), 4, 2));
-        batch.shape.soft_cap = cap;
-        batch.shape.scale = 0.5f;
-        batch.add(spec_for(format(), 128), 3);
+        const Batch batch = under_soft_cap(format(), cap);
         const Result expected = reference(batch);
         EXPECT_LT(largest_error(attend(batch, Arithmetic::exact), expected), 1e-5);
         // Logits spread four times as far as the default scale's, and so do their errors.

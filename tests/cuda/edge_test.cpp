@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "batches.h"
 #include "device.h"
 
 namespace innerkv::test {
@@ -16,27 +17,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 PageFormat base(int head_dim = 64) { return find_preset("base").format(head_dim); }
 
-FillRow scaled(float factor) {
-    return [factor](std::mt19937& random, std::vector<float>& row) {
-        gaussian(random, row);
-        for (float& value : row) value *= factor;
-    };
-}
-
-FillRow constant(float value) {
-    return [value](std::mt19937&, std::vector<float>& row) {
-        std::fill(row.begin(), row.end(), value);
-    };
-}
-
 class DeviceEdge : public OnDevice {};
-
-void expect_nothing_seen(const Result& result) {
-    for (std::size_t row = 0; row < result.out.size(); ++row) {
-        EXPECT_EQ(result.out[row], std::vector<float>(result.out[row].size(), 0.0f));
-        EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
-    }
-}
 
 TEST_F(DeviceEdge, EmptySequence) {
     Batch batch(shape_of(base(), 4, 2));
@@ -62,24 +43,12 @@ TEST_F(DeviceEdge, EmptyBesideFull) {
 }
 
 TEST_F(DeviceEdge, WindowOverDroppedTokens) {
-    Batch batch(shape_of(base(), 4, 2));
-    batch.shape.sliding_window = 8;
-    SequenceSpec spec;
-    spec.quantized = 64;
-    spec.dropped = 64;
-    batch.add(spec, 2);
-    batch.blocks[0].first_position = 60;
+    const Batch batch = window_over_dropped_tokens();
     expect_nothing_seen(attend_on_device(batch));
 }
 
 TEST_F(DeviceEdge, RowsThatSeeNothingBesideRowsThatDo) {
-    Batch batch(shape_of(base(), 2, 1));
-    SequenceSpec spec;
-    spec.sink = 0;
-    spec.dropped = 64; // the sequence begins at token 64
-    spec.quantized = 64;
-    batch.add(spec, 8);
-    batch.blocks[0].first_position = 60;
+    const Batch batch = rows_that_see_nothing_beside_rows_that_do();
     const Result result = attend_on_device(batch);
     for (std::size_t row = 0; row < 8; ++row) EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
     EXPECT_LT(largest_error(result, reference(batch)), 0.02);
@@ -88,35 +57,20 @@ TEST_F(DeviceEdge, RowsThatSeeNothingBesideRowsThatDo) {
 TEST_F(DeviceEdge, OneTokenDominates) {
     for (const int token : {0, 40, 300, 350}) {
         SCOPED_TRACE(token);
-        Batch batch(shape_of(base(), 2, 1));
-        SequenceSpec spec;
-        spec.quantized = 256;
-        spec.k = [token, count = 0](std::mt19937& random, std::vector<float>& row) mutable {
-            gaussian(random, row);
-            if (count++ == token) std::fill(row.begin(), row.end(), 5.0f);
-        };
-        batch.add(spec, 1, constant(1.0f));
+        const Batch batch = one_token_dominates(token);
         EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
     }
 }
 
 TEST_F(DeviceEdge, EqualKeysGiveEqualWeights) {
-    Batch batch(shape_of(base(), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 1024;
-    spec.k = constant(0.7f);
-    batch.add(spec);
+    const Batch batch = equal_keys();
     EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
 }
 
 TEST_F(DeviceEdge, TinyLogits) {
     for (const float size : {1e-3f, 1e-20f, 1e-38f, 0.0f}) {
         SCOPED_TRACE(size);
-        Batch batch(shape_of(base(), 2, 1));
-        SequenceSpec spec;
-        spec.quantized = 256;
-        spec.k = scaled(1e-3f);
-        batch.add(spec, 1, scaled(size));
+        const Batch batch = tiny_logits(size);
         EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
     }
 }
@@ -138,13 +92,7 @@ TEST_F(DeviceEdge, ScalesOfAllSizes) {
 }
 
 TEST_F(DeviceEdge, LogitsOfTenThousand) {
-    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 256;
-    spec.k = [count = 0](std::mt19937&, std::vector<float>& row) mutable {
-        std::fill(row.begin(), row.end(), count++ % 7 == 3 ? 35.0f : -35.0f);
-    };
-    batch.add(spec, 1, constant(35.0f));
+    const Batch batch = logits_of_ten_thousand();
     // An fp32 logit of this size has steps of 1e-3, and so have weights that depend on it.
     EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
 }
@@ -152,24 +100,13 @@ TEST_F(DeviceEdge, LogitsOfTenThousand) {
 TEST_F(DeviceEdge, OneTokenDominatesAtAnySize) {
     for (const float largest : {1e5f, -1e5f, 1e6f, -1e6f}) {
         SCOPED_TRACE(largest);
-        const float dominant = largest > 0.0f ? 1000.0f : 900.0f;
-        Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-        SequenceSpec spec;
-        spec.sink = spec.recent = 0;
-        spec.quantized = 128;
-        spec.k = [dominant, count = 0](std::mt19937&, std::vector<float>& row) mutable {
-            std::fill(row.begin(), row.end(), count++ == 70 ? dominant : 1900.0f - dominant);
-        };
-        batch.add(spec, 1, constant(largest / (8.0f * dominant)));
+        const Batch batch = one_logit_a_tenth_larger(largest);
         EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 1e-4);
     }
 }
 
 TEST_F(DeviceEdge, RandomLogitsOfTenThousandStayFinite) {
-    Batch batch(shape_of(base(), 4, 2));
-    SequenceSpec spec;
-    spec.quantized = 512;
-    batch.add(spec, 1, scaled(3000.0f));
+    const Batch batch = random_logits_of_ten_thousand();
     for (const auto& row : attend_on_device(batch).out)
         for (const float value : row) EXPECT_LT(std::abs(value), 6.0f);
 }
@@ -193,37 +130,19 @@ TEST_F(DeviceEdge, LogitsThatGrowPageByPage) {
         }
 }
 
-void expect_nan(const Result& result, std::size_t row) {
-    for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value));
-    EXPECT_TRUE(std::isnan(result.log_sum_exp[row]));
-}
-
 /// In the second of three tokens, second of two heads; its neighbours get the bits they get without it.
 TEST_F(DeviceEdge, QueriesThatAreNotFiniteGiveNan) {
     for (const float fault :
          {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity, 1e38f})
         for (const int parts : {1, 2, 3}) { // windows, quantized pages, both
             SCOPED_TRACE(testing::Message() << fault << ", " << parts);
-            Batch batch(shape_of(find_preset("hybrid").format(64), 2, 1));
-            SequenceSpec spec;
-            spec.quantized = parts == 1 ? 0 : parts == 2 ? 576 : 40;
-            spec.sink = spec.recent = parts == 2 ? 0 : 32;
-            spec.transform = {true, true, true, true};
-            batch.add(spec, 3);
+            Batch batch = three_tokens_of_two_heads(parts);
             const Result expected = attend_on_device(batch);
-            float& element = batch.memory[0][static_cast<std::size_t>(
-                batch.blocks[0].q_token_stride + batch.blocks[0].q_head_stride + 40)];
+            float& element = element_of_row_3(batch);
             const float before = std::exchange(element, fault);
             const Result result = attend_on_device(batch);
             element = before;
-            for (std::size_t row = 0; row < 6; ++row) {
-                if (row == 3) {
-                    expect_nan(result, row);
-                } else {
-                    EXPECT_EQ(result.out[row], expected.out[row]);
-                    EXPECT_EQ(result.log_sum_exp[row], expected.log_sum_exp[row]);
-                }
-            }
+            expect_fault_in_row_3(result, expected);
         }
 }
 
@@ -236,13 +155,7 @@ TEST_F(DeviceEdge, QueriesThatAreNotFiniteAndSeeNothing) {
 }
 
 TEST_F(DeviceEdge, LargestValuesOfF16) {
-    Batch batch(shape_of(find_preset("k8v8").format(64), 2, 1));
-    SequenceSpec spec;
-    spec.quantized = 128;
-    spec.v = [](std::mt19937& random, std::vector<float>& row) {
-        for (float& value : row) value = random() % 2 == 0 ? 65504.0f : 60000.0f;
-    };
-    batch.add(spec);
+    const Batch batch = largest_values_of_f16();
     EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
 }
 

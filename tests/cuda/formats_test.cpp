@@ -5,16 +5,11 @@
 #include <string>
 #include <tuple>
 
+#include "batches.h"
 #include "device.h"
 
 namespace innerkv::test {
 namespace {
-
-std::vector<std::string_view> preset_names() {
-    std::vector<std::string_view> names;
-    for (const Preset& preset : presets()) names.push_back(preset.name);
-    return names;
-}
 
 using Format = std::tuple<std::string_view, int>;
 std::string format_name(const testing::TestParamInfo<Format>& info) {
@@ -64,11 +59,7 @@ TEST_P(DeviceTransforms, MatchReference) {
     for (const int head_dim : {64, 80, 192, 256})
         for (const char* name : {"base", "hybrid", "k8v8"}) {
             SCOPED_TRACE(std::string(name) + " " + std::to_string(head_dim));
-            Batch batch(shape_of(find_preset(name).format(head_dim), 4, 2));
-            SequenceSpec spec;
-            spec.quantized = 128;
-            spec.transform = {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
-            batch.add(spec, 3);
+            Batch batch = transformed(find_preset(name).format(head_dim), bits);
             expect_device_close_to_reference(batch);
         }
 }
@@ -76,21 +67,11 @@ TEST_P(DeviceTransforms, MatchReference) {
 class DeviceEpochs : public OnDevice {};
 
 TEST_F(DeviceEpochs, OfAnyLengthBeginningAnywhere) {
-    struct Case {
-        int epoch_pages, first_page, quantized;
-    };
-    for (const Case& tested : {Case{1, 0, 96}, Case{2, 1, 224}, Case{8, 3, 64}, Case{8, 7, 600},
-                               Case{1, 0, 32 * 131}, Case{4, 2, 32 * 300}}) {
+    for (const EpochCase& tested : kEpochCases) {
         for (const int head_dim : {64, 80}) {
             SCOPED_TRACE(testing::Message() << tested.epoch_pages << " pages from "
                                             << tested.first_page << ", dimension " << head_dim);
-            Batch batch(shape_of(find_preset("base").format(head_dim), 4, 2));
-            SequenceSpec spec;
-            spec.quantized = tested.quantized;
-            spec.epoch_pages = tested.epoch_pages;
-            spec.first_page = tested.first_page;
-            spec.transform = {true, true, true, true};
-            batch.add(spec, 3);
+            Batch batch = with_epochs(tested, head_dim);
             expect_device_close_to_reference(batch);
         }
     }

@@ -5,17 +5,12 @@
 #include <algorithm>
 #include <string>
 
+#include "batches.h"
 #include "device.h"
 #include "innerkv/cache.h"
 
 namespace innerkv::test {
 namespace {
-
-std::vector<std::string_view> preset_names() {
-    std::vector<std::string_view> names;
-    for (const Preset& preset : presets()) names.push_back(preset.name);
-    return names;
-}
 
 class DeviceShapes : public OnDevice, public testing::WithParamInterface<std::string_view> {
 protected:
@@ -26,18 +21,14 @@ INSTANTIATE_TEST_SUITE_P(Presets, DeviceShapes, testing::ValuesIn(preset_names()
                          [](const auto& test) { return std::string(test.param); });
 
 TEST_P(DeviceShapes, GroupLargerThanAStrip) {
-    Batch batch(shape_of(format(), 71, 1));
-    batch.add(spec_for(format(), 32), 2);
+    Batch batch = group_of_71(format());
     expect_device_close_to_reference(batch);
 }
 
 TEST_P(DeviceShapes, LongChunks) {
     for (const int tokens : {31, 32, 33, 64}) {
         SCOPED_TRACE(tokens);
-        Batch batch(shape_of(format(), 3, 1));
-        SequenceSpec spec = spec_for(format(), 64);
-        spec.recent = std::max(tokens / 2, spec.recent - 96);
-        batch.add(spec, tokens);
+        Batch batch = chunk_of(format(), tokens);
         expect_device_close_to_reference(batch);
     }
 }
@@ -45,9 +36,7 @@ TEST_P(DeviceShapes, LongChunks) {
 TEST_P(DeviceShapes, QueriesBeforeTheEnd) {
     for (const int position : {0, 31, 32, 40, 63, 64, 95, 120}) {
         SCOPED_TRACE(position);
-        Batch batch(shape_of(format(), 2, 1));
-        batch.add(spec_for(format(), 64), 10);
-        batch.blocks[0].first_position = position;
+        Batch batch = queries_at(format(), position);
         expect_device_close_to_reference(batch);
     }
 }
@@ -76,12 +65,7 @@ TEST_P(DeviceShapes, MoreSequencesThanBlocks) {
 TEST_P(DeviceShapes, RunsThatEndInsideAPage) {
     for (const int tokens : {1, 15, 16, 17, 31, 33}) {
         SCOPED_TRACE(tokens);
-        Batch batch(shape_of(format(80), 2, 1));
-        SequenceSpec spec = spec_for(format(), 64 + tokens);
-        spec.sink = tokens;
-        spec.recent = format().quantized() ? tokens : 64 + tokens;
-        batch.add(spec, 1);
-        batch.add(spec, tokens);
+        Batch batch = runs_that_end_inside_a_page(format(80), tokens);
         expect_device_close_to_reference(batch);
     }
 }
@@ -89,13 +73,7 @@ TEST_P(DeviceShapes, RunsThatEndInsideAPage) {
 TEST_P(DeviceShapes, SlidingWindows) {
     for (const int window : {1, 5, 33, 64, 129, 500}) {
         SCOPED_TRACE(window);
-        Batch batch(shape_of(format(), 2, 1));
-        batch.shape.sliding_window = window;
-        SequenceSpec spec = spec_for(format(), 96);
-        batch.add(spec, 1);
-        batch.add(spec, 20);
-        spec.dropped = 320;
-        batch.add(spec, 3);
+        Batch batch = under_sliding_window(format(), window);
         expect_device_close_to_reference(batch);
     }
 }
@@ -103,10 +81,7 @@ TEST_P(DeviceShapes, SlidingWindows) {
 TEST_P(DeviceShapes, SoftCaps) {
     for (const float cap : {0.5f, 50.0f}) {
         SCOPED_TRACE(cap);
-        Batch batch(shape_of(format(), 4, 2));
-        batch.shape.soft_cap = cap;
-        batch.shape.scale = 0.5f;
-        batch.add(spec_for(format(), 128), 3);
+        const Batch batch = under_soft_cap(format(), cap);
         const Result expected = reference(batch);
         // Logits spread four times as far as the default scale's, and so do their errors.
         EXPECT_LT(mean_error(attend_on_device(batch), expected),
