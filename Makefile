@@ -89,12 +89,10 @@ install: configure ## The library and the program, under PREFIX
 clean: ## Removes the build directories; downloads and ggml stay in the cache
 	rm -rf build build-*/ dist/
 
-configure:
-	@tools/setup build
-	@tools/third_party.py >/dev/null # before CMake, which would add pages to its one line
-	@cmake --preset release >/dev/null
-
 # The Python package besides: it takes another download and Python's headers.
-configure-all: configure
-	@tools/setup python
-	@cmake --preset release -DINNERKV_BUILD_PYTHON=ON >/dev/null
+configure-all: parts := python
+configure-all: options := -DINNERKV_BUILD_PYTHON=ON
+configure configure-all:
+	@tools/setup build $(parts)
+	@tools/third_party.py >/dev/null # before CMake, which would add pages to its one line
+	@cmake --preset release $(options) >/dev/null

@@ -14,8 +14,8 @@ struct AttentionCase {
     int kv_heads = 8; ///< divides q_heads
     std::int64_t context = 32768;
     int batch = 1;
-    bool shared =
-        false; ///< sequences are forks: all have the first one's tokens but for the last token
+    /// Sequences are forks: all have the first one's tokens but for the last token.
+    bool shared = false;
     std::uint64_t seed = 1;
 
     /// Elements of one sequence's queries or outputs, [q_heads, head_dim].

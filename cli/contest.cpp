@@ -196,6 +196,11 @@ bool Contest::generate(int tokens) {
 bool Contest::write(runner::Session& session, Token token) {
     session.decode(token);
     ++done_;
+    return go_on();
+}
+
+/// Tells the counter; false: stopped.
+bool Contest::go_on() {
     if (counter_ && !counter_(done_)) stopped_ = true;
     return !stopped_;
 }
@@ -206,10 +211,7 @@ bool Contest::go_back(std::span<const Token> tokens) {
         if (cut_back(session, static_cast<std::int64_t>(tokens.size()))) continue;
         session.clear();
         // Not counted: nobody knows beforehand which caches need it.
-        session.prompt(tokens, [this](std::int64_t, std::int64_t) {
-            if (counter_ && !counter_(done_)) stopped_ = true;
-            return !stopped_;
-        });
+        session.prompt(tokens, [this](std::int64_t, std::int64_t) { return go_on(); });
         if (stopped_) return false;
     }
     return true;
@@ -248,8 +250,7 @@ std::vector<CacheScore> Contest::scores(const std::vector<std::vector<Standing>>
 runner::Session::Progress Contest::counter() {
     return [this, before = done_](std::int64_t done, std::int64_t) {
         done_ = before + done;
-        if (counter_ && !counter_(done_)) stopped_ = true;
-        return !stopped_;
+        return go_on();
     };
 }
 

@@ -94,6 +94,7 @@ private:
     RowScore score_row(runner::Token next, std::size_t reference_row,
                        std::span<const float> logits) const;
     bool write(runner::Session& session, runner::Token token);
+    bool go_on();
     runner::Session::Progress counter();
 
     std::shared_ptr<runner::Model> model_;

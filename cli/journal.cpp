@@ -14,12 +14,10 @@
 #include "errors.h"
 #include "runner/hash.h"
 #include "standing.h"
-#include "text_file.h"
 
 namespace innerkv::cli {
 std::string file_fingerprint(const std::string& path) {
-    const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path.c_str(), "rb"));
-    if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
+    const File file = open_file(path, "rb");
     runner::Hash hash;
     std::int64_t size = 0;
     std::vector<char> block(std::size_t{1} << 20);
@@ -61,8 +59,7 @@ Journal::Journal(std::string path, const Json& header, std::vector<std::size_t> 
 }
 
 void Journal::open() {
-    file_.reset(std::fopen(path_.c_str(), "a+b"));
-    if (!file_) throw Failure(fmt::format("cannot open {}: {}", path_, std::strerror(errno)));
+    file_ = open_file(path_, "a+b");
     struct stat status {};
     if (fstat(fileno(file_.get()), &status) != 0 || !S_ISREG(status.st_mode))
         throw Failure(fmt::format("{} is not a regular file, which --resume needs", path_));

@@ -6,19 +6,15 @@
 
 #include <cstdio>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "contest.h"
 #include "output.h"
+#include "text_file.h"
 
 namespace innerkv::cli {
-
-struct CloseFile {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-};
 
 class Journal {
 public:
@@ -45,7 +41,7 @@ private:
     std::string path_;
     std::vector<std::size_t> rows_;
     std::size_t caches_;
-    std::unique_ptr<std::FILE, CloseFile> file_;
+    File file_;
     std::map<std::size_t, std::vector<Standing>> done_;
 };
 

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <memory>
 
 #include <fmt/format.h>
 
@@ -33,6 +32,12 @@ void require_text(const std::string& text, const std::string& name) {
 
 } // namespace
 
+File open_file(const std::string& path, const char* mode) {
+    File file(std::fopen(path.c_str(), mode));
+    if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
+    return file;
+}
+
 std::string read_whole(std::FILE* file, const std::string& name) {
     std::string text;
     char block[1 << 16];
@@ -51,11 +56,7 @@ std::string read_text(const std::string& path) {
     if (standard_input) {
         text = read_whole(stdin, name);
     } else {
-        const auto close = [](std::FILE* file) { std::fclose(file); };
-        const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"),
-                                                               close);
-        if (!file) throw Failure(fmt::format("cannot open {}: {}", path, std::strerror(errno)));
-        text = read_whole(file.get(), name);
+        text = read_whole(open_file(path, "rb").get(), name);
     }
     if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
     if (text.empty()) throw Failure(fmt::format("{} is empty", name));

@@ -4,9 +4,18 @@
 
 #include <cstdio>
 #include <initializer_list>
+#include <memory>
 #include <string>
 
 namespace innerkv::cli {
+
+struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, CloseFile>;
+
+/// As fopen; throws Failure where that fails.
+File open_file(const std::string& path, const char* mode);
 
 /// Everything from where an open file is; `name` is what a Failure calls it.
 std::string read_whole(std::FILE* file, const std::string& name);

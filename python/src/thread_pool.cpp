@@ -86,7 +86,7 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 
-/// INNERKV_NUM_THREADS, OMP_NUM_THREADS, else the processors that this process may run on.
+/// INNERKV_NUM_THREADS, OMP_NUM_THREADS, else the processors there are.
 int default_threads() {
     for (const char* name : {"INNERKV_NUM_THREADS", "OMP_NUM_THREADS"}) {
         const char* text = std::getenv(name);
