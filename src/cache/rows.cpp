@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "format/clones.h"
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
 #include "transform/transform.h"
@@ -111,12 +112,21 @@ void check_rows(const Rows& rows, const char* side, int tokens, int heads, int h
     if (heads > 1) check_stride(side, "head_stride", rows.head_stride, head_dim);
 }
 
+INNERKV_CLONES
 std::optional<BadValue> store_rows(const Rows& rows, int head, int head_dim, int first_token,
                                    int tokens, Side side, std::byte* page, int first_row) {
-    const auto store = rows.type == RowType::f32   ? store_elements<float>
-                       : rows.type == RowType::f16 ? store_elements<Half>
-                                                   : store_elements<BFloat16>;
-    return store(rows, head, head_dim, first_token, tokens, side, page, first_row);
+    switch (rows.type) { // not by a pointer: calls are compiled into each clone
+    case RowType::f32:
+        return store_elements<float>(rows, head, head_dim, first_token, tokens, side, page,
+                                     first_row);
+    case RowType::f16:
+        return store_elements<Half>(rows, head, head_dim, first_token, tokens, side, page,
+                                    first_row);
+    case RowType::bf16:
+        break;
+    }
+    return store_elements<BFloat16>(rows, head, head_dim, first_token, tokens, side, page,
+                                    first_row);
 }
 
 std::optional<BadValue> add_squares(const Rows& rows, int first_head, int heads, int head_dim,
@@ -134,6 +144,7 @@ void copy_rows(int head_dim, int rows, const std::byte* from, std::byte* to) {
     std::memcpy(to + v, from + v, bytes);
 }
 
+INNERKV_CLONES
 void load_f16(const std::byte* from, int count, float* out) {
     const auto* in = reinterpret_cast<const std::uint16_t*>(from);
     for (int i = 0; i < count; ++i) out[i] = float_from_f16(in[i]);

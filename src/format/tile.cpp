@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "format/affine.h"
+#include "format/clones.h"
 #include "format/layout.h"
 #include "innerkv/codec.h"
 
@@ -144,15 +145,26 @@ void choose(Codec codec, const TileValues& values, const Groups& asymmetric, Gro
                 (asymmetric.quads[k][r] & masks[r]) | (groups.quads[k][r] & ~masks[r]);
 }
 
-/// Scales and zero-points to bytes and back, as round_affine in group.cpp; then the codes.
-struct AffineGroups {
-    Groups groups;
-    std::uint16_t scales[kTileRows];
-    std::uint16_t zero_points[kTileRows];
+/// A value of every row. A type of the compiler's, because it takes loops over rows for scalars where their
+/// sums are carried from one element to the next.
+using Vector [[gnu::vector_size(sizeof(Row))]] = float;
+
+Vector load(const Row& row) {
+    Vector result;
+    std::memcpy(&result, row, sizeof result);
+    return result;
+}
+
+/// Scales and zero-points that bytes hold, as those of round_affine in group.cpp. Numbers of 32 bits all:
+/// the compiler takes loops over narrower ones apart.
+struct AffineParameters {
+    alignas(64) Row scales;
+    alignas(64) Row zeros; ///< values of code 0
+    alignas(64) std::uint32_t scale_bytes[kTileRows];
+    alignas(64) Row steps; ///< what the zero-point byte holds
 };
 
-void round_affine(int bits, const TileValues& values, const Row& scales, const Row& zeros,
-                  AffineGroups& out) {
+void round_parameters(int bits, const Row& scales, const Row& zeros, AffineParameters& out) {
     const auto levels = static_cast<float>((1 << bits) - 1);
     for (int r = 0; r < kTileRows; ++r) {
         const unsigned byte = scale_byte(scales[r]);
@@ -161,90 +173,88 @@ void round_affine(int bits, const TileValues& values, const Row& scales, const R
         const float steps =
             scale == 0.0f ? 0.0f : (zeros[r] / divisor + 0.5f * levels) * kZeroPointSteps;
         const float clamped = smaller(larger(steps, -128.0f), 127.0f);
-        const auto zero_point = std::bit_cast<std::uint32_t>(clamped + kRoundingShift) & 0xff;
-        out.scales[r] = static_cast<std::uint16_t>(byte);
-        out.zero_points[r] = static_cast<std::uint16_t>(zero_point);
-        out.groups.scales[r] = scale;
-        out.groups.zero_points[r] =
-            affine_zero(bits, scale,
-                        static_cast<float>(static_cast<std::int8_t>(zero_point)) / kZeroPointSteps);
+        out.scale_bytes[r] = byte;
+        out.steps[r] = clamped + kRoundingShift - kRoundingShift;
+        out.scales[r] = scale;
+        out.zeros[r] = affine_zero(bits, scale, out.steps[r] / kZeroPointSteps);
     }
-    compute_codes(values, 0.0f, levels, 0.0f, out.groups);
 }
 
-/// A value of every row. A type of the compiler's, because it takes loops over rows for scalars where their
-/// sums are carried from one element to the next.
-using Vector [[gnu::vector_size(sizeof(Row))]] = float;
-using Words [[gnu::vector_size(sizeof(Row))]] = std::uint32_t;
-using Integers [[gnu::vector_size(sizeof(Row))]] = std::int32_t;
+/// The codes that compute_codes finds, as floats, an element of every row at a time.
+class AffineCodes {
+public:
+    AffineCodes(int bits, const AffineParameters& parameters)
+        : zeros_(load(parameters.zeros)), highest_(Vector{} + static_cast<float>((1 << bits) - 1)) {
+        const Vector scales = load(parameters.scales);
+        divisors_ = scales == 0.0f ? Vector{} + std::numeric_limits<float>::infinity() : scales;
+    }
 
-template <typename Type>
-Type load(const void* from) {
-    Type result;
-    std::memcpy(&result, from, sizeof result);
-    return result;
-}
+    Vector at(Vector values) const {
+        const Vector level = (values - zeros_) / divisors_;
+        const Vector above = level > 0.0f ? level : Vector{};
+        const Vector clamped = above < highest_ ? above : highest_;
+        return clamped + kRoundingShift - kRoundingShift;
+    }
 
-/// Codes of element i of every row.
-Vector codes_at(const Quads& quads, int i) {
-    const Words codes = load<Words>(quads[i / 4]) >> (8 * (i % 4)) & 0xff;
-    return __builtin_convertvector((Integers)codes, Vector);
-}
+private:
+    Vector zeros_;
+    Vector highest_;
+    Vector divisors_;
+};
 
-/// Least squares as refine_affine in group.cpp; writes scales and zeros.
-void refine_affine(const TileValues& values, const Groups& groups, const Row& middles, Row& scales,
-                   Row& zeros) {
-    const auto middle = load<Vector>(middles);
+/// Least squares as refine_affine in group.cpp; `deviations` are the sums of what values differ from the
+/// middles by.
+void refine_affine(const TileValues& values, int bits, const AffineParameters& parameters,
+                   const Row& middles, const Row& deviations, Row& scales, Row& zeros) {
+    const AffineCodes codes_of(bits, parameters);
+    const Vector middle = load(middles);
     Vector codes{};
     Vector squares{};
-    Vector sums{};
     Vector products{};
     for (int i = 0; i < kGroupSize; ++i) {
-        const Vector code = codes_at(groups.quads, i);
-        const Vector value = load<Vector>(values[i]) - middle;
+        const Vector value = load(values[i]);
+        const Vector code = codes_of.at(value);
         codes += code;
         squares += code * code;
-        sums += value;
-        products += code * value;
+        products += code * (value - middle);
     }
     for (int r = 0; r < kTileRows; ++r) {
         const float mean_code = codes[r] / kGroupSize;
-        const float mean = sums[r] / kGroupSize;
+        const float mean = deviations[r] / kGroupSize;
         const float covariance = products[r] - codes[r] * mean;
         const float variance = squares[r] - codes[r] * mean_code;
         const bool fits = covariance > 0.0f && variance > 0.0f;
         scales[r] = fits ? larger(covariance / variance, shortest_affine_step(middles[r]))
-                         : groups.scales[r];
+                         : parameters.scales[r];
         zeros[r] = middles[r] + (mean - scales[r] * mean_code);
     }
 }
 
-void squared_errors(const TileValues& values, const Groups& groups, Row& errors) {
-    const auto scales = load<Vector>(groups.scales);
-    const auto zeros = load<Vector>(groups.zero_points);
+void squared_errors(const TileValues& values, int bits, const AffineParameters& parameters,
+                    Row& errors) {
+    const AffineCodes codes_of(bits, parameters);
+    const Vector scales = load(parameters.scales);
+    const Vector zeros = load(parameters.zeros);
     Vector sums{};
     for (int i = 0; i < kGroupSize; ++i) {
-        const Vector error = load<Vector>(values[i]) - (scales * codes_at(groups.quads, i) + zeros);
+        const Vector value = load(values[i]);
+        const Vector error = value - (scales * codes_of.at(value) + zeros);
         sums += error * error;
     }
     std::memcpy(errors, &sums, sizeof errors);
 }
 
 /// Takes over the groups whose error is less than the least so far.
-void keep_better(const AffineGroups& candidate, const Row& errors, Row& least, Tile& tile) {
-    alignas(64) std::uint32_t masks[kTileRows];
+void keep_better(const AffineParameters& candidate, const Row& errors, Row& least,
+                 AffineParameters& best) {
     for (int r = 0; r < kTileRows; ++r) {
-        masks[r] = errors[r] < least[r] ? ~0u : 0u;
+        const bool better = errors[r] < least[r];
+        best.scales[r] = better ? candidate.scales[r] : best.scales[r];
+        best.zeros[r] = better ? candidate.zeros[r] : best.zeros[r];
+        best.scale_bytes[r] = better ? candidate.scale_bytes[r] : best.scale_bytes[r];
+        best.steps[r] = better ? candidate.steps[r] : best.steps[r];
         least[r] = smaller(errors[r], least[r]);
     }
-    for (int r = 0; r < kTileRows; ++r) {
-        tile.scales[r] = masks[r] ? candidate.scales[r] : tile.scales[r];
-        tile.zero_points[r] = masks[r] ? candidate.zero_points[r] : tile.zero_points[r];
-    }
-    for (int k = 0; k < kQuadsPerTile; ++k)
-        for (int r = 0; r < kTileRows; ++r)
-            tile.quads[k][r] =
-                (candidate.groups.quads[k][r] & masks[r]) | (tile.quads[k][r] & ~masks[r]);
 }
 
 void quantize_affine(int bits, const TileValues& values, Tile& tile) {
@@ -257,6 +267,12 @@ void quantize_affine(int bits, const TileValues& values, Tile& tile) {
         middles[r] = 0.5f * smallest[r] + 0.5f * largest[r];
         least[r] = std::numeric_limits<float>::infinity();
     }
+    Vector sums{};
+    for (int i = 0; i < kGroupSize; ++i) sums += load(values[i]) - load(middles);
+    alignas(64) Row deviations;
+    std::memcpy(deviations, &sums, sizeof deviations);
+
+    AffineParameters best{};
     for (const float range : kAffineRanges) {
         alignas(64) Row scales;
         alignas(64) Row zeros;
@@ -266,13 +282,23 @@ void quantize_affine(int bits, const TileValues& values, Tile& tile) {
             scales[r] = start.scale;
             zeros[r] = start.zero;
         }
-        AffineGroups candidate;
-        round_affine(bits, values, scales, zeros, candidate);
-        refine_affine(values, candidate.groups, middles, scales, zeros);
-        round_affine(bits, values, scales, zeros, candidate);
+        AffineParameters candidate;
+        round_parameters(bits, scales, zeros, candidate);
+        refine_affine(values, bits, candidate, middles, deviations, scales, zeros);
+        round_parameters(bits, scales, zeros, candidate);
         alignas(64) Row errors;
-        squared_errors(values, candidate.groups, errors);
-        keep_better(candidate, errors, least, tile);
+        squared_errors(values, bits, candidate, errors);
+        keep_better(candidate, errors, least, best);
+    }
+
+    Groups groups;
+    std::memcpy(groups.scales, best.scales, sizeof groups.scales);
+    std::memcpy(groups.zero_points, best.zeros, sizeof groups.zero_points);
+    compute_codes(values, 0.0f, static_cast<float>((1 << bits) - 1), 0.0f, groups);
+    std::memcpy(tile.quads, groups.quads, sizeof tile.quads);
+    for (int r = 0; r < kTileRows; ++r) {
+        tile.scales[r] = static_cast<std::uint16_t>(best.scale_bytes[r]);
+        tile.zero_points[r] = static_cast<std::uint8_t>(static_cast<std::int8_t>(best.steps[r]));
     }
 }
 
@@ -287,12 +313,7 @@ void affine_parameters(int bits, const Tile& tile, Row& scales, Row& zeros) {
 
 } // namespace
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) &&                        \
-    !defined(__SANITIZE_THREAD__)
-// Compiled for wider registers too, with all that it calls; the loader chooses, before ThreadSanitizer is
-// set up. The same bits.
-[[gnu::flatten, gnu::target_clones("default", "avx2", "avx512f")]]
-#endif
+INNERKV_CLONES
 bool quantize_tile(Codec codec, const TileValues& values, Tile& tile) {
     alignas(64) Row largest;
     if (!largest_magnitudes(values, largest)) return false;

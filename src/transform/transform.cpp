@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "format/clones.h"
+
 namespace innerkv {
 namespace {
 
@@ -67,6 +69,7 @@ void copy_rotated_back(const KeyTransform& transform, int head_dim, const float*
 
 } // namespace
 
+INNERKV_CLONES
 void hadamard(float* row, int padded_dim) {
     const int block = padded_dim & -padded_dim;
     const float scale = 1.0f / std::sqrt(static_cast<float>(block));
