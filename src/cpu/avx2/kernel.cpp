@@ -12,6 +12,10 @@ namespace {
 
 #include "cpu/avx2/primitives.h"
 
+#include "cpu/avx2/dot.h"
+
+#include "cpu/generic/mixed_signs.h"
+
 #include "cpu/generic/kernel.h"
 
 } // namespace

@@ -9,10 +9,6 @@ constexpr int kRowsInRegisters = 1;
 constexpr int kDenseRows = 2;
 constexpr int kDenseColumns = 2;
 
-// Codes of keys are the unsigned side of a product with queries, codes of values the signed one.
-constexpr bool kSignedKeyBytes = false;
-constexpr bool kSignedValueBytes = true;
-
 struct Floats {
     __m256 low;
     __m256 high;
@@ -237,38 +233,6 @@ inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
     const Quads first = keep_bits(a, mask);
     const Quads second = keep_bits(b, static_cast<std::uint8_t>(~mask));
     return {_mm256_or_si256(first.low, second.low), _mm256_or_si256(first.high, second.high)};
-}
-
-/// Bytes to 16 bits first: the sum of two products of full bytes does not fit into them.
-inline __m256i dot_half(__m256i sums, __m256i unsigned_bytes, __m256i signed_bytes) {
-    const __m256i low_byte = _mm256_set1_epi16(0xff);
-    const __m256i even =
-        _mm256_madd_epi16(_mm256_and_si256(unsigned_bytes, low_byte),
-                          _mm256_srai_epi16(_mm256_slli_epi16(signed_bytes, 8), 8));
-    const __m256i odd =
-        _mm256_madd_epi16(_mm256_srli_epi16(unsigned_bytes, 8), _mm256_srai_epi16(signed_bytes, 8));
-    return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
-}
-/// Two products of at most 255 * 63 fit into 16 bits.
-inline __m256i dot_small_half(__m256i sums, __m256i unsigned_bytes, __m256i signed_bytes) {
-    const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-template <bool small_codes>
-inline Sums dot_bytes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
-    if (small_codes)
-        return {dot_small_half(sums.low, unsigned_bytes.low, signed_bytes.low),
-                dot_small_half(sums.high, unsigned_bytes.high, signed_bytes.high)};
-    return {dot_half(sums.low, unsigned_bytes.low, signed_bytes.low),
-            dot_half(sums.high, unsigned_bytes.high, signed_bytes.high)};
-}
-template <bool small_codes>
-inline Sums dot_keys(Sums sums, Quads codes, Quads queries) {
-    return dot_bytes<small_codes>(sums, codes, queries);
-}
-template <bool small_codes>
-inline Sums dot_values(Sums sums, Quads probabilities, Quads codes) {
-    return dot_bytes<small_codes>(sums, probabilities, codes);
 }
 
 inline void prefetch(const std::byte* at) {

@@ -9,10 +9,6 @@ constexpr int kRowsInRegisters = 4;
 constexpr int kDenseRows = 4;
 constexpr int kDenseColumns = 4;
 
-// Codes of keys are the unsigned side of a product with queries, codes of values the signed one.
-constexpr bool kSignedKeyBytes = false;
-constexpr bool kSignedValueBytes = true;
-
 struct Floats {
     __m512 all;
 };
@@ -180,18 +176,13 @@ inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
     return {_mm512_ternarylogic_epi32(wide, a.all, b.all, 0xca)}; // wide ? a : b
 }
 
-inline Sums dot_bytes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+inline Sums dot(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
     // Not the intrinsic: GCC 12 copies the accumulator before each.
     asm("vpdpbusd %2, %1, %0" : "+v"(sums.all) : "v"(unsigned_bytes.all), "v"(signed_bytes.all));
     return sums;
 }
-template <bool small_codes>
-inline Sums dot_keys(Sums sums, Quads codes, Quads queries) {
-    return dot_bytes(sums, codes, queries);
-}
-template <bool small_codes>
-inline Sums dot_values(Sums sums, Quads probabilities, Quads codes) {
-    return dot_bytes(sums, probabilities, codes);
+inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+    return dot(sums, unsigned_bytes, signed_bytes);
 }
 
 inline void prefetch(const std::byte* at) {

@@ -9,10 +9,6 @@ constexpr int kRowsInRegisters = 1;
 constexpr int kDenseRows = 1;
 constexpr int kDenseColumns = 1;
 
-/// Whether 8-bit codes of keys and values are multiplied as signed bytes, with their top bit flipped.
-constexpr bool kSignedKeyBytes = false;
-constexpr bool kSignedValueBytes = true;
-
 struct Floats {
     float lane[kLanes];
 };
@@ -255,7 +251,7 @@ inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
 }
 
 /// sums + unsigned bytes x signed bytes, four products a lane.
-inline Sums dot_bytes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+inline Sums dot(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
     return each_int([&](int i) {
         std::int32_t sum = sums.lane[i];
         for (int byte = 0; byte < 32; byte += 8) {
@@ -266,16 +262,9 @@ inline Sums dot_bytes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
         return sum;
     });
 }
-/// sums + codes of keys x queries (int8). small_codes: they are at most 63, unsigned; others have the sign of
-/// kSignedKeyBytes.
-template <bool small_codes>
-inline Sums dot_keys(Sums sums, Quads codes, Quads queries) {
-    return dot_bytes(sums, codes, queries);
-}
-/// sums + probabilities (uint8) x codes of values, likewise.
-template <bool small_codes>
-inline Sums dot_values(Sums sums, Quads probabilities, Quads codes) {
-    return dot_bytes(sums, probabilities, codes);
+/// The same where one side's magnitudes are at most 63.
+inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
+    return dot(sums, unsigned_bytes, signed_bytes);
 }
 
 inline void prefetch(const std::byte*) {}

@@ -19,9 +19,9 @@ struct Registers {
 };
 
 /// All zero where the processor does not have the leaf.
-Registers cpuid(unsigned leaf) {
+Registers cpuid(unsigned leaf, unsigned subleaf = 0) {
     Registers r;
-    if (__get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d) == 0) return {};
+    if (__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d) == 0) return {};
     return r;
 }
 
@@ -60,6 +60,8 @@ bool has_avx2() {
     return saves(kAvxStates) && bit(basic, 12) /* FMA */ && bit(basic, 28) /* AVX */ &&
            bit(basic, 29) /* F16C */ && bit(cpuid(7).b, 5) /* AVX2 */;
 }
+
+bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }
 
 bool has_avx512() {
     const Registers r = cpuid(7);

@@ -4,6 +4,7 @@
 #include "cpu/amx/kernel.h"
 #include "cpu/avx2/kernel.h"
 #include "cpu/avx512/kernel.h"
+#include "cpu/avxvnni/kernel.h"
 #include "cpu/dispatch.h"
 #include "cpu/scalar/kernel.h"
 #include "cpu/x86/features.h"
@@ -15,6 +16,7 @@ std::span<const Kernel* const> available_kernels() {
         std::vector<const Kernel*> found;
         if (x86::has_amx()) found.push_back(&amx::kKernel);
         if (x86::has_avx512()) found.push_back(&avx512::kKernel);
+        if (x86::has_avxvnni()) found.push_back(&avxvnni::kKernel);
         if (x86::has_avx2()) found.push_back(&avx2::kKernel);
         found.push_back(&scalar::kKernel);
         return found;
