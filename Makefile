@@ -1,6 +1,6 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan asan-runner tsan wheel install clean configure configure-all
+.PHONY: help run build test model bench lint format asan asan-runner tsan arm wheel install clean configure configure-all
 
 MODEL ?= smollm2
 FILE ?= tests/data/alice-opening.txt
@@ -77,6 +77,13 @@ tsan: ## The tests that use threads, under ThreadSanitizer
 	@cmake --preset tsan >/dev/null
 	@cmake --build build-tsan --target attention_tests cache_tests
 	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads)'
+
+# Under emulation, which is some 30 times slower: every test of the instruction set against scalar, and of others ...
+arm: ## The library's tests on AArch64, by a cross compiler and an emulator
+	@tools/setup build arm
+	@cmake --preset aarch64 >/dev/null
+	@cmake --build build-aarch64
+	@tools/run_tests.py build-aarch64
 
 wheel: ## The Python package: source distribution and wheel, in dist/
 	@tools/setup build python

@@ -10,12 +10,14 @@ namespace innerkv::bench {
     asm volatile("" : : "r"(data) : "memory");
 }
 
-#if defined(__x86_64__)
 /// The compiler knows no longer what a vector register holds.
 template <typename Vector>
 [[gnu::always_inline]] inline void hide(Vector& vector) {
+#if defined(__x86_64__)
     asm volatile("" : "+v"(vector));
-}
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(vector));
 #endif
+}
 
 } // namespace innerkv::bench

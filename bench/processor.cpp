@@ -20,6 +20,8 @@ constexpr DotInstruction kDotInstructions[] = {
     {"amx", "tdpbusd", dot_amx, 5},         {"amx", "vpdpbusd zmm", dot_avx512},
     {"avx512", "vpdpbusd zmm", dot_avx512}, {"avxvnni", "vpdpbusd ymm", dot_avxvnni},
     {"avx2", "vpmaddubsw ymm", dot_avx2},
+#elif defined(__aarch64__)
+    {"neon", "sdot", dot_neon},
 #endif
     {"scalar", "C++", dot_scalar},
 };

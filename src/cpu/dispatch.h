@@ -10,7 +10,7 @@
 namespace innerkv::cpu {
 
 /// Kernels of this build that this processor and operating system run, best first; scalar is last.
-/// One function per processor family: x86/ or portable/, whichever CMake picks.
+/// One function per processor family: x86/, arm/ or portable/, whichever CMake picks.
 std::span<const Kernel* const> available_kernels();
 
 /// By name; empty: the environment variable INNERKV_ISA (read once), then the best. Throws InvalidArgument naming

@@ -12,6 +12,8 @@ namespace {
 
 #include "cpu/avx512/primitives.h"
 
+#include "cpu/generic/mixed_signs.h"
+
 #include "cpu/generic/products.h"
 
 #include "cpu/amx/expanded.h"

@@ -14,6 +14,8 @@ namespace {
 
 #include "cpu/avx2/dot.h"
 
+#include "cpu/generic/mixed_signs.h"
+
 #include "cpu/generic/kernel.h"
 
 } // namespace

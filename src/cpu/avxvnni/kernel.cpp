@@ -14,6 +14,8 @@ namespace {
 
 #include "cpu/avxvnni/dot.h"
 
+#include "cpu/generic/mixed_signs.h"
+
 #include "cpu/generic/kernel.h"
 
 } // namespace

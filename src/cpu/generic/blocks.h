@@ -31,12 +31,6 @@ struct KeyBlock {
     }
 };
 
-template <Layout layout>
-inline Sums dot_codes(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
-    return is_small(layout) ? dot_small(sums, unsigned_bytes, signed_bytes)
-                            : dot(sums, unsigned_bytes, signed_bytes);
-}
-
 /// Sums of `rows` rows with the four tiles.
 template <int rows>
 struct BlockSums {
@@ -104,7 +98,7 @@ void key_block(const KeyBlock& block) {
                 for (int tile = 0; tile < 4; ++tile) {
                     const Quads quad = broadcast_quad(q + 32 * (tile / 2) + 4 * i);
                     sums.at[row][tile] =
-                        dot_codes<layout>(sums.at[row][tile], codes.quad[i][tile], quad);
+                        dot_keys<is_small(layout)>(sums.at[row][tile], codes.quad[i][tile], quad);
                 }
             }
         }
@@ -167,7 +161,7 @@ void value_block(const ValueBlock& block) {
 #pragma GCC unroll 4
                 for (int tile = 0; tile < 4; ++tile)
                     sums.at[row][tile] =
-                        dot_codes<layout>(sums.at[row][tile], quad, codes.quad[i][tile]);
+                        dot_values<is_small(layout)>(sums.at[row][tile], quad, codes.quad[i][tile]);
             }
         }
     }
@@ -202,11 +196,10 @@ constexpr const ValueBlockFunction* kValueBlocksByZeros[] = {
     kValueBlocksByRows<layout, Zeros::none>, kValueBlocksByRows<layout, Zeros::values>,
     kValueBlocksByRows<layout, Zeros::marked>, kValueBlocksByRows<layout, Zeros::steps>};
 
-/// By packed layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot
-/// is the first.
+/// By width (width_index), zero-points and rows - 1.
 constexpr const KeyBlockFunction* const* kKeyBlocks[] = {
     kKeyBlocksByZeros<two_bits>, kKeyBlocksByZeros<three_bits>, kKeyBlocksByZeros<four_bits>,
-    kKeyBlocksByZeros<unsigned_bytes>};
+    kKeyBlocksByZeros<layout_of(8, kSignedKeyBytes)>};
 constexpr const ValueBlockFunction* const* kValueBlocks[] = {
     kValueBlocksByZeros<two_bits>, kValueBlocksByZeros<three_bits>, kValueBlocksByZeros<four_bits>,
-    nullptr, kValueBlocksByZeros<signed_bytes>};
+    kValueBlocksByZeros<layout_of(8, kSignedValueBytes)>};

@@ -20,6 +20,9 @@ constexpr Layout layout_of(int bits, bool is_signed) {
                        : unsigned_bytes;
 }
 
+/// Where tables by width have codes of so many bits.
+constexpr int width_index(int bits) { return bits == 8 ? 3 : bits - 2; }
+
 /// Bit position at which a tile's expanded codes stand, by the width of codes: the sums are 2^position
 /// times too large.
 constexpr int kPositions[9][4] = {{}, {}, {0, 2, 4, 4}, {0, 3, 0, 3}, {}, {}, {}, {}, {}};

@@ -57,7 +57,7 @@ inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
         for (int tile = 0; tile < 4; ++tile) {
             const int group = (2 * block + tile / 2) * kMaxRows;
             const Sums sums = load_ints(params.q_sums + group);
-            store_starts(params.k, false, sums, tile, scratch.q_starts[block][tile]);
+            store_starts(params.k, kSignedKeyBytes, sums, tile, scratch.q_starts[block][tile]);
             store_weights(params.k, to_floats(sums), load(params.q_scales + group), tile,
                           scratch.q_weights[block][tile]);
         }
@@ -69,11 +69,11 @@ struct PagePlace {
     const std::byte* page;
     const std::byte* ahead;
     std::byte* expanded;
-    bool is_signed; ///< codes are the signed side of the dot product
+    bool is_signed; ///< 8-bit codes are multiplied as signed bytes
 };
 
 /// Multiplies all blocks of one side of a page: `describe(i, block)` adds what is particular to K or V,
-/// then functions (by layout, zero-points and rows) do the work, or those of expanded blocks.
+/// then functions (by width, zero-points and rows) do the work, or those of expanded blocks.
 template <typename Block, typename Function, typename Describe>
 inline void multiply_blocks(const QuantizedParams& params, const Side& side,
                             const Function* const* const* functions, const PagePlace& place,
@@ -97,7 +97,7 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
             kExpandBlock[layout](block.codes, block.ahead, expanded);
             block.codes = expanded;
         } else {
-            functions[layout][static_cast<int>(zeros)][rows - 1](block);
+            functions[width_index(side.bits)][static_cast<int>(zeros)][rows - 1](block);
         }
     }
     if (expand_once) multiply_expanded(blocks, params.blocks, rows, is_small(layout), zeros);
@@ -119,7 +119,7 @@ inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
                       Probabilities& meanwhile, Scratch& scratch) {
     float* logits = batch.logits[page * params.walk.rows];
     multiply_blocks<KeyBlock>(params, params.k, kKeyBlocks,
-                              place_of(params.walk, batch, page, false, scratch),
+                              place_of(params.walk, batch, page, kSignedKeyBytes, scratch),
                               [&](int i, KeyBlock& block) {
                                   block.meanwhile = &meanwhile;
                                   block.q_stride = 64 * params.blocks;
@@ -137,7 +137,7 @@ inline void page_values(const QuantizedParams& params, const Batch& batch, int p
                         Scratch& scratch) {
     const int slot = page * params.walk.rows;
     multiply_blocks<ValueBlock>(params, params.v, kValueBlocks,
-                                place_of(params.walk, batch, page, true, scratch),
+                                place_of(params.walk, batch, page, kSignedValueBytes, scratch),
                                 [&](int i, ValueBlock& block) {
                                     block.p = batch.p[slot];
                                     block.starts = batch.p_starts[0] + slot;
@@ -185,7 +185,7 @@ inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
     const Floats scale = load(batch.p_scales);
     const Sums sums = sums_of_rows(batch.p[0]);
     for (int tile = 0; tile < 4; ++tile) {
-        store_starts(params.v, true, sums, tile, batch.p_starts[tile]);
+        store_starts(params.v, kSignedValueBytes, sums, tile, batch.p_starts[tile]);
         store_weights(params.v, to_floats(sums), scale, tile, batch.p_weights[tile]);
     }
     const Floats weights = combine_pages(multiply(scale, to_floats(sums)), batch, walk.rows,

@@ -12,6 +12,8 @@ namespace {
 
 #include "cpu/scalar/primitives.h"
 
+#include "cpu/generic/mixed_signs.h"
+
 #include "cpu/generic/kernel.h"
 
 } // namespace

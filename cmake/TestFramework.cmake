@@ -1,0 +1,19 @@
+# GTest::gtest_main. For another processor than this machine's it is compiled from the sources in Debian's
+# package googletest.
+include(GoogleTest)
+if(NOT CMAKE_CROSSCOMPILING)
+  find_package(GTest REQUIRED)
+  return()
+endif()
+
+set(INNERKV_GOOGLETEST_SOURCE /usr/src/googletest/googletest CACHE PATH "GoogleTest's sources")
+find_package(Threads REQUIRED)
+add_library(gtest_main STATIC EXCLUDE_FROM_ALL
+  ${INNERKV_GOOGLETEST_SOURCE}/src/gtest-all.cc
+  ${INNERKV_GOOGLETEST_SOURCE}/src/gtest_main.cc)
+target_include_directories(gtest_main SYSTEM
+  PUBLIC ${INNERKV_GOOGLETEST_SOURCE}/include
+  PRIVATE ${INNERKV_GOOGLETEST_SOURCE})
+target_compile_options(gtest_main PRIVATE -w)
+target_link_libraries(gtest_main PUBLIC Threads::Threads)
+add_library(GTest::gtest_main ALIAS gtest_main)
