@@ -34,7 +34,7 @@ ROOT = fetch.TOOLS.parent
 # What a cache takes beside one that reads whole chunks: KIVI rounds a row a token, so it reads token by token;
 # libllama loads a model of its own. Gemma's vocabulary is five times SmolLM2's.
 SLOW = {"sim:kivi": 6}
-QUICK = {"ctx": 896, "chunks": 1, "documents": 1, "starts": 2, "generate": 4}
+QUICK = {"ctx": 896, "chunks": 1, "documents": 1, "depths": 11, "starts": 2, "generate": 4}
 
 
 class Job:

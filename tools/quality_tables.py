@@ -98,12 +98,13 @@ TABLES = {
                    ("alone",), bits=False),
     "norms": Table(runs.NORMS, both(("test", "wiki-2k", KLD), ("validation", "validation", KLD)),
                    ("validation",), bits=False),
-    "parts": Table(("base", *runs.WINDOWS, *runs.CALIBRATIONS, *runs.TRANSFORMS, "paper:base",
+    "parts": Table(("base", *runs.WINDOW_SIZES, *runs.CALIBRATIONS, *runs.TRANSFORMS, "paper:base",
                     "paper:base+calibration=512"),
                    both(("mean KLD", "wiki-2k", KLD)), ("wiki-2k",), bits=False),
     "outliers": Table(runs.OUTLIERS[32],
                       [Column(f"{TITLES[model]}: {factor}" if factor == 1 else str(factor),
-                              runs.outlier_model(model, factor), "outliers", KLD)
+                              name := runs.outlier_model(model, factor), "outliers" if name != model else "wiki-2k",
+                              KLD)
                        for model in runs.MODELS for factor in runs.OUTLIERS], ("outliers",), bits=False),
     "topics": Table(runs.TOPIC_CACHES, both(*((f"after {topic}", f"topic-{topic}", KLD) for topic in runs.TOPICS)),
                     ("topic-code",), bits=False),
@@ -155,7 +156,8 @@ def heads(columns):
     previous = None
     for column in columns:
         name = TITLES.get(column.model)
-        yield f"{name}: {column.title}" if name and column.model != previous else column.title
+        named = not name or column.title.startswith(name) or column.model == previous
+        yield column.title if named else f"{name}: {column.title}"
         previous = column.model
 
 
