@@ -81,11 +81,12 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
 
 } // namespace
 
-ContenderResult judge(Contender& contender, const std::vector<float>& exact) {
+ContenderResult judge(const AttentionCase& attention, Contender& contender,
+                      const std::vector<float>& exact) {
     contender.wake();
     contender.run();
     contender.rest();
-    const std::span<const float> output = contender.output().first(exact.size());
+    const std::vector<float> output = judged_output(attention, contender.output(), 0);
     ContenderResult result;
     result.name = contender.name();
     result.bytes_read = contender.bytes_read();
@@ -102,7 +103,7 @@ namespace {
 AttentionBenchResult measure(const AttentionBenchOptions& options) {
     AttentionBenchResult bench;
     bench.isa = select_isa(options.isa);
-    const DotInstruction& instruction = dot_instruction(bench.isa);
+    const DotInstruction& instruction = dot_instruction(bench.isa, options.attention.rows());
     bench.dot_instruction = instruction.name;
 
     ThreadPool pool(options.threads);
@@ -111,7 +112,7 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     const std::vector<float> exact = exact_attention(options.attention, 0);
     std::vector<Contender*> turns;
     for (const auto& contender : contenders) {
-        bench.results.push_back(judge(*contender, exact));
+        bench.results.push_back(judge(options.attention, *contender, exact));
         turns.push_back(contender.get());
     }
 

@@ -57,7 +57,8 @@ class Contender;
 
 /// Runs a contender once and judges its first sequence's output by the exact result. Fills what does not
 /// depend on time; throws Error where the output is wrong.
-ContenderResult judge(Contender& contender, const std::vector<float>& exact);
+ContenderResult judge(const AttentionCase& attention, Contender& contender,
+                      const std::vector<float>& exact);
 
 /// Throws InvalidArgument where options are not supported, and Error where a contender's output is
 /// wrong.

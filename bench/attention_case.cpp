@@ -67,6 +67,17 @@ double dot(const float* left, const float* right, std::size_t count) {
     return sum;
 }
 
+/// The judged ones of a sequence's tokens, each [q_heads, head_dim].
+std::vector<float> pick_judged(const AttentionCase& attention, const float* tokens) {
+    const std::size_t size = attention.token_elements();
+    std::vector<float> picked;
+    for (const int token : judged_tokens(attention)) {
+        const float* at = tokens + static_cast<std::size_t>(token) * size;
+        picked.insert(picked.end(), at, at + size);
+    }
+    return picked;
+}
+
 } // namespace
 
 void make_rows(const AttentionCase& attention, int sequence, std::int64_t first,
@@ -88,28 +99,43 @@ std::vector<float> make_queries(const AttentionCase& attention, int sequence) {
     return queries;
 }
 
+std::vector<int> judged_tokens(const AttentionCase& attention) {
+    if (attention.tokens == 1) return {0};
+    return {0, attention.tokens - 1};
+}
+
 std::vector<float> exact_attention(const AttentionCase& attention, int sequence) {
     const auto dim = static_cast<std::size_t>(attention.head_dim);
     const auto heads = static_cast<std::size_t>(attention.q_heads);
     const std::size_t group = heads / static_cast<std::size_t>(attention.kv_heads);
     const double scale = 1.0 / std::sqrt(static_cast<double>(attention.head_dim));
-    const std::vector<float> queries = make_queries(attention, sequence);
-    std::vector<HeadState> states(heads);
+    const std::vector<float> all = make_queries(attention, sequence);
+    const std::vector<float> queries = pick_judged(attention, all.data());
+    const std::vector<int> judged = judged_tokens(attention);
+    std::vector<HeadState> states(heads * judged.size());
     for (HeadState& state : states) state.out.assign(dim, 0.0);
     std::vector<float> k(attention.row_elements());
     std::vector<float> v(attention.row_elements());
-    for (std::int64_t token = 0; token < attention.context; ++token) {
+    for (std::int64_t token = 0; token < attention.context_of(sequence); ++token) {
         make_rows(attention, sequence, token, 1, k.data(), v.data());
-        for (std::size_t head = 0; head < heads; ++head) {
-            const std::size_t row = head / group * dim;
-            states[head].add(scale * dot(&queries[head * dim], &k[row], dim), &v[row]);
+        for (std::size_t i = 0; i < states.size(); ++i) {
+            if (token > attention.first_position(sequence) + judged[i / heads]) continue;
+            const std::size_t row = i % heads / group * dim;
+            states[i].add(scale * dot(&queries[i * dim], &k[row], dim), &v[row]);
         }
     }
     std::vector<float> out;
-    out.reserve(attention.query_elements());
+    out.reserve(queries.size());
     for (const HeadState& state : states)
         for (const double sum : state.out) out.push_back(static_cast<float>(sum / state.weight));
     return out;
+}
+
+std::vector<float> judged_output(const AttentionCase& attention, std::span<const float> output,
+                                 int sequence) {
+    const std::size_t size = attention.query_elements();
+    return pick_judged(attention,
+                       output.subspan(static_cast<std::size_t>(sequence) * size, size).data());
 }
 
 double relative_error(std::span<const float> value, std::span<const float> expected) {

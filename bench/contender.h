@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is measured: one decode step's attention on a filled cache, ours or a peer's.
+// What is measured: one step's attention on a filled cache, ours or a peer's.
 #pragma once
 
 #include <cstddef>
@@ -28,15 +28,15 @@ public:
     virtual void run() = 0;
     /// Puts threads to sleep, so that the next contender has the cores; not timed.
     virtual void rest() {}
-    /// Of the last run, [batch, q_heads, head_dim].
+    /// Of the last run, [batch, tokens, q_heads, head_dim].
     virtual std::span<const float> output() const = 0;
 
     /// Microseconds that appending the tokens of a page to one sequence takes, a page being quantized for it:
     /// the least of several. -1: not known.
     virtual double append_us() { return -1; }
 
-    /// The right answer on what this contender's cache holds after rounding, for sequence 0,
-    /// [q_heads, head_dim]: what its arithmetic is judged by. Empty: not known.
+    /// The right answer on what this contender's cache holds after rounding, for sequence 0's judged tokens,
+    /// [judged, q_heads, head_dim]: what its arithmetic is judged by. Empty: not known.
     virtual std::vector<float> expected_output() const { return {}; }
 };
 

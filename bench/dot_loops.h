@@ -12,6 +12,8 @@ using DotLoop = std::int64_t (*)(std::int64_t rounds);
 
 std::int64_t dot_scalar(std::int64_t rounds);
 std::int64_t dot_avx2(std::int64_t rounds);
+std::int64_t dot_avxvnni(std::int64_t rounds);
 std::int64_t dot_avx512(std::int64_t rounds);
+std::int64_t dot_amx(std::int64_t rounds);
 
 } // namespace innerkv::bench

@@ -18,7 +18,7 @@ constexpr std::int64_t kAppendTokens = 512;
 CacheConfig config_of(const AttentionCase& attention, const Preset& preset) {
     CacheConfig config =
         CacheConfig::from_preset(preset, 1, attention.kv_heads, attention.head_dim);
-    config.max_tokens = attention.context * attention.batch;
+    config.max_tokens = attention.total_context();
     config.max_sequences = attention.batch;
     config.max_append = static_cast<int>(kAppendTokens);
     return config;
@@ -85,7 +85,8 @@ public:
         AttentionCase attention = attention_;
         attention.context = kPageTokens * kAppends;
         attention.batch = 1;
-        attention.shared = false;
+        attention.tokens = 1;
+        attention.shared = attention.ragged = false;
         Cache cache(config_of(attention, find_preset(name_)));
         const SequenceId sequence = cache.create();
         double least = -1;
@@ -106,10 +107,17 @@ public:
     std::vector<float> expected_output() const override {
         std::vector<SequenceView> views;
         std::vector<float> out(queries_.size());
-        const std::vector<QueryBlock> blocks = make_blocks(views, out.data());
-        attention_reference(shape_, std::span(blocks).first(1));
-        out.resize(attention_.query_elements());
-        return out;
+        QueryBlock block = make_blocks(views, out.data()).front();
+        block.tokens = 1;
+        for (const int token : judged_tokens(attention_)) {
+            QueryBlock one = block;
+            const std::ptrdiff_t at = token * block.q_token_stride;
+            one.q += at;
+            one.out += at;
+            one.first_position += token;
+            attention_reference(shape_, {&one, 1});
+        }
+        return judged_output(attention_, out, 0);
     }
 
 private:
@@ -147,7 +155,7 @@ private:
             sequences_.push_back(attention_.shared ? cache_.fork(sequences_.front())
                                                    : cache_.create());
         for (int index = 0; index < attention_.batch; ++index) {
-            append(index, prompt, attention_.context, checkpoint);
+            append(index, prompt, attention_.context_of(index), checkpoint);
             // The state of a cache that grew token by token.
             cache_.settle(sequences_[static_cast<std::size_t>(index)]);
             const std::vector<float> queries = make_queries(attention_, index);
@@ -159,7 +167,7 @@ private:
     std::vector<QueryBlock> make_blocks(std::vector<SequenceView>& views, float* out) const {
         std::vector<QueryBlock> blocks(sequences_.size());
         views.resize(sequences_.size());
-        const auto token_stride = static_cast<std::ptrdiff_t>(attention_.query_elements());
+        const auto token_stride = static_cast<std::ptrdiff_t>(attention_.token_elements());
         for (std::size_t index = 0; index < sequences_.size(); ++index) {
             views[index] = cache_.view(0, sequences_[index]);
             QueryBlock& block = blocks[index];
@@ -168,7 +176,8 @@ private:
             block.out = out + index * attention_.query_elements();
             block.q_token_stride = block.out_token_stride = token_stride;
             block.q_head_stride = block.out_head_stride = attention_.head_dim;
-            block.first_position = attention_.context - 1;
+            block.tokens = attention_.tokens;
+            block.first_position = attention_.first_position(static_cast<int>(index));
         }
         return blocks;
     }
@@ -182,7 +191,7 @@ private:
     std::vector<float> v_;
     AttentionShape shape_;
     std::vector<SequenceId> sequences_;
-    std::vector<float> queries_; ///< [batch, q_heads, head_dim]
+    std::vector<float> queries_; ///< [batch, tokens, q_heads, head_dim]
     std::vector<float> out_;     ///< the same shape
 };
 

@@ -14,9 +14,11 @@
 namespace innerkv::bench {
 namespace {
 
+/// Of one instruction set, those for more rows first.
 constexpr DotInstruction kDotInstructions[] = {
 #if defined(__x86_64__)
-    {"avx512", "vpdpbusd zmm", dot_avx512},
+    {"amx", "tdpbusd", dot_amx, 5},         {"amx", "vpdpbusd zmm", dot_avx512},
+    {"avx512", "vpdpbusd zmm", dot_avx512}, {"avxvnni", "vpdpbusd ymm", dot_avxvnni},
     {"avx2", "vpmaddubsw ymm", dot_avx2},
 #endif
     {"scalar", "C++", dot_scalar},
@@ -48,8 +50,10 @@ std::span<const ReadLoop> supported_read_loops() {
     return loops;
 }
 
-const DotInstruction& dot_instruction(std::string_view isa) {
-    const auto* found = std::ranges::find(kDotInstructions, isa, &DotInstruction::isa);
+const DotInstruction& dot_instruction(std::string_view isa, int rows) {
+    const auto* found = std::ranges::find_if(kDotInstructions, [&](const DotInstruction& one) {
+        return one.isa == isa && rows >= one.least_rows;
+    });
     if (found != std::end(kDotInstructions)) return *found;
     throw InvalidArgument("the benchmark has no dot product for instruction set '" +
                           std::string(isa) + "'; choose another with --isa");

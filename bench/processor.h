@@ -23,11 +23,12 @@ struct DotInstruction {
     std::string_view isa;  ///< of the library: available_isas()
     std::string_view name; ///< for people
     DotLoop loop;
+    int least_rows = 1; ///< it is used for so many rows of a KV head, or more
 };
 
-/// The one that the kernel of an instruction set uses; throws InvalidArgument for one that the bench
-/// does not know.
-const DotInstruction& dot_instruction(std::string_view isa);
+/// The one that the kernel of an instruction set uses for `rows` rows of a KV head; throws InvalidArgument
+/// for one that the bench does not know.
+const DotInstruction& dot_instruction(std::string_view isa, int rows);
 
 /// int8 multiply-accumulates per second of all threads together.
 double dot_rate(ThreadPool& pool, const DotInstruction& instruction);

@@ -23,6 +23,7 @@ namespace {
 constexpr int kMostHeads = 1024;
 constexpr int kMostContext = 1 << 24;
 constexpr int kMostBatch = 1 << 16;
+constexpr int kMostTokens = 1 << 16;
 constexpr int kMostRepeats = 1000000;
 
 constexpr const char* kExamples =
@@ -34,7 +35,9 @@ Examples:
   innerkv bench attention --context 1024 --cache base,k8v8 --peer ggml:f16,ggml:q8_0
   innerkv bench attention --head-dim 64 --q-heads 9 --kv-heads 3 --context 4096 \
       --batch 2 --cold --repeats 5 --json
-  innerkv bench attention --context 1024 --q-heads 8 --batch 8 --shared)";
+  innerkv bench attention --context 1024 --q-heads 8 --batch 8 --shared
+  innerkv bench attention --context 8192 --batch 8 --ragged
+  innerkv bench attention --context 4096 --tokens 512 --peer ggml:f16 --repeats 3)";
 
 struct BenchOptions {
     bench::AttentionBenchOptions bench;
@@ -51,6 +54,12 @@ void check_options(const BenchOptions& options) {
     if (options.device != "cpu") throw Failure("this build has no CUDA; use --device cpu");
     if (options.bench.shared && attention.batch < 2)
         throw UsageError("--shared compares forks with separate sequences: give --batch 2 or more");
+    if (options.bench.shared && (attention.ragged || attention.tokens > 1))
+        throw UsageError(
+            "--shared is one token of sequences of one length; leave out --ragged and --tokens");
+    if (attention.tokens > attention.context_of(0))
+        throw UsageError(fmt::format("--tokens {} are more than the {} of the shortest context",
+                                     attention.tokens, attention.context_of(0)));
     if (attention.q_heads % attention.kv_heads != 0)
         throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
                                      attention.q_heads, attention.kv_heads));
@@ -108,6 +117,8 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
             {"kv_heads", attention.kv_heads},
             {"context", attention.context},
             {"batch", attention.batch},
+            {"tokens", attention.tokens},
+            {"ragged", attention.ragged},
             {"threads", options.bench.threads},
             {"device", options.device},
             {"isa", measured.isa},
@@ -124,10 +135,13 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
 std::string to_text(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
     const bench::AttentionCase& attention = options.bench.attention;
     std::string text = fmt::format(
-        "head dimension {}, {} query and {} key-value heads, {} tokens, batch {}, {} thread{}{}\n"
+        "head dimension {}, {} query and {} key-value heads, {}{} tokens, batch {}, {} query "
+        "token{} each, "
+        "{} thread{}{}\n"
         "reading {:.1f} GB/s, {} {:.0f} GMAC/s\n",
-        attention.head_dim, attention.q_heads, attention.kv_heads, attention.context,
-        attention.batch, options.bench.threads, options.bench.threads > 1 ? "s" : "",
+        attention.head_dim, attention.q_heads, attention.kv_heads, attention.ragged ? "up to " : "",
+        attention.context, attention.batch, attention.tokens, attention.tokens > 1 ? "s" : "",
+        options.bench.threads, options.bench.threads > 1 ? "s" : "",
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
         measured.dot_instruction, measured.dot_gmac_per_s);
     Table table({"contender", "median us", "min us", "ratio", "floor us", "x floor", "min x floor",
@@ -186,6 +200,16 @@ void add_shape_options(CLI::App& command, bench::AttentionCase& attention) {
         ->type_name("B")
         ->check(whole_range(1, kMostBatch))
         ->capture_default_str();
+    command
+        .add_option(
+            "--tokens", attention.tokens,
+            "Query tokens of each sequence, the last of its context: 1 as in decoding, more as in "
+            "a prompt's chunk")
+        ->type_name("N")
+        ->check(whole_range(1, kMostTokens))
+        ->capture_default_str();
+    command.add_flag("--ragged", attention.ragged,
+                     "Sequences of unequal lengths: the i-th of B has i/B of the context");
     command.add_option("--seed", attention.seed, "Seed of the random data")
         ->type_name("S")
         ->check(whole_range(0, std::numeric_limits<std::int64_t>::max()));
@@ -203,8 +227,7 @@ std::string known_peers() {
 void add_bench_attention(CLI::App& parent, Action& action) {
     auto options = std::make_shared<BenchOptions>();
     CLI::App* command = parent.add_subcommand(
-        "attention",
-        "One decode step's attention, in microseconds, beside what the machine could do");
+        "attention", "One step's attention, in microseconds, beside what the machine could do");
     add_shape_options(*command, options->bench.attention);
     add_presets_option(*command, options->presets, "Our contenders; ratios are against the first");
     command->add_option("--peer", options->peers, "Rivals: " + known_peers())

@@ -70,8 +70,7 @@ public:
 
     std::size_t bytes_read() const override {
         return 2 * row_bytes() * static_cast<std::size_t>(attention_.kv_heads) *
-               static_cast<std::size_t>(attention_.context) *
-               static_cast<std::size_t>(attention_.batch);
+               static_cast<std::size_t>(attention_.total_context());
     }
 
     /// Threads poll for a while after a graph and then sleep: a small graph wakes them, waiting puts
@@ -103,16 +102,17 @@ private:
         return ggml_permute(context_.get(), rows, 0, 2, 1, 3);
     }
 
-    /// One llama.cpp stream per sequence, one query token each.
+    /// One llama.cpp stream per sequence.
     void build_graphs() {
         context_ = runner::make_context(64, 2 * GGML_DEFAULT_GRAPH_SIZE);
         ggml_context* context = context_.get();
         const int dim = attention_.head_dim;
         k_ = new_cache();
         v_ = new_cache();
-        q_ = ggml_new_tensor_4d(context, GGML_TYPE_F32, dim, attention_.q_heads, 1,
+        q_ = ggml_new_tensor_4d(context, GGML_TYPE_F32, dim, attention_.q_heads, attention_.tokens,
                                 attention_.batch);
-        mask_ = ggml_new_tensor_4d(context, GGML_TYPE_F16, context_tokens_, 1, 1, attention_.batch);
+        mask_ = ggml_new_tensor_4d(context, GGML_TYPE_F16, context_tokens_, attention_.tokens, 1,
+                                   attention_.batch);
         result_ = ggml_flash_attn_ext(context, ggml_permute(context, q_, 0, 2, 1, 3), k_, v_, mask_,
                                       1.0f / std::sqrt(static_cast<float>(dim)), 0.0f, 0.0f);
         ggml_prec_set_acc(result_, GGML_PREC_F32);
@@ -132,9 +132,11 @@ private:
     void fill(int sequence, const Checkpoint& checkpoint) {
         std::vector<float> k(attention_.row_elements() * static_cast<std::size_t>(kRowsAtOnce));
         std::vector<float> v(k.size());
-        for (std::int64_t first = 0; first < attention_.context; first += kRowsAtOnce) {
+        for (std::int64_t first = 0; first < attention_.context_of(sequence);
+             first += kRowsAtOnce) {
             checkpoint();
-            const std::int64_t tokens = std::min(kRowsAtOnce, attention_.context - first);
+            const std::int64_t tokens =
+                std::min(kRowsAtOnce, attention_.context_of(sequence) - first);
             make_rows(attention_, sequence, first, tokens, k.data(), v.data());
             store(k_, sequence, first, tokens, k);
             store(v_, sequence, first, tokens, v);
@@ -143,9 +145,12 @@ private:
         const std::vector<float> queries = make_queries(attention_, sequence);
         const std::size_t query_bytes = queries.size() * sizeof(float);
         ggml_backend_tensor_set(q_, queries.data(), index * query_bytes, query_bytes);
-        std::vector<ggml_fp16_t> mask(static_cast<std::size_t>(context_tokens_),
+        const std::int64_t mask_elements = context_tokens_ * attention_.tokens;
+        std::vector<ggml_fp16_t> mask(static_cast<std::size_t>(mask_elements),
                                       ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity()));
-        std::fill_n(mask.begin(), attention_.context, ggml_fp32_to_fp16(0.0f));
+        for (int token = 0; token < attention_.tokens; ++token)
+            std::fill_n(mask.begin() + token * context_tokens_,
+                        attention_.first_position(sequence) + token + 1, ggml_fp32_to_fp16(0.0f));
         const std::size_t mask_bytes = mask.size() * sizeof(ggml_fp16_t);
         ggml_backend_tensor_set(mask_, mask.data(), index * mask_bytes, mask_bytes);
     }
@@ -185,7 +190,7 @@ private:
     ggml_tensor* v_ = nullptr;
     ggml_tensor* q_ = nullptr;
     ggml_tensor* mask_ = nullptr;
-    ggml_tensor* result_ = nullptr; ///< [head_dim, q_heads, 1, sequences]
+    ggml_tensor* result_ = nullptr; ///< [head_dim, q_heads, tokens, sequences]
     std::vector<float> out_;
 };
 

@@ -3,7 +3,7 @@
 # cmake -DNM=... -DOBJECTS=a;b -P exported_symbols.cmake
 set(checked 0)
 foreach(object IN LISTS OBJECTS)
-  if(NOT object MATCHES "cpu/(avx2|avx512)/kernel")
+  if(NOT object MATCHES "cpu/(amx|avx2|avx512|avxvnni)/kernel")
     continue()
   endif()
   execute_process(COMMAND ${NM} --defined-only --extern-only ${object}

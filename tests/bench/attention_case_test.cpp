@@ -55,39 +55,66 @@ TEST(AttentionCase, ValuesAreHalfPrecisionOfVarianceOne) {
     EXPECT_NEAR(squares / count, 1, 0.02);
 }
 
-/// Softmax in two passes, heads and tokens spelled out.
+/// Softmax in two passes, of one head and the tokens before `end`.
+std::vector<double> attend(const AllRows& rows, const float* query, std::size_t kv_head,
+                           std::size_t end) {
+    std::vector<double> weights;
+    double total = 0;
+    for (std::size_t token = 0; token < end; ++token) {
+        double logit = 0;
+        for (std::size_t channel = 0; channel < 64; ++channel)
+            logit += static_cast<double>(query[channel]) *
+                     static_cast<double>(rows.k[(token * 2 + kv_head) * 64 + channel]);
+        weights.push_back(std::exp(logit / 8));
+        total += weights.back();
+    }
+    std::vector<double> out(64);
+    for (std::size_t token = 0; token < end; ++token)
+        for (std::size_t channel = 0; channel < 64; ++channel)
+            out[channel] += weights[token] / total *
+                            static_cast<double>(rows.v[(token * 2 + kv_head) * 64 + channel]);
+    return out;
+}
+
 TEST(AttentionCase, ExactAttentionIsSoftmaxOfLogitsTimesValues) {
-    const AttentionCase attention = small_case(kContext);
-    const std::vector<float> out = exact_attention(attention, 1);
-    const std::vector<float> queries = make_queries(attention, 1);
-    const AllRows rows = all_rows(attention, 1);
-    ASSERT_EQ(out.size(), 6u * 64u);
-    for (std::size_t head = 0; head < 6; ++head) {
-        std::vector<double> weights;
-        double total = 0;
-        for (std::size_t token = 0; token < 50; ++token) {
-            double logit = 0;
-            for (std::size_t channel = 0; channel < 64; ++channel)
-                logit += static_cast<double>(queries[head * 64 + channel]) *
-                         static_cast<double>(rows.k[(token * 2 + head / 3) * 64 + channel]);
-            weights.push_back(std::exp(logit / 8));
-            total += weights.back();
-        }
-        for (std::size_t channel = 0; channel < 64; ++channel) {
-            double expected = 0;
-            for (std::size_t token = 0; token < 50; ++token)
-                expected += weights[token] / total *
-                            static_cast<double>(rows.v[(token * 2 + head / 3) * 64 + channel]);
-            EXPECT_NEAR(out[head * 64 + channel], expected, 1e-6);
+    AttentionCase attention = small_case(kContext);
+    for (const int tokens : {1, 5}) {
+        attention.tokens = tokens;
+        const std::vector<float> out = exact_attention(attention, 1);
+        const std::vector<float> queries = make_queries(attention, 1);
+        const AllRows rows = all_rows(attention, 1);
+        const std::vector<std::size_t> judged =
+            tokens == 1 ? std::vector<std::size_t>{0} : std::vector<std::size_t>{0, 4};
+        ASSERT_EQ(out.size(), judged.size() * 6 * 64);
+        for (std::size_t i = 0; i < judged.size(); ++i) {
+            const std::size_t end = 50 - static_cast<std::size_t>(tokens) + judged[i] + 1;
+            for (std::size_t head = 0; head < 6; ++head) {
+                const std::vector<double> expected =
+                    attend(rows, &queries[(judged[i] * 6 + head) * 64], head / 3, end);
+                for (std::size_t channel = 0; channel < 64; ++channel)
+                    EXPECT_NEAR(out[(i * 6 + head) * 64 + channel], expected[channel], 1e-6);
+            }
         }
     }
 }
 
 TEST(AttentionCase, CountsOfWork) {
-    const AttentionCase attention = small_case(kContext);
+    AttentionCase attention = small_case(kContext);
     EXPECT_EQ(attention.query_elements(), 384u);
     EXPECT_EQ(attention.row_elements(), 128u);
     EXPECT_EQ(attention.multiply_accumulates(), 2.0 * 384 * 50 * 2);
+    EXPECT_EQ(attention.rows(), 3);
+    // Three tokens see 48, 49 and 50.
+    attention.tokens = 3;
+    EXPECT_EQ(attention.query_elements(), 3 * 384u);
+    EXPECT_EQ(attention.first_position(1), 47);
+    EXPECT_EQ(attention.multiply_accumulates(), 2.0 * 384 * (48 + 49 + 50) * 2);
+    attention.batch = 4;
+    attention.ragged = true;
+    EXPECT_EQ(attention.context_of(0), 13);
+    EXPECT_EQ(attention.context_of(3), 50);
+    EXPECT_EQ(attention.total_context(), 13 + 25 + 38 + 50);
+    EXPECT_EQ(attention.multiply_accumulates(), 2.0 * 3 * 384 * (12 + 24 + 37 + 49));
 }
 
 TEST(AttentionCase, ErrorsOfVectors) {

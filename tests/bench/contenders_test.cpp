@@ -28,12 +28,17 @@ std::vector<float> exact_batch(const AttentionCase& attention) {
     return exact;
 }
 
-std::vector<float> run_once(Contender& contender) {
+/// Of the judged tokens of all sequences.
+std::vector<float> run_once(const AttentionCase& attention, Contender& contender) {
     contender.wake();
     contender.run();
     contender.rest();
-    const std::span<const float> output = contender.output();
-    return {output.begin(), output.end()};
+    std::vector<float> output;
+    for (int sequence = 0; sequence < attention.batch; ++sequence) {
+        const std::vector<float> one = judged_output(attention, contender.output(), sequence);
+        output.insert(output.end(), one.begin(), one.end());
+    }
+    return output;
 }
 
 TEST(InnerkvContender, EveryPresetIsNearTheExactResult) {
@@ -45,7 +50,7 @@ TEST(InnerkvContender, EveryPresetIsNearTheExactResult) {
             SCOPED_TRACE(std::string(preset.name) + ", " + std::to_string(threads) + " threads");
             const auto contender = make_innerkv_contender(attention, preset.name, "", pool);
             EXPECT_EQ(contender->name(), "innerkv:" + std::string(preset.name));
-            const std::vector<float> output = run_once(*contender);
+            const std::vector<float> output = run_once(attention, *contender);
             ASSERT_EQ(output.size(), exact.size());
             EXPECT_GT(cosine(output, exact), preset.k.quantized() ? 0.8 : 0.999999);
             EXPECT_LT(relative_error(std::span(output).first(attention.query_elements()),
@@ -76,7 +81,7 @@ TEST(InnerkvContender, ForksAreNearTheExactResult) {
     for (const char* preset : {"base", "f16"}) {
         const auto contender = make_innerkv_contender(attention, preset, "", pool);
         EXPECT_EQ(contender->name(), "innerkv:" + std::string(preset) + ":shared");
-        const std::vector<float> output = run_once(*contender);
+        const std::vector<float> output = run_once(attention, *contender);
         ASSERT_EQ(output.size(), exact.size());
         const auto size = static_cast<std::ptrdiff_t>(attention.query_elements());
         for (std::ptrdiff_t at = 0; at < 4; ++at) {
@@ -90,6 +95,34 @@ TEST(InnerkvContender, ForksAreNearTheExactResult) {
     // 20 pages and 4 fp16 ones that all have, and each its own last fp16 page of 9 tokens.
     EXPECT_EQ(make_innerkv_contender(attention, "base", "", pool)->bytes_read(),
               2 * (20 * 1792 + (32 + 96 + 4 * 9) * 2 * 64 * 2));
+}
+
+/// A prompt's chunk, and sequences of unequal lengths: ours and ggml's.
+TEST(Contenders, ChunksAndUnequalLengthsAreNearTheExactResult) {
+    AttentionCase chunk = small_case(kContext);
+    chunk.tokens = 37;
+    AttentionCase ragged = small_case(kContext);
+    ragged.batch = 3;
+    ragged.ragged = true;
+    ThreadPool pool(2);
+    for (const AttentionCase& attention : {chunk, ragged}) {
+        SCOPED_TRACE(attention.tokens);
+        const std::vector<float> exact = exact_batch(attention);
+        const auto base = make_innerkv_contender(attention, "base", "", pool);
+        const std::vector<float> output = run_once(attention, *base);
+        EXPECT_GT(cosine(output, exact), 0.8);
+        const std::vector<float> expected = base->expected_output();
+        EXPECT_LT(relative_error(std::span(output).first(expected.size()), expected), 0.01);
+        const auto f16 = make_innerkv_contender(attention, "f16", "", pool);
+        EXPECT_GT(cosine(run_once(attention, *f16), exact), 0.999999);
+        EXPECT_EQ(f16->bytes_read(),
+                  2u * 2 * 64 * 2 * static_cast<std::size_t>(attention.total_context()));
+        for (const char* name : {"ggml:f16", "ggml-rows:f16"}) {
+            const auto peer = make_peer(attention, name, 2);
+            EXPECT_LT(relative_error(run_once(attention, *peer), exact), 2e-2) << name;
+            EXPECT_EQ(peer->bytes_read(), f16->bytes_read());
+        }
+    }
 }
 
 TEST(Contenders, BytesAreKnownBeforehand) {
@@ -130,7 +163,7 @@ TEST(GgmlPeer, EveryTypeIsNearTheExactResult) {
             ASSERT_TRUE(largest_errors.contains(type));
             const auto peer = make_peer(attention, name, batch);
             EXPECT_EQ(peer->name(), name);
-            EXPECT_LT(relative_error(run_once(*peer), exact), largest_errors.at(type));
+            EXPECT_LT(relative_error(run_once(attention, *peer), exact), largest_errors.at(type));
         }
     }
 }
@@ -138,8 +171,10 @@ TEST(GgmlPeer, EveryTypeIsNearTheExactResult) {
 TEST(GgmlPeer, LayoutsHoldTheSame) {
     const AttentionCase attention = small_case(kContext);
     for (const std::string type : {"f16", "q4_0"}) {
-        const std::vector<float> heads = run_once(*make_peer(attention, "ggml:" + type, 1));
-        EXPECT_EQ(run_once(*make_peer(attention, "ggml-rows:" + type, 1)), heads) << type;
+        const std::vector<float> heads =
+            run_once(attention, *make_peer(attention, "ggml:" + type, 1));
+        EXPECT_EQ(run_once(attention, *make_peer(attention, "ggml-rows:" + type, 1)), heads)
+            << type;
     }
 }
 
@@ -166,9 +201,10 @@ TEST(Isa, EveryAvailableOneHasADotInstruction) {
     pool.wake();
     for (const std::string_view isa : available_isas()) {
         EXPECT_EQ(select_isa(isa), isa);
-        EXPECT_GT(dot_rate(pool, dot_instruction(isa)), 0) << isa;
+        for (const int rows : {1, 4, 5, 64})
+            EXPECT_GT(dot_rate(pool, dot_instruction(isa, rows)), 0) << isa << ", " << rows;
     }
-    EXPECT_THROW(dot_instruction("vax"), InvalidArgument);
+    EXPECT_THROW(dot_instruction("vax", 1), InvalidArgument);
 }
 
 TEST(AttentionBench, FieldsAgreeWithEachOther) {

@@ -84,11 +84,19 @@ TEST(Interleave, StopsAfterARound) {
     EXPECT_EQ(measure_interleaved(turns, 100, hooks).front().size(), 3u);
 }
 
+/// Whose output a fake contender's is.
+AttentionCase three_numbers() {
+    AttentionCase attention;
+    attention.head_dim = 3;
+    attention.q_heads = attention.kv_heads = 1;
+    return attention;
+}
+
 TEST(Judge, AcceptsTheRightAnswer) {
     std::string log;
     FakeContender right("right", log);
     right.expected = {1, 2, 3.01f};
-    const ContenderResult result = judge(right, {1, 2, 3});
+    const ContenderResult result = judge(three_numbers(), right, {1, 2, 3});
     EXPECT_EQ(result.relative_error, 0);
     EXPECT_NEAR(result.cosine, 1, 1e-12);
     EXPECT_NEAR(result.arithmetic_error, 0.0027, 0.0001);
@@ -99,15 +107,15 @@ TEST(Judge, RefusesWrongOutput) {
     std::string log;
     FakeContender wrong("wrong", log);
     wrong.out = {3, -2, 0.3f};
-    EXPECT_THROW(judge(wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
     wrong.out = {0, 0, 0};
-    EXPECT_THROW(judge(wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
     wrong.out = {1, std::numeric_limits<float>::quiet_NaN(), 3};
-    EXPECT_THROW(judge(wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
     // Close to the exact result, but not what its own cache holds.
     wrong.out = {1, 2, 3};
     wrong.expected = {1, 2, 3.05f};
-    EXPECT_THROW(judge(wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
 }
 
 } // namespace

@@ -12,6 +12,8 @@ namespace {
 
 #include "cpu/avx2/primitives.h"
 
+#include "cpu/avx2/dot.h"
+
 #include "cpu/generic/kernel.h"
 
 } // namespace

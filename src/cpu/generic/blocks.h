@@ -17,6 +17,18 @@ struct KeyBlock {
     std::ptrdiff_t before_stride;
     float* logits; ///< [rows][32]
     Probabilities* meanwhile;
+
+    /// The same for rows from `row` on.
+    KeyBlock from(int row) const {
+        KeyBlock block = *this;
+        block.q += row * q_stride;
+        block.starts += row;
+        block.weights += row;
+        block.q_scales += row;
+        block.before += row * before_stride;
+        block.logits += row * kTokens;
+        return block;
+    }
 };
 
 template <Layout layout>
@@ -111,6 +123,17 @@ struct ValueBlock {
     const float* p_scales;      ///< [kMaxRows]
     float* out;                 ///< [rows][out_stride], at this block's first channel; added to
     std::ptrdiff_t out_stride;
+
+    /// The same for rows from `row` on.
+    ValueBlock from(int row) const {
+        ValueBlock block = *this;
+        block.starts += row;
+        block.weights += row;
+        block.p += row * kTokens;
+        block.p_scales += row;
+        block.out += row * out_stride;
+        return block;
+    }
 };
 
 /// Sums times scales, onto the output.
@@ -179,17 +202,11 @@ constexpr const ValueBlockFunction* kValueBlocksByZeros[] = {
     kValueBlocksByRows<layout, Zeros::none>, kValueBlocksByRows<layout, Zeros::values>,
     kValueBlocksByRows<layout, Zeros::marked>, kValueBlocksByRows<layout, Zeros::steps>};
 
-/// By layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot is
-/// the first.
-constexpr const KeyBlockFunction* const* kKeyBlocks[kLayouts] = {kKeyBlocksByZeros<two_bits>,
-                                                                 kKeyBlocksByZeros<three_bits>,
-                                                                 kKeyBlocksByZeros<four_bits>,
-                                                                 kKeyBlocksByZeros<unsigned_bytes>,
-                                                                 nullptr,
-                                                                 kKeyBlocksByZeros<small>,
-                                                                 kKeyBlocksByZeros<bytes>};
-constexpr const ValueBlockFunction* const* kValueBlocks[kLayouts] = {
-    kValueBlocksByZeros<two_bits>,     kValueBlocksByZeros<three_bits>,
-    kValueBlocksByZeros<four_bits>,    nullptr,
-    kValueBlocksByZeros<signed_bytes>, kValueBlocksByZeros<small>,
-    kValueBlocksByZeros<bytes>};
+/// By packed layout, zero-points and rows - 1. K's bytes are unsigned, V's signed: the unsigned side of dot
+/// is the first.
+constexpr const KeyBlockFunction* const* kKeyBlocks[] = {
+    kKeyBlocksByZeros<two_bits>, kKeyBlocksByZeros<three_bits>, kKeyBlocksByZeros<four_bits>,
+    kKeyBlocksByZeros<unsigned_bytes>};
+constexpr const ValueBlockFunction* const* kValueBlocks[] = {
+    kValueBlocksByZeros<two_bits>, kValueBlocksByZeros<three_bits>, kValueBlocksByZeros<four_bits>,
+    nullptr, kValueBlocksByZeros<signed_bytes>};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on quantized pages in integers. Included inside an instruction set's namespace, after
-// blocks.h and softmax.h.
+// expanded.h and softmax.h.
 //
 // Pages are taken in batches: as many as have a row of logits for each lane of a register, so that the
 // softmax of few rows is no chain of operations that wait for each other. The values of a batch come after
@@ -21,15 +21,17 @@ struct alignas(64) Batch {
     int count;
 };
 
+constexpr int kMaxBlocks = kMaxGroups / 2;
+
 alignas(64) constexpr std::int32_t kLaneNumbers[kMaxRows] = {0, 1, 2,  3,  4,  5,  6,  7,
                                                              8, 9, 10, 11, 12, 13, 14, 15};
 
 struct alignas(64) Scratch {
-    std::int32_t q_starts[kMaxGroups / 2][4][kMaxRows]; ///< by block and tile
-    float q_weights[kMaxGroups / 2][4][kMaxRows];
+    std::int32_t q_starts[kMaxBlocks][4][kMaxRows]; ///< by block and tile
+    float q_weights[kMaxBlocks][4][kMaxRows];
     float zeros[kTokens];
     std::int32_t rows_of_slots[kMaxRows];
-    std::byte expanded[kExpandedBytes];
+    std::byte expanded[kMaxBlocks * kExpandedBytes];
     Batch batches[2];
 };
 
@@ -70,32 +72,35 @@ struct PagePlace {
     bool is_signed; ///< codes are the signed side of the dot product
 };
 
-/// Walks one side of a page: for each block i and each run of rows that share codes in registers,
-/// `visit(i, row, block)` adds what is particular to K or V, then `functions` (by layout) do the work.
-template <typename Block, typename Functions, typename Visit>
-inline void visit_blocks(const QuantizedParams& params, const Side& side,
-                         const Functions& functions, const PagePlace& place, const Visit& visit) {
+/// Multiplies all blocks of one side of a page: `describe(i, block)` adds what is particular to K or V,
+/// then functions (by layout, zero-points and rows) do the work, or those of expanded blocks.
+template <typename Block, typename Function, typename Describe>
+inline void multiply_blocks(const QuantizedParams& params, const Side& side,
+                            const Function* const* const* functions, const PagePlace& place,
+                            const Describe& describe) {
     const int rows = params.walk.rows;
-    const Layout packed = layout_of(side.bits, place.is_signed);
+    const Layout layout = layout_of(side.bits, place.is_signed);
+    const Zeros zeros = zeros_of(side);
     const bool expand_once = rows > kRowsInRegisters;
-    const Layout layout = !expand_once ? packed : is_small(packed) ? small : bytes;
-    const auto* by_rows = functions[layout][static_cast<int>(zeros_of(side))];
     const ScaleReader reader{side.bits, kPositionScales[side.bits]};
+    Block blocks[kMaxBlocks];
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
-        const std::byte* codes = place.page + offset;
-        if (expand_once) kExpandBlock[packed](codes, place.ahead + offset, place.expanded);
-        for (int row = 0; row < rows; row += kRowsInRegisters) {
-            const int count = rows - row < kRowsInRegisters ? rows - row : kRowsInRegisters;
-            Block block;
-            block.codes = expand_once ? place.expanded : codes;
-            block.ahead = place.ahead + offset;
-            block.scales = codes + side.code_bytes;
-            block.reader = &reader;
-            visit(i, row, block);
-            by_rows[count - 1](block);
+        Block& block = blocks[i];
+        block.codes = place.page + offset;
+        block.ahead = place.ahead + offset;
+        block.scales = block.codes + side.code_bytes;
+        block.reader = &reader;
+        describe(i, block);
+        if (expand_once) {
+            std::byte* expanded = place.expanded + i * kExpandedBytes;
+            kExpandBlock[layout](block.codes, block.ahead, expanded);
+            block.codes = expanded;
+        } else {
+            functions[layout][static_cast<int>(zeros)][rows - 1](block);
         }
     }
+    if (expand_once) multiply_expanded(blocks, params.blocks, rows, is_small(layout), zeros);
 }
 
 /// Page `page` of a batch, with the one `ahead` pages later in the walk.
@@ -113,34 +118,34 @@ inline PagePlace place_of(const Walk& walk, const Batch& batch, int page, bool i
 inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
                       Probabilities& meanwhile, Scratch& scratch) {
     float* logits = batch.logits[page * params.walk.rows];
-    visit_blocks<KeyBlock>(params, params.k, kKeyBlocks,
-                           place_of(params.walk, batch, page, false, scratch),
-                           [&](int i, int row, KeyBlock& block) {
-                               block.meanwhile = &meanwhile;
-                               block.q_stride = 64 * params.blocks;
-                               block.q = params.q_codes + row * block.q_stride + 64 * i;
-                               block.starts = scratch.q_starts[i][0] + row;
-                               block.weights = scratch.q_weights[i][0] + row;
-                               block.q_scales = params.q_scales + 2 * i * kMaxRows + row;
-                               block.logits = logits + row * kTokens;
-                               block.before = i == 0 ? scratch.zeros : block.logits;
-                               block.before_stride = i == 0 ? 0 : kTokens;
-                           });
+    multiply_blocks<KeyBlock>(params, params.k, kKeyBlocks,
+                              place_of(params.walk, batch, page, false, scratch),
+                              [&](int i, KeyBlock& block) {
+                                  block.meanwhile = &meanwhile;
+                                  block.q_stride = 64 * params.blocks;
+                                  block.q = params.q_codes + 64 * i;
+                                  block.starts = scratch.q_starts[i][0];
+                                  block.weights = scratch.q_weights[i][0];
+                                  block.q_scales = params.q_scales + 2 * i * kMaxRows;
+                                  block.logits = logits;
+                                  block.before = i == 0 ? scratch.zeros : logits;
+                                  block.before_stride = i == 0 ? 0 : kTokens;
+                              });
 }
 
 inline void page_values(const QuantizedParams& params, const Batch& batch, int page,
                         Scratch& scratch) {
     const int slot = page * params.walk.rows;
-    visit_blocks<ValueBlock>(params, params.v, kValueBlocks,
-                             place_of(params.walk, batch, page, true, scratch),
-                             [&](int i, int row, ValueBlock& block) {
-                                 block.p = batch.p[slot + row];
-                                 block.starts = batch.p_starts[0] + slot + row;
-                                 block.weights = batch.p_weights[0] + slot + row;
-                                 block.p_scales = batch.p_scales + slot + row;
-                                 block.out_stride = params.walk.out_stride;
-                                 block.out = params.walk.out + row * block.out_stride + 64 * i;
-                             });
+    multiply_blocks<ValueBlock>(params, params.v, kValueBlocks,
+                                place_of(params.walk, batch, page, true, scratch),
+                                [&](int i, ValueBlock& block) {
+                                    block.p = batch.p[slot];
+                                    block.starts = batch.p_starts[0] + slot;
+                                    block.weights = batch.p_weights[0] + slot;
+                                    block.p_scales = batch.p_scales + slot;
+                                    block.out_stride = params.walk.out_stride;
+                                    block.out = params.walk.out + 64 * i;
+                                });
 }
 
 /// Of a register with a slot a lane: row r's in lane r, the pages' put together by `combine`.
@@ -246,6 +251,7 @@ void attend_quantized(const QuantizedParams& params) {
     Scratch scratch;
     __builtin_memset(&scratch, 0, sizeof scratch); // unused slots: any numbers
     prepare_query(params, scratch);
+    const ExpandedProducts products(walk.rows);
     const WholePages whole = whole_pages(walk);
     Batch* before = &scratch.batches[1]; // of no pages
     Batch* batch = &scratch.batches[0];

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/kernel.h"
+
+namespace innerkv::cpu::amx {
+extern const Kernel kKernel;
+}
