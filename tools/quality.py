@@ -174,7 +174,10 @@ def run(arguments):
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            outcome, succeeded = measure(job, texts, arguments)
+            try:
+                outcome, succeeded = measure(job, texts, arguments)
+            except (OSError, ValueError) as problem:  # no program, no room, no JSON
+                outcome, succeeded = f"failed: {problem}", False
             if not succeeded:
                 failures.append(job.name)
             progress.end(job, outcome)

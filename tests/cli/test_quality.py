@@ -194,7 +194,9 @@ class MeasureTest(unittest.TestCase):
     def test_what_cannot_run(self):
         for names, changes, part in ((("no-such-run",), {}, "'no-such-run'"),
                                      (("smollm2/validation",), {"texts": "nowhere"}, "nowhere/.* wiki.valid.tokens"),
-                                     (("*/validation",), {"program": "/bin/false"}, "2 runs failed: gemma3/val")):
+                                     (("*/validation",), {"program": "/bin/false"}, "2 runs failed: gemma3/val"),
+                                     (("smollm2/validation",), {"program": "nowhere"}, "1 runs failed"),
+                                     (("smollm2/validation",), {"program": "/bin/true"}, "1 runs failed")):
             result = self.run_some(*names, **changes)
             self.assertEqual((result.returncode, result.stdout), (1, ""))
             self.assertRegex(result.stderr.splitlines()[-1], rf"^error: .*{part}")
