@@ -87,8 +87,7 @@ bool whole_chunks(const SessionOptions& options) {
 
 bool cuts_exactly(const SessionOptions& options, std::int64_t length) {
     if (!options.rival.empty()) {
-        const Rival rival = parse_rival(options.rival);
-        return rival.libllama || (rival.cache.k.window.at_once() && rival.cache.v.window.at_once());
+        return true;
     }
     const Preset& preset = options.preset;
     const int calibration = options.transform.calibration_tokens;

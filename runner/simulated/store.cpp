@@ -51,15 +51,16 @@ int Store::step(std::int64_t position, int tokens) const {
 }
 
 void Store::reserve(int tokens) {
-    const auto heads = static_cast<std::size_t>(kv_heads_);
     for (Layer& layer : layers_) {
         const auto pages =
             static_cast<std::size_t>((layer.length + tokens + kPageTokens - 1) / kPageTokens);
         layer.pages.reserve(pages);
         layer.table.reserve(pages);
+        while (keeps_originals() && layer.originals.size() < pages) {
+            layer.originals.push_back(make_page());
+        }
         while (layer.pages.size() < pages) {
-            layer.pages.emplace_back(new (std::align_val_t{kPageAlignment})
-                                         std::byte[heads * format().page_bytes()]);
+            layer.pages.push_back(make_page());
             layer.table.push_back(layer.pages.back().get());
         }
     }
@@ -97,15 +98,10 @@ SequenceView Store::view(int layer) const {
 void Store::truncate(std::int64_t length) {
     for (Layer& layer : layers_) {
         layer.length = std::min(layer.length, length);
-        // The next token finds its own history rounded, and not the rows that will be new.
-        const Rounded next = due(layer.length + 1);
-        const auto end = [&](std::int64_t rounded, std::int64_t rounded_next,
-                             const Window& window) {
-            return std::min(
-                {rounded, rounded_next, std::max<std::int64_t>(window.sink, layer.length)});
-        };
-        layer.rounded = {end(layer.rounded.k, next.k, cache_.k.window),
-                         end(layer.rounded.v, next.v, cache_.v.window)};
+        const Rounded then = due(layer.length);
+        restore(layer, true, then.k, layer.rounded.k);
+        restore(layer, false, then.v, layer.rounded.v);
+        layer.rounded = then;
     }
 }
 
@@ -143,8 +139,18 @@ CacheReport Store::report(std::int64_t length) const {
     return report;
 }
 
-std::uint16_t* Store::row(const Layer& layer, int head, bool keys, std::int64_t token) const {
-    std::byte* const page = layer.pages[static_cast<std::size_t>(token / kPageTokens)].get() +
+Store::Page Store::make_page() const {
+    return Page(new (std::align_val_t{kPageAlignment})
+                    std::byte[static_cast<std::size_t>(kv_heads_) * format().page_bytes()]);
+}
+
+bool Store::keeps_originals() const {
+    return !cache_.k.window.at_once() || !cache_.v.window.at_once();
+}
+
+std::uint16_t* Store::row(const std::vector<Page>& pages, int head, bool keys,
+                          std::int64_t token) const {
+    std::byte* const page = pages[static_cast<std::size_t>(token / kPageTokens)].get() +
                             static_cast<std::size_t>(head) * format().page_bytes();
     const std::int64_t index = token % kPageTokens + (keys ? 0 : kPageTokens);
     return reinterpret_cast<std::uint16_t*>(page) + index * head_dim_;
@@ -171,8 +177,12 @@ void Store::store(int head, bool keys) const {
         if (side.window.at_once()) {
             side.codec->round(values, head_dim_);
         }
-        std::uint16_t* const out = row(*append_.layer, head, keys, append_.layer->length + token);
+        const std::int64_t position = append_.layer->length + token;
+        std::uint16_t* const out = row(append_.layer->pages, head, keys, position);
         std::transform(values.begin(), values.end(), out, saturated_f16);
+        if (!side.window.at_once()) {
+            std::copy_n(out, channels, row(append_.layer->originals, head, keys, position));
+        }
     }
 }
 
@@ -189,7 +199,7 @@ void Store::round(int head, bool keys) const {
     const auto channels = static_cast<std::size_t>(head_dim_);
     std::vector<float> values(static_cast<std::size_t>(end - begin) * channels);
     for (std::int64_t token = begin; token < end; ++token) {
-        const std::uint16_t* const in = row(layer, head, keys, token);
+        const std::uint16_t* const in = row(layer.originals, head, keys, token);
         std::transform(in, in + channels,
                        values.begin() + static_cast<std::ptrdiff_t>(token - begin) * head_dim_,
                        float_from_f16);
@@ -197,7 +207,20 @@ void Store::round(int head, bool keys) const {
     side.codec->round(values, head_dim_);
     for (std::int64_t token = begin; token < end; ++token) {
         const auto from = values.begin() + static_cast<std::ptrdiff_t>(token - begin) * head_dim_;
-        std::transform(from, from + head_dim_, row(layer, head, keys, token), saturated_f16);
+        std::transform(from, from + head_dim_, row(layer.pages, head, keys, token), saturated_f16);
+    }
+}
+
+/// Rows of tokens that were rounded too early for a shorter sequence.
+void Store::restore(const Layer& layer, bool keys, std::int64_t begin, std::int64_t end) const {
+    if ((keys ? cache_.k : cache_.v).window.at_once()) {
+        return;
+    }
+    for (int head = 0; head < kv_heads_; ++head) {
+        for (std::int64_t token = begin; token < std::min(end, layer.length); ++token) {
+            std::copy_n(row(layer.originals, head, keys, token), head_dim_,
+                        row(layer.pages, head, keys, token));
+        }
     }
 }
 

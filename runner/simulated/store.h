@@ -40,10 +40,8 @@ struct Definition {
     bool llama_order = false; ///< key channels are grouped in llama.cpp's order, see interleaved()
 };
 
-/// Sliding windows drop nothing here: attention skips what they do not reach.
-///
-/// Rows that were rounded stay so: after a truncation, or where a chunk fails, some may be rounded that a
-/// fresh sequence of the same length would have in fp16.
+/// Sliding windows drop nothing here: attention skips what they do not reach. Rows that are rounded later
+/// than they come are kept as they were, so that any length can be returned to exactly.
 class Store final : public KvStore {
 public:
     /// Throws InvalidArgument where the cache does not support the model's head dimension.
@@ -73,9 +71,11 @@ private:
         std::int64_t k = 0;
         std::int64_t v = 0;
     };
+    using Page = std::unique_ptr<std::byte[], FreePage>; ///< of all KV heads
     struct Layer {
-        std::vector<std::unique_ptr<std::byte[], FreePage>> pages; ///< of all KV heads
-        std::vector<const std::byte*> table;                       ///< the same
+        std::vector<Page> pages;
+        std::vector<Page> originals; ///< without rounding; empty where rows are rounded at once
+        std::vector<const std::byte*> table; ///< of pages
         std::int64_t length = 0;
         Rounded rounded;
         int sliding_window = 0; ///< 0: none
@@ -87,9 +87,13 @@ private:
         Rows v;
     };
 
-    std::uint16_t* row(const Layer& layer, int head, bool keys, std::int64_t token) const;
+    Page make_page() const;
+    bool keeps_originals() const;
+    std::uint16_t* row(const std::vector<Page>& pages, int head, bool keys,
+                       std::int64_t token) const;
     void store(int head, bool keys) const;
     void round(int head, bool keys) const;
+    void restore(const Layer& layer, bool keys, std::int64_t begin, std::int64_t end) const;
     Rounded due(std::int64_t length) const;
 
     Definition cache_;

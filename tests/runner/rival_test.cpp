@@ -114,17 +114,17 @@ TEST_P(SimulationTest, AgreesWithLibllama) {
     EXPECT_LT(mean_kld(*model, real, simulated), 0.25 * mean_kld(*model, real, f16));
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, SimulationTest,
-                         testing::Values(Case{"llama", "q4_0"}, Case{"llama", "q4_0+rot"},
-                                         Case{"llama", "q4_1"}, Case{"llama", "q5_0"},
-                                         Case{"llama", "q5_1"}, Case{"mistral", "q4_0+rot"},
-                                         Case{"gemma3", "q4_0"}, Case{"gemma3", "q4_0+rot"}),
-                         [](const auto& test) {
-                             std::string name =
-                                 std::string(test.param.model) + "_" + test.param.rival;
-                             std::replace(name.begin(), name.end(), '+', '_');
-                             return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Types, SimulationTest,
+    testing::Values(Case{"llama", "q4_0"}, Case{"llama", "q4_0+rot"}, Case{"llama", "q4_1"},
+                    Case{"llama", "q5_0"}, Case{"llama", "q4_1+rot"}, Case{"llama", "q5_1"},
+                    Case{"mistral", "q4_0+rot"}, Case{"gemma3", "q4_0"}, Case{"gemma3", "q4_0+rot"},
+                    Case{"gemma3", "q4_1"}, Case{"gemma3", "q4_1+rot"}),
+    [](const auto& test) {
+        std::string name = std::string(test.param.model) + "_" + test.param.rival;
+        std::replace(name.begin(), name.end(), '+', '_');
+        return name;
+    });
 
 TEST(LibllamaTest, F16IsOurs) {
     const std::shared_ptr<Model> model = Model::load(random_model("llama"));

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/quality.py: its runs and tables fit together; it measures, goes on and fills documents. Short runs on
+random models: what comes out is checked against the reports, not against docs/quality.md."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+from pathlib import Path
+
+from program import DATA, PROGRAM, RANDOM_MODELS, ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import model
+import quality_runs
+import quality_tables
+import quality_texts
+
+STAND_INS = {"wiki-test": "wikitext-small.txt", "wiki-validation": "alice.txt", "novel": "time-machine-opening.txt"}
+
+
+class RunsAndTablesTest(unittest.TestCase):
+    def test_names_of_runs_differ(self):
+        names = [(model_name, run.name) for run in quality_runs.RUNS for model_name in run.models]
+        self.assertEqual(len(names), len(set(names)))
+
+    def test_runs_of_a_group_share_their_terms(self):
+        terms = {}
+        for run in quality_runs.RUNS:
+            joined = run.text.rpartition("-")[0] if run.text.startswith("topic-") else run.text
+            self.assertEqual(terms.setdefault(run.group, (run.measure, joined, run.options)),
+                             (run.measure, joined, run.options), run.name)
+
+    def test_every_cell_has_a_run(self):
+        for name, table in quality_tables.TABLES.items():
+            for column in table.columns:
+                measured = {cache for run in quality_runs.RUNS if run.group == column.group
+                            and column.model in run.models for cache in run.caches}
+                self.assertTrue(measured & set(table.caches), (name, column.title))
+            for cache in set(table.caches) - {"f16"}:
+                self.assertTrue(any(cache in run.caches for run in quality_runs.RUNS), (name, cache))
+
+    def test_every_run_is_in_a_table(self):
+        shown = {(column.model, column.group, cache) for table in quality_tables.TABLES.values()
+                 for column in table.columns for cache in table.caches}
+        for run in quality_runs.RUNS:
+            for model_name in run.models:
+                for cache in run.caches:
+                    self.assertIn((model_name, run.group, cache), shown)
+
+    def test_the_documents_ask_for_every_table(self):
+        marks = [line.split()[2] for path in (ROOT / "docs").glob("*.md")
+                 for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("<!-- table ")]
+        self.assertEqual(sorted(marks), sorted(quality_tables.TABLES))
+
+
+class RenderTest(unittest.TestCase):
+    @staticmethod
+    def reports(**klds):
+        """Of wiki-2k on SmolLM2, each cache in a report of its own."""
+        return quality_tables.Reports(
+            ("smollm2", "wiki-2k",
+             {"against": {"cache": "f16", "ppl": 20.0, "tokens": 5},
+              "results": [{"cache": cache, "ppl": 21.0, "kld_mean": kld, "kld_p99": 2 * kld, "top1": 0.5,
+                           "bits_per_value": 3.5, "bits_per_value_total": 4.25}]})
+            for cache, kld in klds.items())
+
+    def test_cells_without_a_report_are_empty(self):
+        text = quality_tables.render("presets", self.reports(small=0.25, base=0.125))
+        self.assertEqual(text.splitlines(), [
+            "| cache | bits a value | SmolLM2: with windows, at 2k | perplexity | mean KLD | p99 | top-1 |",
+            "|---|---|---|---|---|---|---|",
+            "| `base` | 3.50 | 4.25 | 21.00 (+5.0%) | 0.1250 | 0.250 | 50.0% |",
+            "| `small` | 3.50 | 4.25 | 21.00 (+5.0%) | 0.2500 | 0.500 | 50.0% |"])
+        both = quality_tables.render("caches", self.reports(base=0.125)).splitlines()
+        self.assertIn("| `f16` | 16.00 |  | 20.00 |  |  |  |  |  |  |  |  |", both)
+        self.assertIn("| `base` | 3.50 | 4.25 | 21.00 | 0.1250 | 0.250 | 50.0% |  |  |  |  |  |", both)
+
+    def test_the_command_names_what_the_table_shows(self):
+        lines = quality_tables.command("wiki-2k", quality_tables.TABLES["parts"])
+        self.assertEqual(lines[0], "innerkv eval ppl -m MODEL --text wiki.test.tokens --ctx 2048 --chunks 3 --cache \\")
+        caches = "".join(line.removesuffix("\\") for line in lines[1:]).split(",")
+        self.assertEqual(tuple(caches), quality_tables.TABLES["parts"].caches)
+        self.assertLess(max(map(len, lines)), 121)
+
+    def test_marks(self):
+        made = quality_tables.fill("a\n<!-- table presets -->\nold\n<!-- end of table -->\nz\n",
+                                   self.reports(base=0.125))
+        self.assertRegex(made, r"^a\n<!-- table presets -->\n\| cache (.*\n){3}<!-- end of table -->\nz\n$")
+        self.assertEqual(quality_tables.fill(made, self.reports(base=0.125)), made)
+        for document, part in (("no table", "no line"), ("<!-- table x -->\n<!-- end of table -->\n", "'x'"),
+                               ("<!-- table presets -->\n", "0 tables"),
+                               (made + made, "2 tables")):
+            with self.assertRaisesRegex(quality_tables.BadMarkers, part):
+                quality_tables.fill(document, self.reports(base=0.125))
+
+
+class TextsTest(unittest.TestCase):
+    def test_joined_texts_differ_in_their_beginning_alone(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            for name, content in (("wiki-test", (DATA / "wikitext-small.txt").read_text(encoding="utf-8")),
+                                  ("arithmetic", '{"question": "1 + 1?", "answer": "2"}\n' * 200)):
+                path = folder / quality_texts.TEXTS[name].file
+                path.parent.mkdir()
+                path.write_text(content, encoding="utf-8")
+            for number in (1, 3):
+                texts = [quality_texts.topic_text(folder, topic, number) for topic in quality_runs.TOPICS]
+                beginnings = {text[:quality_texts.LEAD] for text in texts}
+                self.assertEqual((len(beginnings), {len(text) for text in texts}), (3, {quality_texts.JOINED}))
+                self.assertEqual(len({text[quality_texts.LEAD:] for text in texts}), 1)
+            self.assertNotEqual(texts[0], quality_texts.topic_text(folder, "code", 1))
+
+
+class MeasureTest(unittest.TestCase):
+    """Two runs of one window on a model with random weights."""
+
+    @classmethod
+    def setUpClass(cls):
+        scratch = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(scratch.cleanup)
+        cls.folder = Path(scratch.name)
+        (cls.folder / "models").mkdir()
+        for name, file in (("smollm2", "llama-long"), ("gemma3", "gemma3")):
+            (cls.folder / "models" / model.MODELS[name].file).symlink_to(RANDOM_MODELS / f"{file}.gguf")
+        for name, file in STAND_INS.items():
+            path = cls.folder / "texts" / quality_texts.TEXTS[name].file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(DATA / file)
+
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.results = Path(scratch.name)
+
+    def quality(self, command, *arguments):
+        return subprocess.run([sys.executable, "-B", ROOT / "tools/quality.py", command, *map(str, arguments)],
+                              capture_output=True, text=True, check=False, timeout=600)
+
+    def run_some(self, *names, program=PROGRAM, texts=None):
+        return self.quality("run", self.results, "--quick", "--texts", texts or self.folder / "texts", "--models",
+                            self.folder / "models", "--program", program, "--jobs", 2, "--threads", 1, "--only", *names)
+
+    def test_measures_goes_on_and_fills_documents(self):
+        names = ("*/validation", "smollm2/topic-itself.1", "smollm2/wiki-2k.others")
+        first = self.run_some(*names)
+        self.assertEqual((first.returncode, first.stdout), (0, ""), first.stderr)
+        self.assertIn("quality: 4 of 4 runs to do\n", first.stderr)
+        self.assertRegex(first.stderr, r"\[4/4\] .*: \d+ s, about 0 min left\n$")
+        paths = sorted(str(path.relative_to(self.results)) for path in self.results.glob("*/*.json"))
+        self.assertEqual(paths, ["gemma3/validation.json", "smollm2/topic-itself.1.json",
+                                 "smollm2/validation.json", "smollm2/wiki-2k.others.json"])
+        self.assertEqual(list(self.results.glob("*/*.journal")), [])
+        kept = json.loads((self.results / "gemma3/validation.json").read_text())
+        # One that is gone, and one of other options, are made again.
+        (self.results / "smollm2/topic-itself.1.json").unlink()
+        (self.results / "gemma3/validation.json").write_text(json.dumps(kept | {"arguments": []}))
+        second = self.run_some(*names)
+        self.assertEqual(second.returncode, 0, second.stderr)
+        self.assertIn("quality: 2 of 4 runs to do\n", second.stderr)
+        again = json.loads((self.results / "gemma3/validation.json").read_text())
+        self.assertEqual(again["report"]["results"], kept["report"]["results"])
+        document, picture = self.results / "x.md", self.results / "x.svg"
+        document.write_text("<!-- table norms -->\n<!-- end of table -->\n")
+        done = self.quality("tables", self.results, document, "--quick", "--plot", picture, "--only", *names)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        kld = again["report"]["results"][0]["kld_mean"]
+        self.assertRegex(document.read_text(), rf"\n\| `base` \|  \| [\d.]+ \|  \| {kld:.4f} \|\n")
+        self.assertEqual(len(xml.etree.ElementTree.parse(picture).getroot().findall("{*}circle")), 5 + 5)  # and the legend
+        # Figures of short runs are not taken for those of whole ones.
+        refused = self.quality("tables", self.results, document)
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr, r"^error: .* has no report .*\n$")
+
+    def test_a_run_that_was_stopped_goes_on(self):
+        self.assertEqual(self.run_some("smollm2/validation").returncode, 0)
+        path = self.results / "smollm2/validation.json"
+        kept = json.loads(path.read_text())
+        journal = path.with_suffix(".journal")
+        path.unlink()
+        subprocess.run([PROGRAM, *kept["arguments"], "-m", self.folder / "models" / model.MODELS["smollm2"].file,
+                        "--text", self.folder / "texts/wikitext2/valid.txt", "--threads", "1", "--resume", journal],
+                       check=True, stdout=subprocess.DEVNULL)
+        lines = journal.read_text().splitlines()
+        changed = json.loads(lines[1])
+        changed["caches"][1] = changed["caches"][2]
+        journal.write_text(f"{lines[0]}\n{json.dumps(changed)}\n")
+        self.assertEqual(self.run_some("smollm2/validation").returncode, 0)
+        base, prefill, _ = json.loads(path.read_text())["report"]["results"]
+        self.assertEqual(base["kld_mean"], prefill["kld_mean"])  # as the journal has it
+
+    def test_what_cannot_run(self):
+        for names, changes, part in ((("no-such-run",), {}, "'no-such-run'"),
+                                     (("smollm2/validation",), {"texts": "nowhere"}, "nowhere/.* wiki.valid.tokens"),
+                                     (("*/validation",), {"program": "/bin/false"}, "2 runs failed: gemma3/val"),
+                                     (("smollm2/validation",), {"program": "nowhere"}, "1 runs failed"),
+                                     (("smollm2/validation",), {"program": "/bin/true"}, "1 runs failed")):
+            result = self.run_some(*names, **changes)
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+            self.assertRegex(result.stderr.splitlines()[-1], rf"^error: .*{part}")
+        self.assertEqual(list(self.results.glob("*/*.json")), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Measures what docs/quality.md shows, and puts the tables there.
+
+    tools/quality.py list
+    tools/quality.py run RESULTS --texts FOLDER [--jobs 4 --threads 4] [--only 'smollm2/wiki-2k*' ...]
+    tools/quality.py tables RESULTS docs/quality.md docs/results.md docs/calibration.md --plot docs/quality.svg
+
+`run` keeps a report for every run, RESULTS/MODEL/RUN.json, and goes on where it was stopped; the longest run
+comes first. The texts are others' and not in this repository: docs/quality.md says where they are from, and
+`run` names the file that is missing. Models are those of tools/model.py; those with outlier channels are made
+beside them.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fetch
+import model as models
+import plot_quality
+import quality_runs
+import quality_tables
+import quality_texts
+
+ROOT = fetch.TOOLS.parent
+SLOWER = {"llama:": 1.5, "sim:kivi": 1.5}  # than a cache that our graph reads in whole chunks
+QUICK = {"ctx": 896, "chunks": 1, "documents": 1, "depths": 11, "starts": 2, "generate": 4}
+
+
+class Job:
+    """One run on one model, and its report."""
+
+    def __init__(self, run, model, arguments):
+        self.run, self.model = run, model
+        if arguments.quick:
+            self.run = run._replace(options={name: min(value, QUICK.get(name, value))
+                                             for name, value in run.options.items()})
+        self.name = f"{model}/{run.name}"
+        self.path = Path(arguments.results) / f"{self.name}.json"
+
+    def cost(self):
+        """In units of their own: for the order, and for the time left."""
+        weights = [next((weight for name, weight in SLOWER.items() if cache.startswith(name)), 1)
+                   for cache in ("f16", *self.run.caches)]
+        return self.run.tokens() * sum(weights) * (1 if self.model.startswith("smollm2") else 1.1)
+
+    def report(self):
+        """What was measured with these options, or None."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                kept = json.load(file)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise fetch.Failure(f"{self.path} is damaged; remove it") from None
+        return kept if kept["arguments"] == self.run.arguments() else None
+
+    def keep(self, report, seconds, threads):
+        kept = {"arguments": self.run.arguments(), "seconds": round(seconds, 1), "threads": threads,
+                "report": report}
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+
+def chosen_jobs(arguments):
+    jobs = [Job(run, model, arguments) for run in quality_runs.RUNS for model in run.models]
+    for pattern in arguments.only or ():
+        if not any(fnmatch.fnmatch(job.name, pattern) for job in jobs):
+            raise fetch.Failure(f"no run is called '{pattern}'; `tools/quality.py list` has their names")
+    if arguments.only:
+        jobs = [job for job in jobs if any(fnmatch.fnmatch(job.name, pattern) for pattern in arguments.only)]
+    return sorted(jobs, key=lambda job: (job.run.late, -job.cost()))
+
+
+def plain_model(name):
+    return name.partition("-outliers-")[0]
+
+
+def model_path(folder, name):
+    file = Path(folder) / models.MODELS[plain_model(name)].file
+    factor = name.partition("-outliers-")[2]
+    return file.with_name(f"{file.stem}.outliers-{factor}.gguf") if factor else file
+
+
+def make_outliers(folder, name):
+    """The model with outlier channels, where it is not there yet."""
+    path = model_path(folder, name)
+    if path.exists():
+        return
+    third_party = subprocess.run([sys.executable, ROOT / "tools/third_party.py"], check=True, text=True,
+                                 stdout=subprocess.PIPE).stdout.split()[-1]
+    fetch.say(f"quality: making {path}")
+    subprocess.run([fetch.python_environment(), ROOT / "tools/make_outlier_gguf.py",
+                    model_path(folder, plain_model(name)), path, "--factor", name.rpartition("-")[2]],
+                   check=True, env=os.environ | {"PYTHONPATH": f"{third_party}/gguf-py"})
+
+
+def prepare(jobs, arguments):
+    """Models and texts, before anything is measured. Returns the texts' paths."""
+    for name in sorted({plain_model(job.model) for job in jobs}):
+        path = model_path(arguments.models, name)
+        if not path.exists():
+            raise fetch.Failure(f"{path} is not there; `tools/model.py {name}` fetches it")
+    for name in sorted({job.model for job in jobs}):
+        if name != plain_model(name):
+            make_outliers(arguments.models, name)
+    try:
+        texts = {name: quality_texts.prepare(arguments.texts, name, Path(arguments.results) / "texts")
+                 for name in sorted({job.run.text for job in jobs})}
+        for name in sorted(texts.keys() & quality_texts.TEXTS.keys()):
+            if not quality_texts.is_the_same(arguments.texts, name):
+                fetch.say(f"quality: {texts[name]} is not the text that docs/quality.md was made with")
+    except quality_texts.Missing as missing:
+        raise fetch.Failure(str(missing)) from None
+    return texts
+
+
+class Progress:
+    """A line for every run that ends."""
+
+    def __init__(self, jobs):
+        self.cost = sum(job.cost() for job in jobs)
+        self.count, self.done, self.ended = len(jobs), 0, 0
+        self.began = time.monotonic()
+        self.lock = threading.Lock()
+
+    def end(self, job, outcome):
+        with self.lock:
+            self.ended += 1
+            self.done += job.cost()
+            left = (time.monotonic() - self.began) * (self.cost / self.done - 1)
+            fetch.say(f"[{self.ended}/{self.count}] {job.name}: {outcome}, about {left / 60:.0f} min left")
+
+
+def measure(job, texts, arguments):
+    """Runs it; what is to be told of it, and whether it succeeded."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    journal = job.path.with_suffix(".journal")
+    if job.path.exists():  # of other options, as its journal would be
+        journal.unlink(missing_ok=True)
+    command = [arguments.program, *job.run.arguments(), "-m", model_path(arguments.models, job.model), "--text",
+               texts[job.run.text], "--threads", str(arguments.threads), "--resume", journal, "--json"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return f"failed ({done.returncode}): {done.stderr.strip() or ' '.join(map(str, command))}", False
+    job.keep(json.loads(done.stdout), time.monotonic() - began, arguments.threads)
+    journal.unlink()
+    return f"{time.monotonic() - began:.0f} s", True
+
+
+def run(arguments):
+    chosen = chosen_jobs(arguments)
+    jobs = [job for job in chosen if not job.report()]
+    fetch.say(f"quality: {len(jobs)} of {len(chosen)} runs to do")
+    texts = prepare(jobs, arguments)
+    waiting = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    progress, failures = Progress(jobs), []
+
+    def work():
+        while True:
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                outcome, succeeded = measure(job, texts, arguments)
+            except (OSError, ValueError) as problem:  # no program, no room, no JSON
+                outcome, succeeded = f"failed: {problem}", False
+            if not succeeded:
+                failures.append(job.name)
+            progress.end(job, outcome)
+
+    # Daemons: Ctrl-C reaches the measurements themselves, and no other is begun.
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(arguments.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failures:
+        raise fetch.Failure(f"{len(failures)} runs failed: {', '.join(sorted(failures))}")
+
+
+def show_runs(arguments):
+    for job in chosen_jobs(arguments):
+        print(job.name, *job.run.arguments(), "--text", job.run.text)
+
+
+def plot(reports, path):
+    """docs/quality.svg: the first table, libllama's rows and changed presets left out."""
+    drawn = quality_tables.ALL
+    pictures = {}
+    for name in quality_runs.MODELS:
+        rows = reports.rows.get((name, "wiki-2k"), {})
+        points = {cache: (row["bits_per_value_total"], row["kld_mean"])
+                  for cache in drawn if "calibration" not in cache for row in rows.get(cache, [])[:1]}
+        if points:
+            pictures[quality_tables.TITLES[name]] = points
+    if not pictures:
+        raise fetch.Failure("the results have nothing to draw; `run` the wiki-2k runs first")
+    Path(path).write_text("\n".join(plot_quality.draw(pictures)) + "\n", encoding="utf-8")
+
+
+def tables(arguments):
+    found, missing = [], []
+    for job in chosen_jobs(arguments):
+        kept = job.report()
+        if kept:
+            found.append((job.model, job.run.group, kept["report"]))
+        else:
+            missing.append(job.name)
+    if not found:
+        raise fetch.Failure(f"{arguments.results} has no report of `tools/quality.py run`")
+    if missing:
+        fetch.say(f"quality: cells are empty where runs are missing: {', '.join(sorted(missing))}")
+    reports = quality_tables.Reports(found)
+    for path in map(Path, arguments.document):
+        try:
+            path.write_text(quality_tables.fill(path.read_text(encoding="utf-8"), reports), encoding="utf-8")
+        except quality_tables.BadMarkers as problem:
+            raise fetch.Failure(f"{path} {problem}") from None
+    if arguments.plot:
+        plot(reports, arguments.plot)
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="run|tables|list")
+
+    def add(name, action, what):
+        command = commands.add_parser(name, help=what, description=what)
+        command.set_defaults(action=action, results="", only=None)
+        command.add_argument("--only", nargs="+", metavar="NAME",
+                             help="runs as `list` names them; * stands for anything")
+        command.add_argument("--quick", action="store_true",
+                             help="one short window a run, to see that everything runs")
+        return command
+
+    command = add("run", run, "Measure what is not there yet")
+    command.add_argument("results", metavar="RESULTS", help="a folder")
+    command.add_argument("--texts", required=True, metavar="FOLDER")
+    command.add_argument("--models", default=fetch.cache_path() / "models", metavar="FOLDER",
+                         help="default: that of tools/model.py")
+    command.add_argument("--program", default=ROOT / "build/innerkv", metavar="FILE")
+    command.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time")
+    command.add_argument("--threads", type=positive, default=os.cpu_count(), metavar="N", help="of each")
+    command = add("tables", tables, "Put the tables into documents")
+    command.add_argument("results", metavar="RESULTS", help="the folder")
+    command.add_argument("document", nargs="+", metavar="FILE.md")
+    command.add_argument("--plot", metavar="FILE.svg", help="draw KLD against bits")
+    add("list", show_runs, "Show the runs and their options")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    fetch.run_main(main)
