@@ -52,7 +52,7 @@ def test_caches(run, tmp_path):
         by_name = {name: results[name, context] for name in names}
         assert by_name["dynamic"]["cache_bytes"] == (context + 3) * layers * kv_heads * head_dim * 2 * 4
         assert by_name["static"]["cache_bytes"] == by_name["dynamic"]["cache_bytes"]
-        assert 1.9 < by_name["dynamic"]["cache_bytes"] / by_name["innerkv:f16"]["cache_bytes"] < 2.1
+        assert 1.8 < by_name["dynamic"]["cache_bytes"] / by_name["innerkv:f16"]["cache_bytes"] <= 2  # pages are whole
         sizes = [by_name[f"innerkv:{preset}"]["cache_bytes"] for preset in ("f16", "base", "small")]
         assert sizes == sorted(sizes, reverse=True)
         divergence = {name: result["kld_mean"] for name, result in by_name.items()}
