@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class InnerKVLM(HFLM):
     """The harness's Hugging Face model on a quantized cache.
 
     Log-likelihoods are those of decoding: a token attends to what it would have found if all before it had come
-    one by one, quantized history beyond the windows. Requests with the same context share it: it is processed
-    once and forked for each continuation.
+    one by one, quantized history beyond the windows. What contexts have in common (examples before a question) is
+    processed once and forked, and so is a context with several continuations.
 
     Args:
         preset: one of `innerkv.presets()`.
@@ -78,8 +79,11 @@ class InnerKVLM(HFLM):
         """Sum of log-probabilities of each continuation, and whether it is what greedy decoding gives."""
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         progress = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests")
-        for context, members in self._by_context(requests).items():
-            cache = self._process(context)
+        groups = self._by_context(requests)
+        common = commonprefix([context[:-1] for context in groups])
+        beginning = self._read(self._new_cache("decode"), common)
+        for context, members in groups.items():
+            cache = self._read(beginning.fork(), context[len(common) : -1])
             for first, last in chunks(len(members), override_bs or self.batch_size):
                 part = members[first:last]
                 scores = self._score(cache, context[-1], [continuation for _, continuation in part])
@@ -107,11 +111,9 @@ class InnerKVLM(HFLM):
         return groups
 
     @torch.no_grad()
-    def _process(self, context: Tokens) -> InnerKVCache:
-        """A cache of all tokens of `context` but the last."""
-        cache = self._new_cache("decode")
-        if len(context) > 1:
-            self.model(torch.tensor([context[:-1]]), cache=cache, logits_to_keep=1)
+    def _read(self, cache: InnerKVCache, tokens: Tokens) -> InnerKVCache:
+        if tokens:
+            self.model(torch.tensor([tokens]), cache=cache, logits_to_keep=1)
         return cache
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ def decoded(lm, cache, rows, continuation):
 def test_log_likelihoods_are_those_of_decoding(folder, preset, batch_size):
     lm = InnerKVLM(str(folder), preset, batch_size=batch_size)
     arguments = [(CONTEXT, continuation) for continuation in CONTINUATIONS]
-    short = (ALICE[:50], "then")
+    short = (ALICE[:50], "then")  # the beginning of the other context
     answers = lm.loglikelihood(requests("loglikelihood", [*arguments, short]), disable_tqdm=True)
     cache = InnerKVCache(lm.model.config, preset)
     rows = steps(lm, cache, lm.tok_encode(CONTEXT))
@@ -62,6 +62,15 @@ def test_log_likelihoods_are_those_of_decoding(folder, preset, batch_size):
     cache = InnerKVCache(lm.model.config, preset)
     rows = steps(lm, cache, lm.tok_encode(short[0]))
     assert answers[-1][0] == pytest.approx(decoded(lm, cache, rows, lm.tok_encode(short[1]))[0], abs=1e-3)
+
+
+def test_what_contexts_share_changes_nothing(folder):
+    lm = InnerKVLM(str(folder), "base")
+    arguments = [(ALICE[:350] + end, " a") for end in ("Who?", "And then she said, in a low voice,", "")]
+    together = lm.loglikelihood(requests("loglikelihood", arguments), disable_tqdm=True)
+    for argument, (total, _) in zip(arguments, together):
+        [(alone, _)] = lm.loglikelihood(requests("loglikelihood", [argument]), disable_tqdm=True)
+        assert total == pytest.approx(alone, abs=0.01)
 
 
 def test_presets_differ(folder):
