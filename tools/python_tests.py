@@ -23,7 +23,8 @@ from pathlib import Path
 import fetch
 
 REQUIREMENTS = fetch.TOOLS / "python_tests.txt"
-TORCH = ("torch==2.14.1", "accelerate==1.15.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85")
+TORCH = ("torch==2.14.1", "accelerate==1.15.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85",
+         "hqq==0.2.8.post1", "optimum-quanto==0.2.7")
 LAZY_BINDING = "import os, sys; sys.setdlopenflags(os.RTLD_LAZY)\n"
 
 

@@ -62,6 +62,14 @@ Tensor convert(const char* name, const Array& array) {
     return tensor;
 }
 
+/// [sequences, heads, tokens, head_dim], as transformers has it, with its middle dimensions exchanged.
+Tensor heads_first(const char* name, const Input& array) {
+    Tensor tensor = tensor_from(name, array);
+    std::swap(tensor.shape[1], tensor.shape[2]);
+    std::swap(tensor.strides[1], tensor.strides[2]);
+    return tensor;
+}
+
 Batch batch_from(Sequences sequences, const Spans& spans) {
     Batch batch{std::move(sequences), {}};
     if (spans) {
@@ -84,31 +92,6 @@ float* log_sum_exp_from(const std::optional<Output>& array, const Tensor& q) {
     return static_cast<float*>(array->data());
 }
 
-/// What attend and step say about attention, beside the arrays.
-struct Manner {
-    float scale;
-    float soft_cap;
-    std::optional<int> sliding_window;
-    Positions first_positions;
-    bool exact;
-    std::string isa;
-};
-
-Question question_from(const Input& q, const Output& out, const std::optional<Output>& log_sum_exp,
-                       Manner manner) {
-    Question question;
-    question.q = tensor_from("q", q);
-    question.out = tensor_from("out", out);
-    question.log_sum_exp = log_sum_exp_from(log_sum_exp, question.q);
-    question.first_positions = std::move(manner.first_positions);
-    question.scale = manner.scale;
-    question.soft_cap = manner.soft_cap;
-    question.sliding_window = manner.sliding_window;
-    question.exact = manner.exact;
-    question.isa = std::move(manner.isa);
-    return question;
-}
-
 void append(SharedCache& cache, int layer, Sequences sequences, const Input& k, const Input& v,
             const std::optional<Input>& q, const Spans& spans) {
     const Batch batch = batch_from(std::move(sequences), spans);
@@ -124,20 +107,32 @@ void attend(const SharedCache& cache, int layer, Sequences sequences, const Inpu
             const Positions& first_positions, float scale, float soft_cap,
             std::optional<int> sliding_window, bool exact, const std::string& isa) {
     const Batch batch = batch_from(std::move(sequences), spans);
-    const Question question = question_from(
-        q, out, log_sum_exp, {scale, soft_cap, sliding_window, first_positions, exact, isa});
+    Question question;
+    question.q = tensor_from("q", q);
+    question.out = tensor_from("out", out);
+    question.log_sum_exp = log_sum_exp_from(log_sum_exp, question.q);
+    question.first_positions = first_positions;
+    question.scale = scale;
+    question.soft_cap = soft_cap;
+    question.sliding_window = sliding_window;
+    question.exact = exact;
+    question.isa = isa;
     const nb::gil_scoped_release released;
     cache.attend(layer, batch, question);
 }
 
 void step(SharedCache& cache, int layer, Sequences sequences, const Input& k, const Input& v,
           const Input& q, const Output& out, const Spans& spans, float scale, float soft_cap,
-          std::optional<int> sliding_window) {
+          int sliding_window) {
     const Batch batch = batch_from(std::move(sequences), spans);
-    const Tensor keys = tensor_from("k", k);
-    const Tensor values = tensor_from("v", v);
-    const Question question =
-        question_from(q, out, {}, {scale, soft_cap, sliding_window, {}, false, {}});
+    const Tensor keys = heads_first("k", k);
+    const Tensor values = heads_first("v", v);
+    Question question;
+    question.q = heads_first("q", q);
+    question.out = tensor_from("out", out); // as models go on with it
+    question.scale = scale;
+    question.soft_cap = soft_cap;
+    question.sliding_window = sliding_window;
     const nb::gil_scoped_release released;
     cache.step(layer, batch, keys, values, question);
 }
@@ -205,7 +200,7 @@ void bind_cache(nb::module_& module) {
              "spans"_a.none(), "first_positions"_a.none(), "scale"_a, "soft_cap"_a,
              "sliding_window"_a.none(), "exact"_a, "isa"_a)
         .def("step", step, "layer"_a, "sequences"_a, "k"_a, "v"_a, "q"_a, "out"_a, "spans"_a.none(),
-             "scale"_a, "soft_cap"_a, "sliding_window"_a.none());
+             "scale"_a, "soft_cap"_a, "sliding_window"_a);
 }
 
 } // namespace innerkv::python

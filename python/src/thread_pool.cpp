@@ -117,9 +117,13 @@ std::shared_ptr<ThreadPool> thread_pool() {
     Shared& global = shared();
     const std::lock_guard lock(global.mutex);
     const pid_t process = getpid();
-    if (global.pool && global.process != process)
+    if (!global.pool) {
+        global.pool = std::make_shared<ThreadPool>(default_threads());
+    } else if (global.process != process) {
+        const int threads = global.pool->threads();
         new std::shared_ptr<ThreadPool>(std::move(global.pool)); // its threads cannot be joined
-    if (!global.pool) global.pool = std::make_shared<ThreadPool>(default_threads());
+        global.pool = std::make_shared<ThreadPool>(threads);
+    }
     global.process = process;
     return global.pool;
 }

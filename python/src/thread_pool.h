@@ -45,7 +45,7 @@ private:
 };
 
 /// The pool of this process, made on first use: INNERKV_NUM_THREADS threads, else OMP_NUM_THREADS, else as
-/// many as there are processors. A process that was forked makes its own.
+/// many as there are processors. A process that was forked makes its own, of as many threads as its parent's.
 std::shared_ptr<ThreadPool> thread_pool();
 int thread_count();
 /// For calls from now on. Throws InvalidArgument outside 1 .. 1024.

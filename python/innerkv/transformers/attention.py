@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from .ops import attend, traced
 
 #: Arguments of other models' attention that change its result.
-UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "sinks")
+UNSUPPORTED = frozenset(("position_bias", "s_aux", "head_mask", "sinks"))
 
 
 def attention_forward(
@@ -33,8 +33,8 @@ def attention_forward(
     queries are at hand, and attention runs on the cache. Others (no cache, or transformers' own) are all there
     are, and torch attends to them.
     """
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
+    for name in UNSUPPORTED.intersection(kwargs):
+        if kwargs[name] is not None:
             raise ValueError(
                 f'attn_implementation="innerkv": {type(module).__name__} passes {name}, which is not supported; '
                 'use "eager"'

@@ -8,19 +8,19 @@ import weakref
 from typing import Any
 
 import torch
+from torch.utils.dlpack import to_dlpack
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from .. import cache as innerkv_cache
 from ..planning import Plan, plan
 from .attention import full_mask, new_columns, plain_attention
-from .columns import Columns, chunks, cut
+from .columns import PAGE, Columns, chunks, cut, page_chunks
 from .masks import Spans, spans_of
-from .models import ModelShape, model_shape
+from .models import ModelShape, check_device, model_shape
 from .ops import new_state, traced
 
 CHUNK = 512  #: tokens of a prompt that are appended at once
-DECODE_CHUNK = 32  #: the same where a prompt is processed as decoding would
 #: Positions behind a sliding window that are kept, so that so many new tokens can be cropped again.
 KEPT_FOR_CROP = 64
 KEPT_FOR_DRAFTS = 512
@@ -114,10 +114,7 @@ class InnerKVCache(Cache):
     def open(self, keys: torch.Tensor) -> None:
         """Makes the store for the batch and the heads of the first keys, [batch, kv_heads, tokens, head_dim]."""
         batch, kv_heads, _, head_dim = keys.shape
-        if keys.device.type != "cpu":
-            raise ValueError(
-                f"InnerKVCache: the model runs on {keys.device}; this build of innerkv has kernels for cpu alone"
-            )
+        check_device(keys.device)
         if head_dim != self.shape.head_dim:
             raise ValueError(
                 f"InnerKVCache: keys have {head_dim} channels, the config says {self.shape.head_dim}"
@@ -143,7 +140,8 @@ class InnerKVCache(Cache):
         if self._waiting is not None:
             self._waiting = None
             refuse_attention(self.config)
-        check_attention(self.config)
+        if layer.index == 0 or self._store is None:
+            check_attention(self.config)
         if self._store is None:
             self.open(keys)
         if keys.shape[0] != len(self._sequences):
@@ -152,6 +150,15 @@ class InnerKVCache(Cache):
                 "new cache, or call reset()"
             )
         self._waiting = layer
+
+    def take(self, layer: InnerKVLayer) -> None:
+        """The keys that expect() announced have come to their attention."""
+        if self._waiting is not layer:
+            raise ValueError(
+                f"InnerKVCache: layer {layer.index} attends twice to the keys of one update(); layers that share keys "
+                "are not supported"
+            )
+        self._waiting = None
 
     def attend(
         self,
@@ -163,34 +170,47 @@ class InnerKVCache(Cache):
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Appends and attends, [batch, tokens, heads, head_dim] each, in chunks."""
-        self._waiting = None
-        out = torch.empty(q.shape, dtype=q.dtype)
-        core, scale, cap = self.store._core, scaling or 0.0, softcap or 0.0
-        tokens = q.shape[1]
-        chunk = CHUNK if self.prefill == "exact" else DECODE_CHUNK
-        if tokens <= chunk:
-            core.step(layer.index, self._sequences, k, v, q, out, spans, scale, cap, layer.window)
+        """Appends and attends, [batch, heads, tokens, head_dim] each, in chunks. Returns [batch, tokens, heads,
+        head_dim]."""
+        batch, heads, tokens, head_dim = q.shape
+        out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype)
+        if tokens == 1:  # a decode step, where microseconds count
+            self._step(layer, _dense(q), _dense(k), _dense(v), to_dlpack(out), spans, scaling, softcap)
             return out
-        for first, last in chunks(tokens, chunk):
-            part = slice(first, last)
-            core.step(
-                layer.index, self._sequences, k[:, part], v[:, part], q[:, part], out[:, part],
-                cut(spans, first, last), scale, cap, layer.window,
-            )  # fmt: skip
+        for first, last in self._chunks(layer, tokens, spans):
+            q_part, k_part, v_part = (_dense(states[:, :, first:last]) for states in (q, k, v))
+            part = to_dlpack(out[:, first:last])
+            self._step(layer, q_part, k_part, v_part, part, cut(spans, first, last), scaling, softcap)
         return out
+
+    def _step(
+        self,
+        layer: InnerKVLayer,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        spans: Spans,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> None:
+        self._store._core.step(
+            layer.index, self._sequences, k, v, q, out, spans, scaling or 0.0, softcap or 0.0, layer.window
+        )
 
     def append(
         self, layer: InnerKVLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans
     ) -> None:
-        """Appends alone, in chunks: what one has filled is quantized by the next."""
-        self._waiting = None
-        core = self.store._core
-        for first, last in chunks(q.shape[1], CHUNK):
-            part = slice(first, last)
-            core.append(
-                layer.index, self._sequences, k[:, part], v[:, part], q[:, part], cut(spans, first, last)
-            )
+        """Appends alone, likewise: what one chunk has filled is quantized by the next."""
+        for first, last in chunks(q.shape[2], CHUNK):
+            rows = (states[:, :, first:last].transpose(1, 2).contiguous() for states in (k, v, q))
+            self._store.append(layer.index, self._sequences, *rows, spans=cut(spans, first, last))
+
+    def _chunks(self, layer: InnerKVLayer, tokens: int, spans: Spans) -> list[tuple[int, int]]:
+        if self.prefill == "exact":
+            return chunks(tokens, CHUNK)
+        lengths = [self._store.length(sequence, layer.index) for sequence in self._sequences]
+        return page_chunks(tokens, spans, lengths)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the newest -`tokens_to_remove` columns of the batch; of each sequence those that are no padding."""
@@ -292,6 +312,7 @@ class InnerKVLayer(CacheLayerMixin):
         self.state = cache.state
         self.config = cache.config
         self.index = index
+        self.is_last = index == cache.shape.layers - 1
         self.window = window
         self.is_sliding = window > 0
         self.columns = Columns()
@@ -308,8 +329,6 @@ class InnerKVLayer(CacheLayerMixin):
             traced.layer = self
             return key_states, value_states
         self.owner().expect(self, key_states)
-        # Models may hand on the tensor that they gave; a view of its own carries the mark.
-        key_states = key_states.view(key_states.shape)
         key_states.innerkv_layer = self
         return key_states, value_states
 
@@ -323,25 +342,23 @@ class InnerKVLayer(CacheLayerMixin):
         softcap: float | None,
     ) -> torch.Tensor:
         cache = self.owner()
+        cache.take(self)
         tokens = query.shape[2]
-        spans = self._spans(mask, tokens)
-        q, k, v = (_rows(states) for states in (query, key, value))
-        first = self.columns.total == 0
-        if first and tokens > DECODE_CHUNK and cache.prefill == "exact" and not softcap:
+        spans = None if mask is None else self._spans(mask, tokens)
+        columns = self.columns
+        if columns.total == 0 and tokens > PAGE and cache.prefill == "exact" and not softcap:
             full = full_mask(mask, tokens, tokens, self.window)
             out = plain_attention(query, key, value, full, scaling)
-            cache.append(self, q, k, v, spans)
+            cache.append(self, query, key, value, spans)
         else:
-            out = cache.attend(self, q, k, v, spans, scaling, softcap)
-        self.columns.add(tokens, spans)
-        if self is cache.layers[-1]:
-            cache.state[1] = self.columns.total
+            out = cache.attend(self, query, key, value, spans, scaling, softcap)
+        columns.add(tokens, spans)
+        if self.is_last:
+            self.state[1] = columns.total
         return out
 
     @staticmethod
-    def _spans(mask: torch.Tensor | None, tokens: int) -> Spans:
-        if mask is None:
-            return None
+    def _spans(mask: torch.Tensor, tokens: int) -> Spans:
         if hasattr(mask, "innerkv_spans"):
             return mask.innerkv_spans
         return spans_of(new_columns(mask, tokens))
@@ -376,7 +393,7 @@ def refuse_attention(config: Any) -> None:
     )
 
 
-def _rows(states: torch.Tensor) -> torch.Tensor:
-    """[batch, heads, tokens, head_dim] as [batch, tokens, heads, head_dim], channels side by side."""
-    rows = states.transpose(1, 2)
-    return rows if rows.stride(3) == 1 and 0 not in rows.stride() else rows.contiguous()
+def _dense(states: torch.Tensor) -> Any:
+    """What the module reads: channels side by side, no row that stands for several."""
+    strides = states.stride()
+    return to_dlpack(states if strides[3] == 1 and 0 not in strides else states.contiguous())

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .masks import Spans
+
+PAGE = 32  #: tokens that are quantized at once
 
 
 class Columns:
@@ -11,13 +15,15 @@ class Columns:
 
     def __init__(self) -> None:
         self.total = 0
-        self._blocks: list[tuple[int, Spans]] = []  # columns and their spans; None: no padding
+        self._blocks: list[list[Any]] = []  # columns, and their spans or None: no padding
 
     def add(self, tokens: int, spans: Spans) -> None:
         self.total += tokens
-        if spans is None and self._blocks and self._blocks[-1][1] is None:
-            tokens += self._blocks.pop()[0]
-        self._blocks.append((tokens, spans))
+        blocks = self._blocks
+        if spans is None and blocks and blocks[-1][1] is None:
+            blocks[-1][0] += tokens
+        else:
+            blocks.append([tokens, spans])
 
     def truncate(self, keep: int) -> None:
         while self.total > keep:
@@ -26,7 +32,7 @@ class Columns:
             rest = keep - self.total
             if rest > 0:
                 self.total = keep
-                self._blocks.append((rest, cut(spans, 0, rest)))
+                self._blocks.append([rest, cut(spans, 0, rest)])
 
     def lengths_at(self, keep: int, sequences: int) -> list[int]:
         """Tokens of each sequence in the first `keep` columns."""
@@ -40,13 +46,23 @@ class Columns:
 
     def select(self, indices: list[int]) -> None:
         self._blocks = [
-            (tokens, spans and [spans[i] for i in indices]) for tokens, spans in self._blocks
+            [tokens, spans and [spans[i] for i in indices]] for tokens, spans in self._blocks
         ]
 
 
 def chunks(tokens: int, size: int) -> list[tuple[int, int]]:
     """(first, last) of parts of at most `size` tokens."""
     return [(first, min(first + size, tokens)) for first in range(0, tokens, size)]
+
+
+def page_chunks(tokens: int, spans: Spans, lengths: list[int]) -> list[tuple[int, int]]:
+    """(first, last) of parts in which no sequence goes on behind a multiple of PAGE tokens: its length before is
+    lengths[i]. What such a part attends to does not depend on whether its tokens come at once or one by one."""
+    ends = {0, tokens}
+    for (first, last), length in zip(spans or [(0, tokens)] * len(lengths), lengths):
+        ends.update(range(first + -length % PAGE, last, PAGE))
+    parts = sorted(ends)
+    return list(zip(parts, parts[1:]))
 
 
 def cut(spans: Spans, first: int, last: int) -> Spans:

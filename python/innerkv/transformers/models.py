@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 
@@ -53,3 +54,12 @@ def model_shape(config: Any) -> ModelShape:
     return ModelShape(
         len(kinds), kv_heads, head_dim, windows, getattr(text, "max_position_embeddings", None) or 32768
     )
+
+
+def check_device(device: torch.device | str) -> None:
+    """ValueError where a model would run on something that there are no kernels for."""
+    if torch.device(device).type != "cpu":
+        raise ValueError(
+            f"InnerKVCache: the model runs on {device}; this build of innerkv has kernels for cpu alone, so put the "
+            "model there"
+        )

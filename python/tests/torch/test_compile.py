@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.compile over models with an InnerKVCache: one graph a decode step, the same for all steps and caches."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from tiny import tiny_model, tokens
@@ -148,3 +151,20 @@ def test_a_cache_that_is_gone():
     heads = [torch.randn(1, count, 1, 64) for count in (4, 2, 2)]
     with pytest.raises(RuntimeError, match="hold the InnerKVCache"):
         attend(*heads, None, state, 0, 0.1, 0.0)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
+def test_inductor(monkeypatch):
+    """torch.compile's own backend, which generates C++ here: the same tokens as without it."""
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no processes that have to import torch
+    model = tiny_model(num_hidden_layers=1)
+    inputs = tokens(2, PROMPT)
+    options = {"attention_mask": torch.ones_like(inputs), "do_sample": False, "max_new_tokens": 20}
+    expected = model.generate(inputs, cache=InnerKVCache(model.config), **options)
+    counters.clear()
+    config = CompileConfig(fullgraph=True, mode=None)
+    config._compile_all_devices = True
+    actual = model.generate(inputs, cache=InnerKVCache(model.config), compile_config=config, **options)
+    assert torch.equal(actual, expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]

@@ -8,7 +8,9 @@ import torch
 from tiny import FAMILIES, tiny_model, tokens
 from transformers import DynamicCache
 
-from innerkv.transformers import InnerKVCache
+import innerkv
+from innerkv.transformers import InnerKVCache, attention_forward
+from innerkv.transformers.columns import cut, page_chunks
 
 
 def dynamic(model):
@@ -273,3 +275,36 @@ def test_the_cache_is_smaller_than_f16():
     planned = cache.plan(2001)
     assert planned.ratio > 2.5
     assert abs(cache.nbytes - planned.sequence_bytes) < 0.02 * planned.sequence_bytes
+
+
+def test_what_a_chunk_attends_to_is_what_single_tokens_would():
+    """However the tokens are cut into calls, and wherever each sequence begins in its batch."""
+    padding, width = (0, 43), 420
+    rows = [torch.randn(2, width, heads, 64, generator=torch.Generator().manual_seed(heads)) for heads in (1, 1, 2)]
+    outs = []
+    for calls in ([1] * width, [301, 49, 1, 69]):
+        cache = innerkv.Cache(1, 1, 64, "base", max_sequences=2)
+        sequences, out, column = [cache.create(), cache.create()], [], 0
+        for count in calls:
+            spans = [(min(max(first - column, 0), count), count) for first in padding]
+            lengths = [cache.length(sequence) for sequence in sequences]
+            for first, last in page_chunks(count, spans, lengths):
+                k, v, q = (each[:, column + first : column + last] for each in rows)
+                part = cut(spans, first, last)
+                cache.append(0, sequences, k, v, q, spans=part)
+                out.append(cache.attend(0, sequences, q, spans=part))
+            column += count
+        assert cache.usage().quantized_pages > 0
+        outs.append(torch.cat(out, 1))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_share_keys_are_refused():
+    model = tiny_model()
+    cache = InnerKVCache(model.config)
+    key = torch.zeros(1, 2, 1, 64)
+    keys, values = cache.update(key, key, 0)
+    query = torch.zeros(1, 4, 1, 64)
+    attention_forward(model, query, keys, values, None)
+    with pytest.raises(ValueError, match="layer 0 attends twice"):
+        attention_forward(model, query, keys, values, None)

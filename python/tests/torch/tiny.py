@@ -70,7 +70,7 @@ def save_tiny_model(folder, family="llama"):
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     backend.decoder = tokenizers.decoders.Fuse()
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)
     config = tiny_config(family)
     config.vocab_size = len(vocabulary)
