@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,10 @@ class Contender;
 /// Runs a contender once and judges its first sequence's output by the exact result. Fills what does not
 /// depend on time; throws Error where the output is wrong.
 ContenderResult judge(Contender& contender, const std::vector<float>& exact);
+
+/// Fills what does: medians, rates, shares of the machine's limits, which are known.
+void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,
+               std::span<const double> samples, ContenderResult& result);
 
 /// Throws InvalidArgument where options are not supported, and Error where a contender's output is
 /// wrong.
