@@ -62,6 +62,8 @@ std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOpti
     return contenders;
 }
 
+} // namespace
+
 void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,
                std::span<const double> samples, ContenderResult& result) {
     const auto bytes = static_cast<double>(result.bytes_read);
@@ -78,8 +80,6 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
     result.times_floor = result.median_us / result.floor_us;
     result.min_times_floor = result.min_us / result.floor_us;
 }
-
-} // namespace
 
 ContenderResult judge(const AttentionCase& attention, Contender& contender,
                       const std::vector<float>& exact) {

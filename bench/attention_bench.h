@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,10 @@ class Contender;
 /// depend on time; throws Error where the output is wrong.
 ContenderResult judge(const AttentionCase& attention, Contender& contender,
                       const std::vector<float>& exact);
+
+/// Fills what does: medians, rates, shares of the machine's limits, which are known.
+void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,
+               std::span<const double> samples, ContenderResult& result);
 
 /// Throws InvalidArgument where options are not supported, and Error where a contender's output is
 /// wrong.

@@ -9,7 +9,9 @@
 #include "attention_bench.h"
 #include "bench_commands.h"
 #include "contender.h"
+#include "device_bench.h"
 #include "errors.h"
+#include "innerkv/cuda.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
 #include "log.h"
@@ -49,9 +51,20 @@ struct BenchOptions {
     static std::string_view presets_default() { return innerkv::presets().front().name; }
 };
 
+void check_device_options(const BenchOptions& options) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    if (!options.peers.empty() || options.bench.shared || !options.bench.isa.empty() ||
+        attention.ragged || attention.tokens > 1)
+        throw UsageError(
+            "--device cuda measures presets alone, one token of sequences of one length; "
+            "--peer, --shared, --isa, --ragged and --tokens are for --device cpu");
+    if (cuda::devices().empty())
+        throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
+}
+
 void check_options(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
-    if (options.device != "cpu") throw Failure("this build has no CUDA; use --device cpu");
+    if (options.device == "cuda") check_device_options(options);
     if (options.bench.shared && attention.batch < 2)
         throw UsageError("--shared compares forks with separate sequences: give --batch 2 or more");
     if (options.bench.shared && (attention.ragged || attention.tokens > 1))
@@ -89,7 +102,8 @@ bench::AttentionBenchResult measure(const BenchOptions& options) {
     bench.presets = split_list(options.presets);
     if (!options.peers.empty()) bench.peers = split_list(options.peers);
     bench.progress = std::ref(reporter);
-    return bench::run_attention_bench(bench);
+    return options.device == "cuda" ? bench::run_device_attention_bench(bench)
+                                    : bench::run_attention_bench(bench);
 }
 
 Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
@@ -160,9 +174,11 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
     return text + table.text();
 }
 
-int bench_attention(const BenchOptions& options) {
-    check_options(options);
-    check_memory(options);
+int bench_attention(const BenchOptions& given) {
+    check_options(given);
+    BenchOptions options = given;
+    if (options.device == "cuda") options.bench.cold = true; // always
+    if (options.device == "cpu") check_memory(options);
     catch_interrupts();
     const bench::AttentionBenchResult measured = measure(options);
     if (measured.rounds == 0) {

@@ -26,7 +26,7 @@ constexpr std::uint32_t select(bool condition, std::uint32_t a, std::uint32_t b)
 
 /// IEEE binary16, round to nearest even; magnitudes from 65520 become infinity, NaN stays NaN. Free of
 /// branches, so that loops over rows vectorize; right with denormals flushed to zero, too.
-inline std::uint16_t f16_from_float(float value) {
+constexpr std::uint16_t f16_from_float(float value) {
     constexpr std::uint32_t kInfinity = 0x7f800000;
     constexpr std::uint32_t kOverflow = 0x477ff000;       // 65520
     constexpr std::uint32_t kSmallestNormal = 0x38800000; // 2^-14
@@ -42,7 +42,7 @@ inline std::uint16_t f16_from_float(float value) {
     return static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000));
 }
 
-inline float float_from_f16(std::uint16_t bits) {
+constexpr float float_from_f16(std::uint16_t bits) {
     const std::uint32_t magnitude = (bits & 0x7fffu) << 13;
     const std::uint32_t normal = magnitude + (112u << 23);
     const std::uint32_t special = magnitude + (224u << 23);

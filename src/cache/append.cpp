@@ -26,32 +26,6 @@ namespace {
 
 } // namespace
 
-SettlePlan plan_settle(const LayerRule& rule, const LayerState& state) {
-    SettlePlan plan;
-    if (rule.calibration_tokens > 0 && !state.transform) {
-        // Until then a sliding window drops nothing either: calibration needs the first tokens.
-        if (!rule.calibration_ready(state.length)) return plan;
-        plan.calibrate = true;
-    }
-    const std::int64_t quantized_first = rule.grid_page(state.quantized_first);
-    const std::int64_t recent_first = rule.grid_page(state.recent_first);
-    const std::int64_t outside = rule.grid_pages_outside(state.length);
-    plan.drop_sink = std::max<std::int64_t>(0, rule.sink_pages_outside(state.length) -
-                                                   state.dropped_sink_pages(rule));
-    plan.drop_quantized =
-        std::clamp<std::int64_t>(outside - quantized_first, 0, state.quantized.size());
-    plan.drop_recent = std::max<std::int64_t>(0, outside - recent_first);
-    const std::int64_t first = recent_first + plan.drop_recent;
-    plan.quantize = std::max<std::int64_t>(0, rule.settled_pages(state.length) - first);
-    const EpochRange before = state.epochs(rule);
-    const EpochRange after =
-        rule.epochs(plan.drop_recent > 0 ? first : quantized_first + plan.drop_quantized,
-                    first + plan.quantize);
-    plan.drop_centres = std::min(after.first - before.first, before.count());
-    plan.new_epochs = {std::max(before.last, after.first), after.last};
-    return plan;
-}
-
 LayerAppend::LayerAppend(CacheState& cache, int layer, std::span<const AppendRows> batch)
     : cache_(cache), layer_(layer), rule_(cache.rule(layer)),
       done_(static_cast<std::size_t>(parts()), 0) {
@@ -108,7 +82,7 @@ void LayerAppend::plan(const AppendRows& rows, bool settles) {
     SequenceState& sequence = cache_.sequence(rows.sequence);
     SequenceAppend append(cache_, rows, sequence.layers[static_cast<std::size_t>(layer_)]);
     const LayerState& state = *append.state;
-    if (settles) append.settle = plan_settle(rule_, state);
+    if (settles) append.settle = plan_settle(rule_, state, state.transform != nullptr);
     const std::int64_t end = state.length + rows.tokens;
     append.new_sink_pages = rule_.sink_pages(end) - rule_.sink_pages(state.length);
     append.new_recent_pages = rule_.grid_pages(end) - rule_.grid_pages(state.length);
@@ -249,7 +223,7 @@ const std::byte* LayerAppend::centres_of(const SequenceAppend& append,
     if (epoch >= fresh.first)
         return append.centres.pages()[static_cast<std::size_t>(epoch - fresh.first)].data;
     const LayerState& state = *append.state;
-    return state.centres.pointers()[static_cast<std::size_t>(epoch - state.epochs(rule_).first)];
+    return state.centres.pointers()[static_cast<std::size_t>(epoch - rule_.epochs(state).first)];
 }
 
 void LayerAppend::store_head(const SequenceAppend& append, int head) const {
@@ -337,26 +311,15 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
         state.queries.reset();
     }
 
+    static_cast<LayerExtent&>(state) = settled(rule_, state, settle);
     state.sink.release_front(cache_.f16_pool, settle.drop_sink);
     state.quantized.release_front(cache_.quantized_pool, settle.drop_quantized);
-    state.quantized_first += kPageTokens * settle.drop_quantized;
-    if (settle.drop_recent > 0) {
-        state.recent_first += kPageTokens * settle.drop_recent;
-        state.quantized_first = state.recent_first;
-    }
-    if (settle.drop_sink > 0) {
-        const std::int64_t pages = state.dropped_sink_pages(rule_) + settle.drop_sink;
-        state.dropped = std::min<std::int64_t>(rule_.sink_tokens, kPageTokens * pages);
-    }
-    if (settle.drop_quantized + settle.drop_recent > 0) state.dropped = state.quantized_first;
-
     state.centres.release_front(cache_.centre_pool, settle.drop_centres);
     for (const Page& centre : append.centres.pages()) state.centres.push_back(centre);
     append.centres.keep();
     for (const Page& page : append.quantized_pages.pages()) state.quantized.push_back(page);
     append.quantized_pages.keep();
     state.recent.release_front(cache_.f16_pool, settle.drop_recent + settle.quantize);
-    state.recent_first += kPageTokens * settle.quantize;
 }
 
 PoolCapacity CacheState::settle_need(const SequenceState& target) const {
@@ -364,7 +327,7 @@ PoolCapacity CacheState::settle_need(const SequenceState& target) const {
     PoolCapacity most;
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerState& state = target.layers[static_cast<std::size_t>(layer)];
-        const SettlePlan settle = plan_settle(rule(layer), state);
+        const SettlePlan settle = plan_settle(rule(layer), state, state.transform != nullptr);
         held.quantized_pages += settle.quantize;
         held.centres += settle.new_epochs.count();
         most.quantized_pages = std::max(most.quantized_pages, held.quantized_pages);

@@ -16,19 +16,6 @@
 
 namespace innerkv::paging {
 
-/// What settling does to one sequence in one layer, in this order.
-struct SettlePlan {
-    std::int64_t drop_sink = 0; ///< pages that a sliding window has left behind
-    std::int64_t drop_quantized = 0;
-    std::int64_t drop_recent = 0;
-    std::int64_t quantize = 0;     ///< oldest recent pages behind the dropped ones
-    bool calibrate = false;        ///< norm and value centres are computed first
-    EpochRange new_epochs;         ///< their centres too
-    std::int64_t drop_centres = 0; ///< at last
-};
-
-SettlePlan plan_settle(const LayerRule& rule, const LayerState& state);
-
 /// New rows that go to one page.
 struct PageWrite {
     std::byte* page = nullptr; ///< page group

@@ -61,7 +61,7 @@ Need centre_need(const CacheState& cache, const LayerRule& rule, const SequenceS
     if (rule.epoch_pages == 0 || !settles(rule, sequence, state, end)) return {};
     const std::int64_t left = std::max(rule.settled_pages(end), rule.grid_pages_outside(end));
     const std::int64_t all =
-        std::max<std::int64_t>(0, rule.epochs(0, left).last - state.epochs(rule).last);
+        std::max<std::int64_t>(0, rule.epochs(0, left).last - rule.epochs(state).last);
     if (rule.sliding_window == 0) return {all, 0};
     const std::int64_t bounded =
         std::max(rule.peak_epochs(rule.peak_windowed_pages()), state.centres.size()) -

@@ -5,37 +5,6 @@
 
 namespace innerkv::paging {
 
-std::int64_t LayerRule::sink_pages(std::int64_t length) const {
-    return divide_up(std::min<std::int64_t>(length, sink_tokens), kPageTokens);
-}
-
-std::int64_t LayerRule::grid_pages(std::int64_t length) const {
-    return divide_up(std::max<std::int64_t>(0, length - sink_tokens), kPageTokens);
-}
-
-bool LayerRule::calibration_ready(std::int64_t length) const {
-    return length >= std::int64_t{sink_tokens} + calibration_tokens + recent_tokens;
-}
-
-std::int64_t LayerRule::settled_pages(std::int64_t length) const {
-    if (!quantizes) return 0;
-    return std::max<std::int64_t>(0, (length - sink_tokens - recent_tokens) / kPageTokens);
-}
-
-std::int64_t LayerRule::sink_pages_outside(std::int64_t length) const {
-    // The query at position `length` sees positions from length - sliding_window + 1 on.
-    const std::int64_t first_seen = length - sliding_window + 1;
-    if (sliding_window == 0 || first_seen <= 0) return 0;
-    if (first_seen >= sink_tokens) return sink_pages(sink_tokens);
-    return first_seen / kPageTokens;
-}
-
-std::int64_t LayerRule::grid_pages_outside(std::int64_t length) const {
-    if (sliding_window == 0) return 0;
-    const std::int64_t first_seen = length - sliding_window + 1;
-    return std::max<std::int64_t>(0, (first_seen - sink_tokens) / kPageTokens);
-}
-
 std::int64_t LayerRule::peak_recent_tokens(int max_append) const {
     if (!quantizes && sliding_window == 0) return kUnbounded;
     if (!quantizes) return std::int64_t{sliding_window} - 1 + kPageTokens - 1 + max_append;
@@ -46,11 +15,6 @@ std::int64_t LayerRule::peak_recent_tokens(int max_append) const {
 
 std::int64_t LayerRule::peak_windowed_pages() const {
     return quantizes ? divide_up(std::int64_t{sliding_window} - 1 - recent_tokens, kPageTokens) : 0;
-}
-
-EpochRange LayerRule::epochs(std::int64_t first, std::int64_t last) const {
-    if (epoch_pages == 0) return {};
-    return {first / epoch_pages, divide_up(last, epoch_pages)};
 }
 
 std::int64_t LayerRule::peak_epochs(std::int64_t pages) const {

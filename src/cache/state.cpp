@@ -37,10 +37,6 @@ int LayerState::partial_rows(const LayerRule& rule) const {
     return static_cast<int>((length - rule.sink_tokens) % kPageTokens);
 }
 
-std::int64_t LayerState::dropped_sink_pages(const LayerRule& rule) const {
-    return divide_up(std::min<std::int64_t>(dropped, rule.sink_tokens), kPageTokens);
-}
-
 PageList& LayerState::last_list(const LayerRule& rule) {
     return length < rule.sink_tokens ? sink : recent;
 }

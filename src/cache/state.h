@@ -26,27 +26,18 @@ struct LayerTransform {
 /// Sums over query heads and tokens of q^2, [kv_heads, head_dim].
 using QueryPower = std::vector<float>;
 
-/// One sequence in one layer.
-struct LayerState {
+/// One sequence in one layer; `quantized` has quantized_pages() pages.
+struct LayerState : LayerExtent {
     PageList sink;
     PageList quantized;
     PageList recent;
     PageList centres; ///< of the epochs that LayerRule::epochs tells
-    std::int64_t length = 0;
-    std::int64_t dropped = 0;         ///< tokens 0 .. dropped - 1 have left a sliding window
-    std::int64_t quantized_first = 0; ///< first token of the quantized run; on the grid
-    std::int64_t recent_first = 0;    ///< quantized_first + 32 * quantized.size()
     std::shared_ptr<const LayerTransform> transform;
     std::shared_ptr<const QueryPower>
         queries; ///< of the calibration tokens, until there is a transform
 
-    EpochRange epochs(const LayerRule& rule) const {
-        return rule.epochs(rule.grid_page(quantized_first), rule.grid_page(recent_first));
-    }
     /// Filled rows of the last page, 0 where it is full or there is none.
     int partial_rows(const LayerRule& rule) const;
-    /// Pages of the sink that have left a sliding window.
-    std::int64_t dropped_sink_pages(const LayerRule& rule) const;
     /// The list that the last page is in, when it is partial.
     PageList& last_list(const LayerRule& rule);
     const PageList& last_list(const LayerRule& rule) const;

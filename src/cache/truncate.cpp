@@ -62,13 +62,13 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
     state.quantized.keep_front(cache.quantized_pool, whole);
     state.recent.keep_front(cache.f16_pool, 0);
     state.recent_first = state.quantized_first + kPageTokens * whole;
-    state.centres.keep_front(cache.centre_pool, state.epochs(cache.rule(layer)).count());
+    state.centres.keep_front(cache.centre_pool, cache.rule(layer).epochs(state).count());
     if (kept > 0) state.recent.push_back(*page);
 }
 
 void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::int64_t length) {
     if (length == 0) state.dropped = 0;
-    state.sink.keep_front(cache.f16_pool, rule.sink_pages(length) - state.dropped_sink_pages(rule));
+    state.sink.keep_front(cache.f16_pool, rule.sink_pages(length) - rule.dropped_sink_pages(state));
     state.quantized.keep_front(cache.quantized_pool, 0);
     state.recent.keep_front(cache.f16_pool, 0);
     state.centres.keep_front(cache.centre_pool, 0);

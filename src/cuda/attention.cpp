@@ -5,6 +5,7 @@
 #include <string>
 
 #include "attention/arguments.h"
+#include "cuda/arguments.h"
 #include "cuda/device.h"
 #include "cuda/kernels/table.h"
 #include "cuda/params.h"
@@ -58,8 +59,8 @@ Grid make_grid(const KernelEntry& kernel, int padded_dim, int device) {
                   &blocks, kernel.function, warps * kWarpSize, static_cast<std::size_t>(bytes)),
               "asking how many blocks fit");
         if (blocks * warps <= most_warps) continue;
-        if (merge_bytes(kernel.rows, padded_dim, blocks * multiprocessors) >
-            warps * kernel.warp_bytes)
+        if (merge_bytes(kernel.rows, padded_dim, warps * kWarpSize,
+                        most_parts(blocks * multiprocessors)) > warps * kernel.warp_bytes)
             continue;
         most_warps = blocks * warps;
         best = {warps, blocks * multiprocessors, bytes};
@@ -75,37 +76,6 @@ Grid make_grid(const KernelEntry& kernel, int padded_dim, int device) {
     return best;
 }
 
-void check_pointer(const void* pointer, int device, const char* name) {
-    cudaPointerAttributes attributes{};
-    check(cudaPointerGetAttributes(&attributes, pointer), std::string("looking at ") + name);
-    if (attributes.type == cudaMemoryTypeManaged) return;
-    if (attributes.type != cudaMemoryTypeDevice)
-        throw InvalidArgument(std::string("cuda attention: ") + name +
-                              " is not device memory; copy it to device " + std::to_string(device));
-    if (attributes.device != device)
-        throw InvalidArgument(std::string("cuda attention: ") + name + " is memory of device " +
-                              std::to_string(attributes.device) +
-                              ", attention was made for device " + std::to_string(device));
-}
-
-void check_stream(Stream stream, int device) {
-#if CUDART_VERSION >= 12080
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(stream, &capturing), "looking at the stream");
-    // While a graph is captured its stream must not be asked; a launch from elsewhere is refused by the runtime.
-    if (stream == nullptr || capturing != cudaStreamCaptureStatusNone) return;
-    int of_stream = 0;
-    check(cudaStreamGetDevice(stream, &of_stream), "asking for a stream's device");
-    if (of_stream != device)
-        throw InvalidArgument("cuda attention: the stream is one of device " +
-                              std::to_string(of_stream) + ", attention was made for device " +
-                              std::to_string(device));
-#else
-    static_cast<void>(stream);
-    static_cast<void>(device);
-#endif
-}
-
 } // namespace
 
 struct Attention::Impl {
@@ -115,7 +85,7 @@ struct Attention::Impl {
     Grid grid;
     int max_strips = 0;
     DeviceMemory partials;
-    DeviceMemory arrivals;
+    DeviceMemory counters; ///< the next segment, then arrivals of items
 
     Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
         : shape(attention_shape), limits(attention_limits) {
@@ -135,14 +105,15 @@ struct Attention::Impl {
         max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
             static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));
-        partials = DeviceMemory(limits.device,
-                                2 * static_cast<std::size_t>(grid.blocks) * floats * sizeof(float),
-                                "partial results");
+        partials =
+            DeviceMemory(limits.device,
+                         static_cast<std::size_t>(most_slots(grid.blocks)) * floats * sizeof(float),
+                         "partial results");
         const auto items = static_cast<std::size_t>(limits.max_sequences) *
                            static_cast<std::size_t>(shape.kv_heads) *
                            static_cast<std::size_t>(max_strips);
-        arrivals = DeviceMemory(limits.device, items * sizeof(int), "counters");
-        check(cudaMemset(arrivals.data(), 0, arrivals.bytes()), "clearing counters");
+        counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
+        check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
     }
 
     int group() const { return shape.q_heads / shape.kv_heads; }
@@ -152,12 +123,12 @@ struct Attention::Impl {
             throw InvalidArgument("cuda attention: " + std::to_string(call.count) +
                                   " sequences; this object was made for up to " +
                                   std::to_string(limits.max_sequences));
-        check_pointer(call.sequences, limits.device, "the array of sequences");
-        check_pointer(call.q, limits.device, "q");
-        check_pointer(call.out, limits.device, "out");
-        if (call.log_sum_exp != nullptr)
-            check_pointer(call.log_sum_exp, limits.device, "log_sum_exp");
-        check_stream(call.stream, limits.device);
+        const CallArguments arguments("cuda attention", limits.device);
+        arguments.check_pointer(call.sequences, "the array of sequences");
+        arguments.check_pointer(call.q, "q");
+        arguments.check_pointer(call.out, "out");
+        if (call.log_sum_exp != nullptr) arguments.check_pointer(call.log_sum_exp, "log_sum_exp");
+        arguments.check_stream(call.stream);
     }
 
     AttentionParams params_of(const AttentionCall& call) const {
@@ -168,7 +139,8 @@ struct Attention::Impl {
         params.out = call.out;
         params.log_sum_exp = call.log_sum_exp;
         params.partials = reinterpret_cast<float*>(partials.data());
-        params.arrivals = reinterpret_cast<int*>(arrivals.data());
+        params.next_segment = reinterpret_cast<int*>(counters.data());
+        params.arrivals = params.next_segment + 1;
         params.q_sequence_stride = call.q_sequence_stride;
         params.q_token_stride = call.q_token_stride;
         params.q_head_stride = call.q_head_stride;
@@ -210,6 +182,6 @@ Attention::Attention(Attention&&) noexcept = default;
 Attention& Attention::operator=(Attention&&) noexcept = default;
 
 void Attention::run(const AttentionCall& call) { impl_->run(call); }
-std::size_t Attention::bytes() const { return impl_->partials.bytes() + impl_->arrivals.bytes(); }
+std::size_t Attention::bytes() const { return impl_->partials.bytes() + impl_->counters.bytes(); }
 
 } // namespace innerkv::cuda

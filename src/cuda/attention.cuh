@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel: one launch from queries to outputs. Blocks take equal parts of all sequences' pages; one that
-// has a part of a KV head leaves its state, and the last one to come merges them.
+// The kernel: one launch from queries to outputs. Blocks take parts of all KV heads (work.cuh); one of several parts
+// leaves its state, and the last one to come merges them.
 #pragma once
 
 #include <climits>
@@ -11,15 +11,20 @@
 
 namespace innerkv::cuda {
 
-/// fp16 tokens of an item that a block takes: those whose first unit is its own.
+/// fp16 tokens of an item that a part has: those whose first unit is its own.
 __device__ inline PageRange dense_part(const HeadWork& work, const Item& item) {
-    const int first = work.quantized.count();
     const auto index = [&](int unit) {
-        const int before = max(unit - first, 0);
-        const int all = work.sink.count() + work.recent.count();
-        return min((before + kDenseUnits - 1) / kDenseUnits, all);
+        return min((unit + kDenseUnits - 1) / kDenseUnits, work.dense_tiles());
     };
     return {index(item.begin), index(item.end)};
+}
+
+__device__ inline PageRange quantized_part(const HeadWork& work, const Item& item) {
+    const auto page = [&](int unit) {
+        return work.quantized.first +
+               min(max(0, unit - kDenseUnits * work.dense_tiles()), work.quantized.count());
+    };
+    return {page(item.begin), page(item.end)};
 }
 
 /// Where 16 tokens of fp16 pages lie.
@@ -85,28 +90,25 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
     };
     settle();
 
-    // All that comes from memory is asked for before anything waits.
-    const RowLoads<C> row(params, item, thread.warp, thread.lane);
-    const Offsets<C> offsets(params, item, thread, first_epoch,
-                             min(kMaxEpochs, end_epoch - first_epoch));
+    // All that comes from memory is asked for before anything waits; what takes two steps, first.
     const int count = max(0, (pages.count() - thread.warp + thread.warps - 1) / thread.warps);
     PageStream<C> stream(run, item.kv_head, page, thread.warps, count, mine.ring, thread.lane);
-    const Centre<C> centre = offsets.load(0);
+    const bool has_epochs = sequence.epochs != nullptr;
+    Offsets<C> offsets(params, item, thread, first_epoch,
+                       has_epochs ? min(kMaxEpochs, end_epoch - first_epoch) : 0);
+    const RowLoads<C> row(params, item, thread.warp, thread.lane);
+    stream.begin();
+    offsets.prefetch();
     prefetch_dense(params, item, work, tiles, thread);
     prepare_queries(params, shared, item, row, thread);
     __syncthreads();
-    offsets.write_all(shared, centre);
     const int first_token = static_cast<int>(run.first_token);
     Walk<C> walk(params, shared, first_token + static_cast<int>(run.tokens), mine.exchange, thread);
-    __syncthreads();
     // As many epochs at a time as shared memory has offsets for.
-    for (int first = first_epoch; first < end_epoch; first += kMaxEpochs) {
-        if (first > first_epoch) {
-            __syncthreads();
-            const Offsets<C> more(params, item, thread, first, min(kMaxEpochs, end_epoch - first));
-            more.write_all(shared, more.load(0));
-            __syncthreads();
-        }
+#pragma unroll 1
+    for (int first = first_epoch; first < end_epoch;) {
+        offsets.write_all(shared);
+        __syncthreads();
         while (page < pages.last && epoch < first + kMaxEpochs) {
             walk.attend(shared, stream.next(), first_token + kPageTokens * page,
                         shared.offsets[epoch - first]);
@@ -114,10 +116,14 @@ __device__ void attend_quantized(const AttentionParams& params, BlockShared<C>& 
             in_epoch += thread.warps;
             settle();
         }
+        first += kMaxEpochs;
+        if (first >= end_epoch) break;
+        __syncthreads(); // offsets have been read
+        offsets = Offsets<C>(params, item, thread, first, min(kMaxEpochs, end_epoch - first));
     }
     wait_for_copies<0>();
     __syncwarp(); // all lanes have read the last page: its place is used again
-    walk.write_state(reinterpret_cast<float*>(mine.ring), shared.warp_states[thread.warp][0]);
+    walk.write_state(reinterpret_cast<float*>(mine.ring), shared.warp_states[0]);
 }
 
 template <class C>
@@ -136,30 +142,47 @@ __device__ void attend_dense(const AttentionParams& params, BlockShared<C>& shar
                     tile.position());
     }
     walk.write_state(reinterpret_cast<float*>(mine.ring) + C::kRows * C::kDim,
-                     shared.warp_states[thread.warp][1]);
+                     shared.warp_states[1]);
 }
 
-/// A block's part of an item. All threads call it.
+/// The segment that this block takes next: beyond the last there is none. One thread calls it.
+__device__ inline int take_segment(const AttentionParams& params, const Plan& plan) {
+    const int blocks = static_cast<int>(gridDim.x);
+    const int segment = blocks + atomicAdd(params.next_segment, 1);
+    // Every block asks until there is none: this one was the last to ask.
+    if (segment == plan.segments + blocks - 1) *params.next_segment = 0;
+    return segment;
+}
+
+/// A part of an item. All threads call it.
 template <class C>
 __device__ void attend_item(const AttentionParams& params, BlockShared<C>& shared,
                             WarpShared<C>* warps, const Item& item, const Thread& thread) {
     const Sequence& sequence = params.sequences[item.sequence];
     const HeadWork work = head_work(params, sequence);
-    const PageRange pages{work.quantized.first + min(item.begin, work.quantized.count()),
-                          work.quantized.first + min(item.end, work.quantized.count())};
+    const PageRange pages = quantized_part(work, item);
     const PageRange tiles = dense_part(work, item);
     const bool dense = tiles.count() > 0;
     attend_quantized(params, shared, warps[thread.warp], item, work, pages, tiles, thread);
     if (dense) attend_dense(params, shared, warps[thread.warp], item, work, tiles, thread);
-    merge_warps(shared, warps, dense ? 2 : 1, thread);
-    if (item.parts > 1) {
-        write_partial(shared, Partial<C>(params, item.slot(item.part)));
+    __syncthreads();
+    int next = INT_MAX; // on its way while states are merged
+    if (threadIdx.x == 0 && shared.plan.segments > static_cast<int>(gridDim.x))
+        next = take_segment(params, shared.plan);
+    const bool whole = item.parts == 1;
+    const Partial<C> partial(params, whole ? 0 : item.first_slot + item.part);
+    merge_warps(shared, warps, dense, sequence.rotate != 0,
+                whole ? &shared.merged[0][0] : partial.memory,
+                whole ? shared.merged_states : partial.states(), thread);
+    if (threadIdx.x == 0) shared.next_segment = next;
+    if (!whole) {
         int* arrivals = params.arrivals +
                         (item.sequence * params.kv_heads + item.kv_head) * params.max_strips +
                         item.strip;
         if (!arrive(shared, arrivals, item.parts)) return;
-        merge_partials(params, shared, item, reinterpret_cast<float*>(warps[0].ring), thread);
+        merge_partials(params, shared, item, reinterpret_cast<float*>(warps), thread);
     }
+    __syncthreads();
     for (int row = thread.warp; row < C::kRows; row += thread.warps)
         write_row(params, shared, item, row, thread.lane);
 }
@@ -172,21 +195,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, kBlocksResident)
     auto* warps = reinterpret_cast<WarpShared<C>*>(memory + sizeof(BlockShared<C>));
     const Thread thread;
     plan_work(params, shared, thread);
-    const int block = static_cast<int>(blockIdx.x);
-    if (block >= shared.plan.workers) return;
-    const bool alone = shared.plan.chunk > 0.0f;
-    const Shares shares(shared.plan);
-    int unit = alone ? 0 : shares.start(block);
-    const int end = alone ? 1 : shares.start(block + 1);
-    while (unit < end) {
-        __syncthreads(); // what the item before left in shared memory has been read
-        if (threadIdx.x == 0)
-            shared.item = alone ? only_item(params, shared, block)
-                                : item_at(params, shared, shares, block, unit);
-        __syncthreads();
-        const Item item = shared.item;
+    int segment = static_cast<int>(blockIdx.x);
+    while (segment < shared.plan.segments) {
+        const Item item = item_of(params, shared, segment, thread.lane);
         attend_item(params, shared, warps, item, thread);
-        unit += item.end - item.begin;
+        __syncthreads(); // what this item left in shared memory has been read
+        segment = shared.next_segment;
     }
 }
 

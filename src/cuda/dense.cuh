@@ -17,13 +17,14 @@ struct DenseWalk {
     float scale;                        ///< of row g
     float* exchange;
     int head_dim;
+    Thread thread;
     int g;
     int i;
 
     __device__ DenseWalk(const AttentionParams& params, const BlockShared<C>& shared, float* buffer,
-                         const Thread& thread)
-        : scale(thread.g < C::kRows ? shared.dense_scale[thread.g] : 0.0f), exchange(buffer),
-          head_dim(params.head_dim), g(thread.g), i(thread.i) {}
+                         const Thread& place)
+        : scale(place.g < C::kRows ? shared.dense_scale[place.g] : 0.0f), exchange(buffer),
+          head_dim(params.head_dim), thread(place), g(place.g), i(place.i) {}
 
     /// 8 channels from `channel` on, or zeros where there are none or the token must not be read.
     __device__ uint4 load(const unsigned char* rows, int token, int channel, bool readable) const {
@@ -37,10 +38,9 @@ struct DenseWalk {
                            std::uint32_t b0, std::uint32_t b1);
     __device__ void attend(const BlockShared<C>& shared, const RowRules& rules,
                            const unsigned char* page, int first, Visible readable, int position);
-    __device__ void write_state(float* sums, RowState* states);
+    __device__ void write_state(float* sums, RowState (*states)[kMaxWarps]);
 };
 
-/// Lane 4g + i reads 8 channels of tokens g and g + 8: elements 2i, 2i + 1 and 2i + 8, 2i + 9 of two products.
 template <class C>
 __device__ inline void DenseWalk<C>::keys(const BlockShared<C>& shared, const unsigned char* page,
                                           int first, Visible readable, int position) {
@@ -50,11 +50,8 @@ __device__ inline void DenseWalk<C>::keys(const BlockShared<C>& shared, const un
 #pragma unroll
     for (int span = 0; span < 2 * C::kBlocks; ++span) {
         const int channel = 32 * span + 8 * i;
-        const uint4 a = load(page, first + g, channel, upper);
-        const uint4 b = load(page, first + g + 8, channel, lower);
-        const uint4 query = *reinterpret_cast<const uint4*>(&shared.q_half[g][channel]);
-        multiply_f16(logits, a.x, b.x, a.y, b.y, query.x, query.y);
-        multiply_f16(logits, a.z, b.z, a.w, b.w, query.z, query.w);
+        multiply_span<C>(logits, shared.q_half, load(page, first + g, channel, upper),
+                         load(page, first + g + 8, channel, lower), span, thread);
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
@@ -142,11 +139,11 @@ __device__ inline void DenseWalk<C>::attend(const BlockShared<C>& shared, const 
 }
 
 template <class C>
-__device__ inline void DenseWalk<C>::write_state(float* sums, RowState* states) {
+__device__ inline void DenseWalk<C>::write_state(float* sums, RowState (*states)[kMaxWarps]) {
     float weight = state.weight;
     weight += __shfl_xor_sync(~0u, weight, 1);
     weight += __shfl_xor_sync(~0u, weight, 2);
-    if (i == 0 && g < C::kRows) states[g] = {state.reference, weight};
+    if (i == 0 && g < C::kRows) states[g][thread.warp] = {state.reference, weight};
 #pragma unroll
     for (int span = 0; span < C::kBlocks; ++span)
 #pragma unroll

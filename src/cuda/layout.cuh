@@ -43,6 +43,13 @@ struct RowState {
 /// Reference of a row that has seen no token: finite, so that differences are numbers.
 inline constexpr float kNoReference = -3e38f;
 
+/// The same of quantized and fp16 pages together: out counts fp16 ones rotated as values in pages are.
+struct alignas(16) MergedState {
+    float reference;
+    float quantized_weight;
+    float dense_weight;
+};
+
 /// What a key group's sums are scaled by; `second` where the codes are of the second token half.
 struct alignas(16) KeyColumn {
     float scale;
@@ -51,53 +58,62 @@ struct alignas(16) KeyColumn {
     float second_add;
 };
 
-/// A block's part of an item: a strip of rows of one KV head.
+/// A part of an item, which is a strip of rows of one KV head.
 struct Item {
     int sequence;
     int kv_head;
     int strip;
     int begin; ///< units of the item, from its first on
     int end;
-    int parts; ///< blocks that have a part
-    int part;  ///< this one's place among them
-    int first_slot; ///< where the first of them leaves its state; others: the first slot of their own two
-    int first_block;
-
-    __device__ int slot(int other) const {
-        return other == 0 ? first_slot : 2 * (first_block + other);
-    }
+    int parts; ///< of the item
+    int part;
+    int first_slot; ///< where part 0 leaves its state, the others behind it; unless there is one part alone
 };
 
-/// How a launch's units are shared out.
+/// Units of parts. Every block has a large one at first; then blocks take small ones as they come free, since equal
+/// parts do not take equal times.
+struct Sizes {
+    float equal; ///< of all work, a block's share
+    float large;
+    float small; ///< 0: items are cut into large parts alone, no more in all than there are blocks
+};
+
 struct Plan {
-    int workers; ///< blocks that have any
-    int share;   ///< units of a block where parts span items, and how many blocks have one more
-    int larger;
-    float chunk; ///< units that one block takes of an item, about; 0: blocks' parts span items
+    Sizes sizes;
+    int large_segments;
+    int segments; ///< small ones behind the large ones
+};
+
+/// Segments and slots.
+struct Counts {
+    int large;
+    int small;
+    int slots;
 };
 
 /// In shared memory, but for the warps' parts behind it.
 template <class C>
 struct alignas(128) BlockShared {
-    int units[kMaxSequences];     ///< of an item of each sequence; 0: it has no items
-    int first[kMaxSequences + 1]; ///< blocks, or units, of the sequences in front
+    int units[kMaxSequences];        ///< of an item of each sequence; 0: it has no items
+    Counts first[kMaxSequences + 1]; ///< of the sequences in front
     Plan plan;
-    Item item;
+    int next_segment;
     int last_arrival;
     int faulty[C::kRows];
     int visible_begin[C::kRows];
     int visible_end[C::kRows];
     float key_scale[C::kRows];   ///< of sums with quantized keys
     float dense_scale[C::kRows]; ///< of sums with fp16 keys
-    RowState warp_states[kMaxWarps][2][C::kRows];
-    float warp_factors[kMaxWarps][2][C::kRows];
-    RowState merged_states[2][C::kRows];
+    RowState warp_states[2][C::kRows][kMaxWarps];
+    alignas(16) float warp_factors[2][C::kRows][kMaxWarps];
+    MergedState merged_states[C::kRows];
     KeyColumn key_columns[C::kBlocks][2][C::kRows];
     float offsets[kMaxEpochs][C::kRows];
     alignas(16) signed char q_codes[C::kRows][C::kDim];
-    alignas(16) std::uint16_t q_half[kManyRows][C::kDim];
-    alignas(16) float q_scaled[C::kRows][C::kDim];
-    alignas(16) float merged[2][C::kRows][C::kDim]; ///< of quantized pages, of fp16 pages
+    alignas(16) std::uint16_t q_half[C::kRows][C::kDim];
+    alignas(16) std::uint16_t q_rest[C::kRows][C::kDim]; ///< what fp16 leaves of q
+    alignas(16) float merged[C::kRows][C::kDim];
+    alignas(16) float merged_dense[C::kRows][C::kDim]; ///< of fp16 pages
 };
 
 template <class C>

@@ -20,14 +20,29 @@ inline constexpr int kMaxPaddedDim = 256;
 inline constexpr int kDenseTokens = 16;
 inline constexpr int kDenseUnits = 2;
 
+/// Loads of fewer units a block are cut into one part a block; others into a large part a block, this share of its
+/// load, and small ones of a kSmallParts-th of it, or of kLeastSmallUnits.
+inline constexpr float kOneRoundUnits = 64.0f;
+inline constexpr float kMostUnequal =
+    1.3f; ///< the largest of one part a block, over an equal share
+inline constexpr float kLargeShare = 0.8f;
+inline constexpr float kSmallParts = 8.0f;
+inline constexpr float kLeastSmallUnits = 16.0f;
+/// Slots for partial results: items of two parts and more have at most twice kSmallParts parts for each block's
+/// equal share, and large ones.
+constexpr int most_slots(int blocks) { return blocks * (2 + 2 * static_cast<int>(kSmallParts)); }
+/// Parts of one item: large ones, and small ones for what those leave.
+constexpr int most_parts(int blocks) { return 3 * blocks + static_cast<int>(kSmallParts) + 2; }
+
 /// Logits are in units of log2: log2(e) is folded into scale and cap.
 struct AttentionParams {
     const Sequence* sequences;
     const void* q;
     void* out;
     float* log_sum_exp;
-    float* partials; ///< [2 * blocks of the grid][partial_floats()]
-    int* arrivals;   ///< [items], all 0 between launches
+    float* partials;   ///< [most_slots()][partial_floats()]
+    int* arrivals;     ///< [items], all 0 between launches
+    int* next_segment; ///< beyond the first of every block; 0 between launches
     std::int64_t q_sequence_stride;
     std::int64_t q_token_stride;
     std::int64_t q_head_stride;
@@ -48,14 +63,14 @@ struct AttentionParams {
     float soft_cap;
 };
 
-/// Threads that share the parts of four channels where blocks' results are merged.
-inline constexpr int kMergeSlices = 2;
-/// Shared memory for that: sums, and a factor of each state of each part.
-constexpr int merge_bytes(int rows, int padded_dim, int parts) {
-    return 4 * (2 * rows * padded_dim * kMergeSlices + 2 * rows * parts);
+/// Shared memory for merging: sums of slices of the parts, and a factor of each row of each part.
+constexpr int merge_bytes(int rows, int padded_dim, int threads, int parts) {
+    constexpr int kPadding = 128; // of parts, to what threads take at a time
+    const int columns = rows * padded_dim / 4;
+    return 4 * rows * (parts + kPadding) + 16 * (threads > columns ? threads : columns);
 }
 
-/// Rows of a strip, both kinds of pages: sums, then states.
-constexpr int partial_floats(int rows, int padded_dim) { return 2 * rows * padded_dim + 4 * rows; }
+/// Of a part: sums, then a state a row.
+constexpr int partial_floats(int rows, int padded_dim) { return rows * padded_dim + 4 * rows; }
 
 } // namespace innerkv::cuda

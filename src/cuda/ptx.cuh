@@ -71,6 +71,17 @@ __device__ inline int second_signed_byte(std::uint32_t word) {
     return result;
 }
 
+/// Adds to a counter that blocks share: what this thread saw written before is seen by whom sees the sum, and the other
+/// way round. Returns what it was.
+__device__ inline int add_acquire_release(int* counter, int value) {
+    int before = 0;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(value)
+                 : "memory");
+    return before;
+}
+
 /// A line of 128 bytes into the second-level cache; nothing waits for it.
 __device__ inline void prefetch_line(const void* global) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(global));

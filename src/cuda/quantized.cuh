@@ -36,12 +36,13 @@ struct Walk {
     RowState state{kNoReference, 0.0f}; ///< of the lane's row; weight: its own tokens'
     RowRules rules;
     float* exchange;
+    int warp;
     int g;
     int i;
 
     __device__ Walk(const AttentionParams& params, const BlockShared<C>& shared, int run_end,
                     float* buffer, const Thread& thread)
-        : exchange(buffer), g(thread.g), i(thread.i) {
+        : exchange(buffer), warp(thread.warp), g(thread.g), i(thread.i) {
         rules = row_rules(params, shared, row()).within(run_end);
         load_queries(shared);
         // Packed: a lane's four tokens are all of one half; otherwise lanes 0, 1 and 2, 3 have one each.
@@ -91,7 +92,7 @@ struct Walk {
     __device__ void raise_reference(float top);
     __device__ void values(const unsigned char* page, std::uint32_t first, std::uint32_t second,
                            float scale);
-    __device__ void write_state(float* sums, RowState* states);
+    __device__ void write_state(float* sums, RowState (*states)[kMaxWarps]);
 };
 
 /// Sums of one block of keys onto logits[half][row][column].
@@ -311,12 +312,12 @@ __device__ inline void Walk<C>::attend(const BlockShared<C>& shared, const unsig
 
 /// The warp's sums, [row][channel], and its rows' states.
 template <class C>
-__device__ inline void Walk<C>::write_state(float* sums, RowState* states) {
+__device__ inline void Walk<C>::write_state(float* sums, RowState (*states)[kMaxWarps]) {
     float weight = state.weight;
     weight += __shfl_xor_sync(~0u, weight, 1);
     weight += __shfl_xor_sync(~0u, weight, 2);
     if constexpr (C::kPacked) weight += __shfl_xor_sync(~0u, weight, 16);
-    if (i == 0 && g < C::kRows) states[g] = {state.reference, weight / kValueUnit};
+    if (i == 0 && g < C::kRows) states[g][warp] = {state.reference, weight / kValueUnit};
 #pragma unroll
     for (int block = 0; block < C::kBlocks; ++block)
 #pragma unroll

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Queries of an item as the products take them: q' = H(q * norm) in int8 per 32 channels for quantized keys, q in
-// fp16 for fp16 keys, q . centre for the epochs of quantized keys. A warp a row.
+// fp16 for fp16 keys, q . centre for the epochs of quantized keys.
 #pragma once
 
 #include "cuda/rows.cuh"
@@ -74,21 +74,25 @@ struct RowLoads {
     RowPlace place;
     std::uint32_t q[2 * C::kBlocks];
     float norm[2 * C::kBlocks];
+    float centre[2 * C::kBlocks]; ///< of all keys, where there are no epochs
 
     __device__ RowLoads(const AttentionParams& params, const Item& item, int row, int lane)
         : place(place_of<C>(params, item, row)) {
-        const float* norms = params.sequences[item.sequence].norm;
-        const std::int64_t at = item.sequence * params.q_sequence_stride +
-                                place.token * params.q_token_stride +
-                                place.q_head * params.q_head_stride;
+        const Sequence& sequence = params.sequences[item.sequence];
+        const int head = item.kv_head * params.head_dim;
+        load_row(params.q, params.q_type,
+                 item.sequence * params.q_sequence_stride + place.token * params.q_token_stride +
+                     place.q_head * params.q_head_stride,
+                 place.present ? params.head_dim : 0, lane, q);
 #pragma unroll
         for (int j = 0; j < 2 * C::kBlocks; ++j) {
-            const int channel = kWarpSize * j + lane;
-            const bool there = place.present && channel < params.head_dim;
-            q[j] = there ? load_bits(params.q, params.q_type, at + channel) : 0;
-            norm[j] =
-                there && norms != nullptr ? norms[item.kv_head * params.head_dim + channel] : 1.0f;
+            norm[j] = 1.0f;
+            centre[j] = 0.0f;
         }
+        if (sequence.norm != nullptr)
+            load_channels(sequence.norm + head, params.head_dim, lane, norm);
+        if (sequence.centre != nullptr)
+            load_channels(sequence.centre + head, params.head_dim, lane, centre);
     }
 };
 
@@ -113,142 +117,135 @@ __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& share
     for (int j = 0; j < kElements; ++j)
         faulty = faulty || !(fabsf(transformed[j] * params.logit_scale) <= kLargestQuery);
     faulty = __any_sync(~0u, faulty) != 0;
+    float offset = 0.0f;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
         if (faulty) q[j] = transformed[j] = 0.0f;
         q[j] *= params.logit_scale;
         largest = fmaxf(largest, fabsf(q[j]));
-        shared.q_scaled[row][kWarpSize * j + lane] = q[j];
+        offset = fmaf(loads.centre[j], q[j], offset);
     }
     quantize_row(params, shared, row, lane, transformed);
+    if (sequence.epochs == nullptr) offset = sum_in_warp(offset);
     largest = largest_in_warp(largest);
     const float inverse = largest > kSmallestQuery ? __fdividef(1.0f, largest) : 0.0f;
 #pragma unroll
-    for (int j = 0; j < kElements; ++j)
-        shared.q_half[row][kWarpSize * j + lane] =
-            __half_as_ushort(__float2half_rn(q[j] * inverse));
+    for (int j = 0; j < kElements; ++j) {
+        const float relative = q[j] * inverse;
+        const __half half = __float2half_rn(relative);
+        shared.q_half[row][kWarpSize * j + lane] = __half_as_ushort(half);
+        shared.q_rest[row][kWarpSize * j + lane] =
+            __half_as_ushort(__float2half_rn(relative - __half2float(half)));
+    }
     if (lane != 0) return;
     const Visible visible = visible_to(params, sequence, place.token, place.token);
     shared.faulty[row] = faulty ? 1 : 0;
+    if (sequence.epochs == nullptr) shared.offsets[0][row] = offset;
     shared.dense_scale[row] = largest > kSmallestQuery ? largest : 0.0f;
     // A column without a row sees all: no page is masked for it.
     shared.visible_begin[row] = place.present ? visible.begin : 0;
     shared.visible_end[row] = place.present ? visible.end : 1 << 30;
 }
 
-/// All threads call it; they must meet before they read what it wrote. `first`: of the warp's first row.
+/// All threads call it; they must meet before they read what it wrote. `loads`: of the warp's first row.
 template <class C>
 __device__ void prepare_queries(const AttentionParams& params, BlockShared<C>& shared,
-                                const Item& item, const RowLoads<C>& first, const Thread& thread) {
-    if (thread.warp < C::kRows) prepare_row(params, shared, item, first, thread.warp, thread.lane);
-    for (int row = thread.warp + thread.warps; row < C::kRows; row += thread.warps)
-        prepare_row(params, shared, item, RowLoads<C>(params, item, row, thread.lane), row,
-                    thread.lane);
-    for (int row = C::kRows + thread.warp; row < kManyRows; row += thread.warps)
-        for (int channel = thread.lane; channel < C::kDim; channel += kWarpSize)
-            shared.q_half[row][channel] = 0;
-}
-
-/// Sums over the lanes of one number for each row: on return, lane l has the sum of row l / (32 / rows).
-template <int kRows>
-__device__ float sum_rows(float (&rows)[kRows], int lane) {
-    int step = kWarpSize / 2;
-#pragma unroll
-    for (int half = kRows / 2; half > 0; half /= 2, step /= 2) {
-        const bool upper = (lane & step) != 0;
-#pragma unroll
-        for (int r = 0; r < half; ++r) {
-            const float sent = upper ? rows[r] : rows[r + half];
-            rows[r] = (upper ? rows[r + half] : rows[r]) + __shfl_xor_sync(~0u, sent, step);
-        }
+                                const Item& item, RowLoads<C> loads, const Thread& thread) {
+    for (int row = thread.warp; row < C::kRows;) {
+        prepare_row(params, shared, item, loads, row, thread.lane);
+        row += thread.warps;
+        if (row < C::kRows) loads = RowLoads<C>(params, item, row, thread.lane);
     }
-#pragma unroll
-    for (int rest = kWarpSize / kRows / 2; rest > 0; rest /= 2)
-        rows[0] += __shfl_xor_sync(~0u, rows[0], rest);
-    return rows[0];
 }
 
-/// A centre of a KV head, an element a lane and 32 channels, on its way.
+/// Products of 16 rows in fp16 with the queries `q`: lane 4g + i gets those of rows g and g + 8 with columns 2i and
+/// 2i + 1 onto sums[row][column]. It brings 8 channels of either row a span: 32 span + 8 i and those behind.
 template <class C>
-struct Centre {
-    std::uint32_t bits[2 * C::kBlocks];
-    RowType type;
+__device__ inline void multiply_span(float (&sums)[4], const std::uint16_t (*q)[C::kDim],
+                                     const uint4& first, const uint4& second, int span,
+                                     const Thread& thread) {
+    uint4 query{};
+    if (thread.g < C::kRows)
+        query = *reinterpret_cast<const uint4*>(&q[thread.g][32 * span + 8 * thread.i]);
+    multiply_f16(sums, first.x, second.x, first.y, second.y, query.x, query.y);
+    multiply_f16(sums, first.z, second.z, first.w, second.w, query.z, query.w);
+}
 
-    /// `data`: [kv_heads, head_dim]; null: zeros.
-    __device__ Centre(const AttentionParams& params, const Item& item, const void* data,
-                      RowType data_type, int lane)
-        : type(data_type) {
-#pragma unroll
-        for (int j = 0; j < 2 * C::kBlocks; ++j) {
-            const int channel = kWarpSize * j + lane;
-            const bool there = data != nullptr && channel < params.head_dim;
-            bits[j] = there ? load_bits(data, type, item.kv_head * params.head_dim + channel) : 0;
-        }
-    }
-
-    /// Products of all rows with it.
-    __device__ void write_products(const BlockShared<C>& shared, int lane, float* offsets) const {
-        float channels[2 * C::kBlocks];
-#pragma unroll
-        for (int j = 0; j < 2 * C::kBlocks; ++j) channels[j] = float_of(bits[j], type);
-        float sums[C::kRows];
-#pragma unroll
-        for (int row = 0; row < C::kRows; ++row) {
-            sums[row] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 2 * C::kBlocks; ++j)
-                sums[row] =
-                    fmaf(channels[j], shared.q_scaled[row][kWarpSize * j + lane], sums[row]);
-        }
-        const float sum = sum_rows(sums, lane);
-        constexpr int kLanes = kWarpSize / C::kRows;
-        if (lane % kLanes == 0) offsets[lane / kLanes] = sum;
-    }
-};
-
-/// What the centres of epochs first .. first + count - 1 add to the logits, into shared.offsets. Loads of pointers begin
-/// when this is made; write_all() follows prepare_queries.
+/// What the centres of epochs first .. first + count - 1 add to the logits, into shared.offsets: 16 epochs a warp at a
+/// time. Pointers of the first ones are on their way when this is made.
 template <class C>
 class Offsets {
 public:
     __device__ Offsets(const AttentionParams& params, const Item& item, const Thread& thread,
                        int first, int count)
-        : params_(params), item_(item), sequence_(params.sequences[item.sequence]), thread_(thread),
-          count_(count) {
-        const int epoch = thread.warp + thread.lane * thread.warps; // of this warp, one a lane
-        if (sequence_.epochs != nullptr && epoch < count)
-            pointer_ = reinterpret_cast<unsigned long long>(sequence_.epochs[first + epoch]);
+        : params_(&params), epochs_(params.sequences[item.sequence].epochs + first),
+          thread_(&thread), head_bytes_(2u * static_cast<unsigned>(item.kv_head * params.head_dim)),
+          count_(count),
+          // Rows of queries are prepared by the first warps: the last ones begin here.
+          at_(kAtOnce * (thread.warps - 1 - thread.warp)) {
+        load_pointers();
     }
 
-    /// The warp's centre `index`, on its way.
-    __device__ Centre<C> load(int index) const {
-        const auto* f16 =
-            reinterpret_cast<const void*>(__shfl_sync(~0u, pointer_, index % kWarpSize));
-        const bool there = thread_.warp + index * thread_.warps < count_;
-        const bool epochs = sequence_.epochs != nullptr;
-        return Centre<C>(params_, item_, there ? epochs ? f16 : sequence_.centre : nullptr,
-                         epochs ? RowType::f16 : RowType::f32, thread_.lane);
+    /// The warp's first centres into the second-level cache. A lane a line of both halves' epochs.
+    __device__ void prefetch() const {
+        const unsigned line = 128u * static_cast<unsigned>(thread_->i);
+        if (line >= 2u * static_cast<unsigned>(params_->head_dim)) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            if (centres_[half] != nullptr) prefetch_line(centres_[half] + head_bytes_ + line);
     }
 
-    /// All threads call it. `next`: what load(0) returned.
-    __device__ void write_all(BlockShared<C>& shared, Centre<C> next) const {
-        for (int index = 0; thread_.warp + index * thread_.warps < count_; ++index) {
-            const Centre<C> centre = next;
-            next = load(index + 1);
-            centre.write_products(shared, thread_.lane,
-                                  shared.offsets[thread_.warp + index * thread_.warps]);
+    /// All threads call it; queries have been prepared.
+    __device__ void write_all(BlockShared<C>& shared) {
+        while (at_ < count_) {
+            float sums[4] = {};
+#pragma unroll
+            for (int span = 0; span < kSpans; ++span) {
+                const uint4 first = load(centres_[0], span);
+                const uint4 second = load(centres_[1], span);
+                multiply_span<C>(sums, shared.q_half, first, second, span, *thread_);
+                multiply_span<C>(sums, shared.q_rest, first, second, span, *thread_);
+            }
+            const int row = 2 * thread_->i;
+            if (row < C::kRows) {
+                const float scales[2] = {shared.dense_scale[row], shared.dense_scale[row + 1]};
+                float* to = &shared.offsets[at_ + thread_->g][row];
+                to[0] = sums[0] * scales[0];
+                to[1] = sums[1] * scales[1];
+                to[8 * C::kRows] = sums[2] * scales[0];
+                to[8 * C::kRows + 1] = sums[3] * scales[1];
+            }
+            at_ += kAtOnce * thread_->warps;
+            load_pointers();
         }
     }
 
 private:
-    static_assert(kMaxEpochs <= kWarpSize * kLeastWarps);
+    static constexpr int kAtOnce = 16;
+    static constexpr int kSpans = 2 * C::kBlocks;
+    static_assert(kMaxEpochs % kAtOnce == 0);
 
-    const AttentionParams& params_;
-    const Item& item_;
-    const Sequence& sequence_;
-    const Thread& thread_;
+    __device__ void load_pointers() {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int epoch = at_ + thread_->g + 8 * half;
+            centres_[half] = epoch < count_ ? epochs_[epoch] : nullptr;
+        }
+    }
+
+    __device__ uint4 load(const std::byte* centre, int span) const {
+        const int channel = 32 * span + 8 * thread_->i;
+        if (centre == nullptr || channel >= params_->head_dim) return {0, 0, 0, 0};
+        return __ldg(reinterpret_cast<const uint4*>(centre + head_bytes_ + 2 * channel));
+    }
+
+    const AttentionParams* params_;
+    const std::byte* const* epochs_;
+    const Thread* thread_;
+    unsigned head_bytes_;
     int count_;
-    unsigned long long pointer_ = 0;
+    int at_;
+    const std::byte* centres_[2];
 };
 
 } // namespace innerkv::cuda

@@ -27,24 +27,58 @@ __device__ RowPlace place_of(const AttentionParams& params, const Item& item, in
             token < params.sequences[item.sequence].query_tokens};
 }
 
-/// An element's bits, which nothing waits for until they become a number.
-__device__ inline std::uint32_t load_bits(const void* data, RowType type, std::int64_t index) {
-    if (type == RowType::f32) return static_cast<const std::uint32_t*>(data)[index];
-    return static_cast<const std::uint16_t*>(data)[index];
+/// Bits of a row of `channels` elements from element `at` of `data` on, zeros behind; nothing waits for them until they
+/// become numbers.
+template <int kElements>
+__device__ inline void load_row(const void* data, RowType type, std::int64_t at, int channels,
+                                int lane, std::uint32_t (&bits)[kElements]) {
+    if (type == RowType::f32) {
+        const auto* from = static_cast<const std::uint32_t*>(data) + at + lane;
+#pragma unroll
+        for (int j = 0; j < kElements; ++j)
+            bits[j] = kWarpSize * j + lane < channels ? from[kWarpSize * j] : 0;
+    } else {
+        const auto* from = static_cast<const std::uint16_t*>(data) + at + lane;
+#pragma unroll
+        for (int j = 0; j < kElements; ++j)
+            bits[j] = kWarpSize * j + lane < channels ? from[kWarpSize * j] : 0;
+    }
 }
+
+/// Those of `row` that there are.
+template <int kElements>
+__device__ inline void load_channels(const float* from, int channels, int lane,
+                                     float (&row)[kElements]) {
+#pragma unroll
+    for (int j = 0; j < kElements; ++j)
+        if (kWarpSize * j + lane < channels) row[j] = from[kWarpSize * j + lane];
+}
+
 __device__ inline float float_of(std::uint32_t bits, RowType type) {
     if (type == RowType::f32) return __uint_as_float(bits);
     if (type == RowType::bf16) return __uint_as_float(bits << 16);
     return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-__device__ inline void store_element(void* data, RowType type, std::int64_t index, float value) {
-    if (type == RowType::f32)
-        static_cast<float*>(data)[index] = value;
-    else if (type == RowType::f16)
-        static_cast<__half*>(data)[index] = __float2half_rn(value);
-    else
-        static_cast<__nv_bfloat16*>(data)[index] = __float2bfloat16_rn(value);
+/// A row of `channels` elements to element `at` of `data` on.
+template <int kElements>
+__device__ inline void store_row(void* data, RowType type, std::int64_t at, int channels, int lane,
+                                 const float (&row)[kElements]) {
+    if (type == RowType::f32) {
+        auto* to = static_cast<float*>(data) + at + lane;
+#pragma unroll
+        for (int j = 0; j < kElements; ++j)
+            if (kWarpSize * j + lane < channels) to[kWarpSize * j] = row[j];
+        return;
+    }
+    auto* to = static_cast<unsigned short*>(data) + at + lane;
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) {
+        const unsigned short bits = type == RowType::f16
+                                        ? __half_as_ushort(__float2half_rn(row[j]))
+                                        : __bfloat16_as_ushort(__float2bfloat16_rn(row[j]));
+        if (kWarpSize * j + lane < channels) to[kWarpSize * j] = bits;
+    }
 }
 
 /// Of magnitudes: their bits are in the order of their values.

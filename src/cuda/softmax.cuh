@@ -45,6 +45,11 @@ __device__ RowRules row_rules(const AttentionParams& params, const BlockShared<C
     return rules;
 }
 
+/// To a few units of fp32's last place of 1, which is what a capped logit may err by.
+__device__ inline float hyperbolic_tangent(float x) {
+    return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(x * 2.885390082f)); // 2 / ln 2
+}
+
 /// Applies cap and mask to logits of tokens at `first`, `first` + 1, ...; both are rare.
 template <int kCount>
 __device__ inline void apply_rules(const RowRules& rules, bool whole, int first,
@@ -52,7 +57,7 @@ __device__ inline void apply_rules(const RowRules& rules, bool whole, int first,
     if (rules.soft_cap > 0.0f) {
 #pragma unroll
         for (int t = 0; t < kCount; ++t)
-            logits[t] = rules.soft_cap * tanhf(logits[t] / rules.soft_cap);
+            logits[t] = rules.soft_cap * hyperbolic_tangent(__fdividef(logits[t], rules.soft_cap));
     }
     if (!whole) {
 #pragma unroll

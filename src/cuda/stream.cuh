@@ -31,6 +31,7 @@ public:
                           unsigned char* ring, int lane)
         : pages_(run.pages), head_offset_(run.head_stride * static_cast<unsigned>(kv_head)),
           first_(first), step_(step), count_(count), ring_(ring), lane_(lane) {
+        load_pointers();
         if constexpr (kRemembers) {
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -38,6 +39,10 @@ public:
                 asm("" : "+r"(places_[chunk])); // a register, not the computation again
             }
         }
+    }
+
+    /// Sends the first pages, whose pointers have been on their way since this was made.
+    __device__ void begin() {
 #pragma unroll
         for (int stage = 0; stage < C::kStages - 1; ++stage) send_next();
     }
@@ -64,7 +69,7 @@ private:
 
     __device__ void send_next() {
         if (sent_ < count_) {
-            if (sent_ % kWarpSize == 0) load_pointers();
+            if (sent_ > 0 && sent_ % kWarpSize == 0) load_pointers();
             const unsigned char* from = reinterpret_cast<const unsigned char*>(
                 __shfl_sync(~0u, pointer_, sent_ % kWarpSize));
             unsigned char* to = ring_ + send_stage_ * C::kPageBytes;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which pages a sequence's queries see, and which block of threads takes which: the work of a launch is one line of
-// units, every block takes an equal part of it.
+// Which pages a sequence's queries see, and how the work of a launch is cut: into segments, parts of a KV head's strip
+// of rows, each of which one block of threads takes at a time.
 #pragma once
 
 #include "cuda/layout.cuh"
@@ -35,21 +35,20 @@ __device__ inline PageRange pages_of(const Run& run, Visible visible, int tokens
     return {begin, max((end + tokens - 1) / tokens, begin)};
 }
 
-/// A KV head's units, in this order.
+/// A KV head's units, in this order: what takes longest to come first.
 struct HeadWork {
-    PageRange quantized; ///< pages
-    PageRange sink;      ///< of kDenseTokens tokens
+    PageRange sink; ///< of kDenseTokens tokens
     PageRange recent;
-    __device__ int units() const {
-        return max(1, quantized.count() + kDenseUnits * (sink.count() + recent.count()));
-    }
+    PageRange quantized; ///< pages
+    __device__ int dense_tiles() const { return sink.count() + recent.count(); }
+    __device__ int units() const { return max(1, quantized.count() + kDenseUnits * dense_tiles()); }
 };
 
 __device__ inline HeadWork head_work(const AttentionParams& params, const Sequence& sequence) {
     const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
-    return {pages_of(sequence.quantized, visible, kPageTokens),
-            pages_of(sequence.sink, visible, kDenseTokens),
-            pages_of(sequence.recent, visible, kDenseTokens)};
+    return {pages_of(sequence.sink, visible, kDenseTokens),
+            pages_of(sequence.recent, visible, kDenseTokens),
+            pages_of(sequence.quantized, visible, kPageTokens)};
 }
 
 template <class C>
@@ -57,55 +56,101 @@ __device__ int strips_of(const AttentionParams& params, const Sequence& sequence
     return (sequence.query_tokens * params.group + C::kRows - 1) / C::kRows;
 }
 
-/// Parts that an item is cut into.
-__device__ inline int parts_of(int units, float chunk) {
-    return max(1, __float2int_ru(__fdividef(static_cast<float>(units), chunk)));
-}
-
 __device__ inline int sum_of_warp(int value) { return __reduce_add_sync(~0u, value); }
 
-/// Prefix sums of what `count_of` says of each sequence, into shared.first. One warp calls it; returns the sum.
-template <class C, class Count>
-__device__ int place_sequences(const AttentionParams& params, BlockShared<C>& shared, int lane,
-                               const Count& count_of) {
-    int before = 0;
-    if (lane == 0) shared.first[0] = 0;
-    for (int start = 0; start < params.count; start += kWarpSize) {
-        const int s = start + lane;
-        int sum = s < params.count ? count_of(s) : 0;
-#pragma unroll
-        for (int step = 1; step < kWarpSize; step *= 2) {
-            const int other = __shfl_up_sync(~0u, sum, step);
-            if (lane >= step) sum += other;
-        }
-        if (s < params.count) shared.first[s + 1] = before + sum;
-        before += __shfl_sync(~0u, sum, kWarpSize - 1);
-    }
-    return before;
+/// numerator / denominator, both at least 0, for quotients below 2^22.
+__device__ inline int quotient(int numerator, int denominator) {
+    int result =
+        __float2int_rz(__fdividef(static_cast<float>(numerator), static_cast<float>(denominator)));
+    const int rest = numerator - result * denominator;
+    if (rest < 0) --result;
+    if (rest >= denominator) ++result;
+    return result;
 }
 
-/// The least chunk for which every part has a block of its own, if that leaves blocks at most a fifth more than equal
-/// shares would be; otherwise 0. A part costs more than its units: queries, merging. Lanes try one each.
-template <class C, class Items>
-__device__ float choose_chunk(const AttentionParams& params, const BlockShared<C>& shared, int lane,
-                              int units, int items, const Items& items_of) {
-    const int blocks = static_cast<int>(gridDim.x);
-    if (items > blocks) return 0.0f;
-    constexpr float kMost = 1.2f;
-    const float equal = fmaxf(static_cast<float>(units) / static_cast<float>(blocks), 1.0f);
-    const float chunk = equal * (1.0f + (kMost - 1.0f) / 31.0f * static_cast<float>(lane));
-    int parts = 0;
-    for (int s = 0; s < params.count; ++s)
-        if (shared.units[s] > 0) parts += items_of(s) * parts_of(shared.units[s], chunk);
-    const unsigned enough = __ballot_sync(~0u, parts <= blocks);
-    if (enough == 0) return 0.0f;
-    return __shfl_sync(~0u, chunk, __ffs(static_cast<int>(enough)) - 1);
+/// An item's parts: `large` ones over its first `covered` units, `small` ones over the others.
+struct Cut {
+    int large;
+    int covered;
+    int small;
+    __device__ int parts() const { return large + small; }
+};
+
+__device__ inline Cut cut_item(const Sizes& sizes, int units) {
+    if (units == 0) return {0, 0, 0};
+    const auto count = static_cast<float>(units);
+    if (sizes.small == 0.0f)
+        return {max(1, __float2int_ru(__fdividef(count, sizes.large))), units, 0};
+    const int large = __float2int_rd(__fdividef(count, sizes.equal));
+    const int covered = min(units, __float2int_rd(static_cast<float>(large) * sizes.large));
+    return {large, covered,
+            __float2int_ru(__fdividef(count - static_cast<float>(covered), sizes.small))};
+}
+
+/// Sizes of parts for `units` units of `items` items; `largest_of(chunk)`: units of the largest part where items are
+/// cut into equal parts of at most `chunk`. One warp calls it.
+template <class Largest>
+__device__ Sizes choose_sizes(int units, int items, int warps, const Largest& largest_of) {
+    const auto blocks = static_cast<float>(gridDim.x);
+    // A part of less than a unit a warp takes no less time.
+    const float equal =
+        fmaxf(__fdividef(static_cast<float>(units), blocks), static_cast<float>(warps));
+    // Then there are no more parts than blocks, however item lengths are rounded up.
+    const float spare = blocks - static_cast<float>(items);
+    const float chunk =
+        spare > 0.0f ? fmaxf(equal, __fdividef(static_cast<float>(units), spare)) : 1e9f;
+    if (equal < kOneRoundUnits && spare >= 0.0f && largest_of(chunk) <= kMostUnequal * equal)
+        return {equal, chunk, 0.0f};
+    return {equal, kLargeShare * equal, fmaxf(kLeastSmallUnits, equal / kSmallParts)};
+}
+
+/// Over a warp.
+__device__ inline Counts prefix_sums(Counts sums, int lane) {
+#pragma unroll
+    for (int step = 1; step < kWarpSize; step *= 2) {
+        const int large = __shfl_up_sync(~0u, sums.large, step);
+        const int small = __shfl_up_sync(~0u, sums.small, step);
+        const int slots = __shfl_up_sync(~0u, sums.slots, step);
+        if (lane < step) continue;
+        sums.large += large;
+        sums.small += small;
+        sums.slots += slots;
+    }
+    return sums;
+}
+
+/// Where each sequence's segments and slots begin. One warp calls it.
+template <class C>
+__device__ void place_sequences(const AttentionParams& params, BlockShared<C>& shared,
+                                const Sizes& sizes, int lane) {
+    Counts before{};
+    if (lane == 0) shared.first[0] = {0, 0, 0};
+#pragma unroll 1
+    for (int start = 0; start < params.count; start += kWarpSize) {
+        const int s = start + lane;
+        Counts sums{};
+        if (s < params.count) {
+            const Cut cut = cut_item(sizes, shared.units[s]);
+            const int items = params.kv_heads * strips_of<C>(params, params.sequences[s]);
+            sums = {items * cut.large, items * cut.small,
+                    cut.parts() > 1 ? items * cut.parts() : 0};
+        }
+        sums = prefix_sums(sums, lane);
+        if (s < params.count)
+            shared.first[s + 1] = {before.large + sums.large, before.small + sums.small,
+                                   before.slots + sums.slots};
+        before.large += __shfl_sync(~0u, sums.large, kWarpSize - 1);
+        before.small += __shfl_sync(~0u, sums.small, kWarpSize - 1);
+        before.slots += __shfl_sync(~0u, sums.slots, kWarpSize - 1);
+    }
+    if (lane == 0) shared.plan = {sizes, before.large, before.large + before.small};
 }
 
 /// Shares a launch's work out, the same in every block. All threads call it.
 template <class C>
 __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
                           const Thread& thread) {
+#pragma unroll 1
     for (int s = static_cast<int>(threadIdx.x); s < params.count;
          s += static_cast<int>(blockDim.x)) {
         const Sequence& sequence = params.sequences[s];
@@ -113,99 +158,73 @@ __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
     }
     __syncthreads();
     if (thread.warp == 0) {
-        const auto items_of = [&](int s) {
-            return params.kv_heads * strips_of<C>(params, params.sequences[s]);
-        };
         int units = 0;
         int items = 0;
+#pragma unroll 1
         for (int s = thread.lane; s < params.count; s += kWarpSize) {
-            units += shared.units[s] * items_of(s);
-            items += items_of(s);
+            const int of_sequence = params.kv_heads * strips_of<C>(params, params.sequences[s]);
+            units += shared.units[s] * of_sequence;
+            items += of_sequence;
         }
-        units = sum_of_warp(units);
-        items = sum_of_warp(items);
-        const float chunk = choose_chunk(params, shared, thread.lane, units, items, items_of);
-        const int sum = place_sequences(params, shared, thread.lane, [&](int s) {
-            return items_of(s) * (chunk == 0.0f         ? shared.units[s]
-                                  : shared.units[s] > 0 ? parts_of(shared.units[s], chunk)
-                                                        : 0);
-        });
-        const int workers = chunk > 0.0f ? sum : min(units, static_cast<int>(gridDim.x));
-        const int share = units / max(workers, 1);
-        if (thread.lane == 0) shared.plan = {workers, share, units - share * workers, chunk};
+        const auto largest_of = [&](float chunk) {
+            int largest = 0;
+#pragma unroll 1
+            for (int s = thread.lane; s < params.count; s += kWarpSize) {
+                const int parts = max(1, cut_item({0.0f, chunk, 0.0f}, shared.units[s]).large);
+                largest = max(largest, quotient(shared.units[s] + parts - 1, parts));
+            }
+            return static_cast<float>(__reduce_max_sync(~0u, largest));
+        };
+        const Sizes sizes =
+            choose_sizes(sum_of_warp(units), sum_of_warp(items), thread.warps, largest_of);
+        place_sequences(params, shared, sizes, thread.lane);
     }
     __syncthreads();
 }
 
-/// The sequence that place `at` of shared.first is in. Sequences without items share their place with the next one.
+/// The sequence that segment `at` of its kind is in. A warp calls it.
 template <class C>
-__device__ int find_sequence(const AttentionParams& params, const BlockShared<C>& shared, int at) {
-    int low = 0;
-    int high = params.count; // first[low] <= at < first[high]
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (shared.first[middle] <= at ? low : high) = middle;
+__device__ int find_sequence(const AttentionParams& params, const BlockShared<C>& shared,
+                             int Counts::*kind, int at, int lane) {
+    int before = 0; // sequences whose segments all lie in front
+#pragma unroll 1
+    for (int start = 0; start < params.count; start += kWarpSize) {
+        const int s = start + lane;
+        const bool in_front = s < params.count && shared.first[s + 1].*kind <= at;
+        before += __popc(__ballot_sync(~0u, in_front));
+        if (before < start + kWarpSize) break;
     }
-    while (shared.first[low + 1] <= at) ++low;
-    return low;
+    return before;
 }
 
-/// The part of a block that has one alone.
+/// Every warp of a block calls it.
 template <class C>
-__device__ Item only_item(const AttentionParams& params, const BlockShared<C>& shared, int block) {
-    const int sequence = find_sequence(params, shared, block);
-    const int strips = strips_of<C>(params, params.sequences[sequence]);
-    const int units = shared.units[sequence];
-    const int parts = parts_of(units, shared.plan.chunk);
-    const int place = block - shared.first[sequence];
-    const int index = place / parts;
+__device__ Item item_of(const AttentionParams& params, const BlockShared<C>& shared, int segment,
+                        int lane) {
+    const Plan& plan = shared.plan;
+    const bool large = segment < plan.large_segments;
+    const auto kind = large ? &Counts::large : &Counts::small;
+    const int at = large ? segment : segment - plan.large_segments;
+    const int sequence = find_sequence(params, shared, kind, at, lane);
+    const Cut cut = cut_item(plan.sizes, shared.units[sequence]);
+    const int parts = large ? cut.large : cut.small;
+    const int place = at - shared.first[sequence].*kind;
+    const int index = quotient(place, parts);
     const int part = place - index * parts;
-    const int share = units / parts; // `larger` parts have one more
-    const int larger = units - share * parts;
-    const int begin = share * part + min(part, larger);
-    return {sequence,
-            index / strips,
-            index % strips,
-            begin,
-            begin + share + (part < larger ? 1 : 0),
-            parts,
-            part,
-            2 * (block - part),
-            block - part};
-}
-
-/// Blocks' shares of all units where they span items.
-struct Shares {
-    int share;
-    int larger; ///< so many blocks have one unit more
-    __device__ explicit Shares(const Plan& plan) : share(plan.share), larger(plan.larger) {}
-    __device__ int start(int block) const { return share * block + min(block, larger); }
-    __device__ int block_of(int unit) const {
-        const int of_larger = (share + 1) * larger;
-        return unit < of_larger ? unit / (share + 1) : larger + (unit - of_larger) / share;
-    }
-};
-
-/// The item of a unit, up to the end of the block's share.
-template <class C>
-__device__ Item item_at(const AttentionParams& params, const BlockShared<C>& shared,
-                        const Shares& shares, int block, int unit) {
-    const int sequence = find_sequence(params, shared, unit);
+    const int units = large ? cut.covered : shared.units[sequence] - cut.covered;
+    const int share = quotient(units, parts); // `longer` parts have one unit more
+    const int longer = units - share * parts;
+    const int begin = (large ? 0 : cut.covered) + share * part + min(part, longer);
     const int strips = strips_of<C>(params, params.sequences[sequence]);
-    const int units = shared.units[sequence];
-    const int index = (unit - shared.first[sequence]) / units;
-    const int start = shared.first[sequence] + index * units;
-    const int first_block = shares.block_of(start);
-    const int last_block = shares.block_of(start + units - 1);
+    const int kv_head = quotient(index, strips);
     return {sequence,
-            index / strips,
-            index % strips,
-            unit - start,
-            min(shares.start(block + 1) - start, units),
-            last_block - first_block + 1,
-            block - first_block,
-            2 * first_block + (shares.start(first_block) < start ? 1 : 0),
-            first_block};
+            kv_head,
+            index - kv_head * strips,
+            begin,
+            begin + share + (part < longer ? 1 : 0),
+            cut.parts(),
+            large ? part : cut.large + part,
+            shared.first[sequence].slots + index * cut.parts()};
 }
 
 } // namespace innerkv::cuda

@@ -10,14 +10,14 @@ namespace innerkv {
 
 /// Of an affine codec: five bits of exponent, three of mantissa. From a scale of 0 or more, by way of
 /// fp16, half to even; saturates.
-inline std::uint32_t scale_byte(float scale) {
+constexpr std::uint32_t scale_byte(float scale) {
     constexpr unsigned kLargest = 0xf7;
     const unsigned half = f16_from_float(scale) & 0x7fffu; // -0 is 0
     const unsigned byte = (half + 63 + ((half >> 7) & 1)) >> 7;
     return byte < kLargest ? byte : kLargest;
 }
 
-inline float scale_from_byte(unsigned byte) {
+constexpr float scale_from_byte(unsigned byte) {
     return float_from_f16(static_cast<std::uint16_t>(byte << 7));
 }
 

@@ -2,6 +2,8 @@
 // include/innerkv/cuda.h in a build without CUDA: there are no devices, and no objects on them.
 #include "innerkv/cuda.h"
 
+#include "innerkv/cuda_cache.h"
+
 namespace innerkv::cuda {
 namespace {
 
@@ -35,5 +37,31 @@ Attention::Attention(Attention&&) noexcept = default;
 Attention& Attention::operator=(Attention&&) noexcept = default;
 void Attention::run(const AttentionCall& /*call*/) { refuse(); }
 std::size_t Attention::bytes() const { refuse(); }
+
+struct HostSequence::Impl {};
+HostSequence::HostSequence(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HostSequence::~HostSequence() = default;
+HostSequence::HostSequence(HostSequence&&) noexcept = default;
+HostSequence& HostSequence::operator=(HostSequence&&) noexcept = default;
+int HostSequence::layers() const { refuse(); }
+SequenceView HostSequence::view(int /*layer*/) const { refuse(); }
+
+struct DeviceCache::Impl {};
+DeviceCache::DeviceCache(const CacheConfig& /*config*/, int /*device*/) { refuse(); }
+DeviceCache::~DeviceCache() = default;
+DeviceCache::DeviceCache(DeviceCache&&) noexcept = default;
+DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;
+const CacheConfig& DeviceCache::config() const { refuse(); }
+int DeviceCache::create() { refuse(); }
+void DeviceCache::remove(int /*slot*/) { refuse(); }
+void DeviceCache::reserve(int /*slot*/, std::int64_t /*length*/) { refuse(); }
+void DeviceCache::append(const DeviceAppend& /*append*/) { refuse(); }
+void DeviceCache::verify() { refuse(); }
+void DeviceCache::truncate(int /*slot*/, std::int64_t /*length*/) { refuse(); }
+std::int64_t DeviceCache::length(int /*slot*/, int /*layer*/) const { refuse(); }
+const Sequence* DeviceCache::sequences(int /*layer*/) const { refuse(); }
+int DeviceCache::load(std::span<const SequenceView> /*layers*/) { refuse(); }
+HostSequence DeviceCache::fetch(int /*slot*/) const { refuse(); }
+std::size_t DeviceCache::bytes() const { refuse(); }
 
 } // namespace innerkv::cuda

@@ -52,8 +52,10 @@ const std::uint16_t* f16_row(const CacheConfig& config, const PageRun& run, bool
 }
 
 Contents contents(const Cache& cache, SequenceId id, int layer) {
-    const CacheConfig& config = cache.config();
-    const SequenceView view = cache.view(layer, id);
+    return contents(cache.config(), cache.view(layer, id));
+}
+
+Contents contents(const CacheConfig& config, const SequenceView& view) {
     const int dim = config.format.head_dim;
     Contents result;
     result.length = view.length;

@@ -40,6 +40,7 @@ struct Contents {
 
     friend bool operator==(const Contents&, const Contents&) = default;
 };
+Contents contents(const CacheConfig& config, const SequenceView& view);
 Contents contents(const Cache& cache, SequenceId id, int layer = 0);
 
 /// One fp16 row of a view's sink or recent run.

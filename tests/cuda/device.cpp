@@ -62,6 +62,23 @@ void DeviceBuffer::write(const void* host, std::size_t bytes) {
 }
 void DeviceBuffer::Free::operator()(std::byte* data) const { cudaFree(data); }
 
+Graph::Graph(const std::function<void(cuda::Stream)>& work) {
+    expect_success(cudaStreamCreate(&stream_));
+    expect_success(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    work(stream_);
+    expect_success(cudaStreamEndCapture(stream_, &graph_));
+    expect_success(cudaGraphInstantiate(&executable_, graph_, 0));
+}
+Graph::~Graph() {
+    cudaGraphExecDestroy(executable_);
+    cudaGraphDestroy(graph_);
+    cudaStreamDestroy(stream_);
+}
+void Graph::replay() const {
+    expect_success(cudaGraphLaunch(executable_, stream_));
+    expect_success(cudaStreamSynchronize(stream_));
+}
+
 DeviceBatch::DeviceBatch(const Batch& batch, RowType type)
     : tokens_(most_tokens(batch)), type_(type), head_stride_(batch.shape.format.head_dim + 3),
       token_stride_(batch.shape.q_heads * head_stride_ + 5),

@@ -42,6 +42,22 @@ private:
 
 void expect_success(cudaError_t status);
 
+/// What `work` enqueues on a stream, captured.
+class Graph {
+public:
+    explicit Graph(const std::function<void(cuda::Stream)>& work);
+    ~Graph();
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+
+    void replay() const; ///< and waits
+
+private:
+    cudaStream_t stream_ = nullptr;
+    cudaGraph_t graph_ = nullptr;
+    cudaGraphExec_t executable_ = nullptr;
+};
+
 /// Queries and outputs of a batch as a device has them: [block, token, head][head_dim], with gaps.
 class DeviceBatch {
 public:

@@ -9,33 +9,6 @@ namespace {
 
 class DeviceGraph : public OnDevice {};
 
-struct Graph {
-    cudaStream_t stream = nullptr;
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-
-    explicit Graph(cuda::Attention& attention, cuda::AttentionCall call) {
-        expect_success(cudaStreamCreate(&stream));
-        call.stream = stream;
-        expect_success(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-        attention.run(call);
-        expect_success(cudaStreamEndCapture(stream, &graph));
-        expect_success(cudaGraphInstantiate(&executable, graph, 0));
-    }
-    ~Graph() {
-        cudaGraphExecDestroy(executable);
-        cudaGraphDestroy(graph);
-        cudaStreamDestroy(stream);
-    }
-    Graph(const Graph&) = delete;
-    Graph& operator=(const Graph&) = delete;
-
-    void replay() const {
-        expect_success(cudaGraphLaunch(executable, stream));
-        expect_success(cudaStreamSynchronize(stream));
-    }
-};
-
 /// The array of sequences is the same memory throughout; what it says changes between replays.
 TEST_F(DeviceGraph, ReplaysAsTheContextGrows) {
     std::deque<Batch> steps;
@@ -57,7 +30,10 @@ TEST_F(DeviceGraph, ReplaysAsTheContextGrows) {
                               cudaMemcpyDeviceToDevice));
     call.sequences = sequences.as<cuda::Sequence>();
     cuda::Attention attention(steps[0].shape, devices[0].limits());
-    const Graph graph(attention, call);
+    const Graph graph([&](cuda::Stream stream) {
+        call.stream = stream;
+        attention.run(call);
+    });
     const std::size_t elements = static_cast<std::size_t>(2 * call.q_sequence_stride);
     for (std::size_t step = 0; step < steps.size(); ++step) {
         SCOPED_TRACE(step);

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of one decode step on a CUDA device: ours beside PyTorch's flash and cuDNN attention and, where it is
+installed, FlashInfer's XQA, all by one method: events around a replay of a CUDA graph that holds one call, the
+second-level cache filled with something else before. Microseconds, the median of 31 replays.
+
+    bench/peers/device_peers.py [--ours build-cuda/bench/cuda/cuda_attention_timing] [--presets base,small]
+                                [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--json FILE]
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CASES = ((1, 8192), (1, 32768), (1, 131072), (8, 8192), (8, 32768), (32, 8192))
+FLUSH_BYTES = 128 << 20
+ROUNDS = 31
+PAGE_TOKENS = 64  # of XQA's pages
+
+
+def median_us(call, flush):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    times = []
+    for _ in range(ROUNDS):
+        flush.max()  # reads: what is written would be written back while the call runs
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * start.elapsed_time(stop))
+    return sorted(times)[ROUNDS // 2]
+
+
+def sdpa(backend):
+    def make(batch, context, heads):
+        q_heads, kv_heads, head_dim = heads
+        q = torch.randn(batch, q_heads, 1, head_dim, device="cuda", dtype=torch.bfloat16)
+        k = torch.randn(batch, kv_heads, context, head_dim, device="cuda", dtype=torch.bfloat16)
+        v = torch.randn_like(k)
+
+        def call():
+            with sdpa_kernel(backend):
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+        return call
+
+    return make
+
+
+def xqa(dtype):
+    from flashinfer.decode import xqa_batch_decode_with_kv_cache
+
+    workspace = torch.zeros(256 << 20, dtype=torch.uint8, device="cuda")
+
+    def make(batch, context, heads):
+        q_heads, kv_heads, head_dim = heads
+        q = torch.randn(batch, q_heads, head_dim, device="cuda", dtype=torch.bfloat16)
+        pages = context // PAGE_TOKENS
+        shape = (batch * pages, PAGE_TOKENS, kv_heads, head_dim)
+        k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16).to(dtype) for _ in range(2))
+        table = torch.arange(batch * pages, device="cuda", dtype=torch.int32).reshape(batch, pages)
+        lengths = torch.full((batch,), context, device="cuda", dtype=torch.uint32)
+        out = torch.empty_like(q)
+        return lambda: xqa_batch_decode_with_kv_cache(
+            q, (k, v), workspace, table, lengths, context, 1 / math.sqrt(head_dim), 1.0, out=out)
+
+    return make
+
+
+def peers():
+    """Name and maker of calls of each peer there is."""
+    found = {"flash bf16": sdpa(SDPBackend.FLASH_ATTENTION), "cuDNN bf16": sdpa(SDPBackend.CUDNN_ATTENTION)}
+    try:
+        found["XQA bf16"] = xqa(torch.bfloat16)
+        found["XQA fp8"] = xqa(torch.float8_e4m3fn)
+    except ImportError:
+        print("FlashInfer is not installed: no XQA", file=sys.stderr)
+    return found
+
+
+def our_times(program, presets, heads):
+    """{(preset, batch, context): (microseconds, percent of the read bandwidth)}, and the program's first line."""
+    lines = subprocess.run([program, presets, *map(str, heads)], check=True, capture_output=True,
+                           text=True).stdout.splitlines()
+    times = {}
+    for line in lines[1:]:
+        fields = re.match(r"(\S+)\s+(\d+) x (\d+)\s+events\s+([\d.]+) us.* ([\d.]+)%", line)
+        times[fields[1], int(fields[2]), int(fields[3])] = float(fields[4]), float(fields[5])
+    return times, lines[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", default="build-cuda/bench/cuda/cuda_attention_timing")
+    parser.add_argument("--presets", default="base")
+    parser.add_argument("--q-heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    heads = options.q_heads, options.kv_heads, options.head_dim
+
+    ours, head = our_times(options.ours, options.presets, heads)
+    print(head)
+    print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    flush = torch.ones(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    makers = peers()
+    names = options.presets.split(",")
+    print("| sequences x context | " + " | ".join(f"`{name}`" for name in names) + " | of read bandwidth | "
+          + " | ".join(makers) + " |")
+    print("|---" * (2 + len(names) + len(makers)) + "|")
+    report = []
+    for batch, context in CASES:
+        row = {name: ours[name, batch, context][0] for name in names}
+        shares = [ours[name, batch, context][1] for name in names]
+        for name, make in makers.items():
+            try:
+                row[name] = median_us(make(batch, context, heads), flush)
+            except RuntimeError as error:  # a peer that does not support the case
+                print(f"{name}, {batch} x {context}: {error}", file=sys.stderr)
+                row[name] = None
+            torch.cuda.empty_cache()
+        cells = [("-" if us is None else f"{us:.1f}") for us in row.values()]
+        cells.insert(len(names), " / ".join(f"{share:.0f}%" for share in shares))
+        print(f"| {batch} x {context // 1024}k | " + " | ".join(cells) + " |", flush=True)
+        report.append({"batch": batch, "context": context, "us": row})
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"head": head, "results": report}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

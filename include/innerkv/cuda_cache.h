@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// A KV cache in the memory of a CUDA device: what innerkv::Cache holds, byte for byte, filled and read without the
+// host. A step is append() and cuda::Attention::run on sequences(layer): both enqueue a fixed number of launches of a
+// fixed shape, so that a CUDA graph captured once is right while sequences grow.
+//
+// Sequences are slots, 0 .. max_sequences - 1, and every call is for all slots: rows of a slot that is not in use, or
+// that brings no token, are not looked at. Host calls (create, reserve, ...) wait for the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "innerkv/cache.h"
+#include "innerkv/cuda.h"
+
+namespace innerkv::cuda {
+
+/// Rows in device memory, [slot, token, head, head_dim], last dimension contiguous; strides in elements.
+struct DeviceRows {
+    const void* data = nullptr;
+    RowType type = RowType::f32;
+    std::ptrdiff_t slot_stride = 0;
+    std::ptrdiff_t token_stride = 0;
+    std::ptrdiff_t head_stride = 0;
+};
+
+/// New tokens of one layer.
+struct DeviceAppend {
+    int layer = 0;
+    int max_tokens = 1; ///< of a slot, up to CacheConfig::max_append
+    /// [max_sequences] in device memory: how many tokens each slot brings, max_tokens at most; null: max_tokens
+    /// each.
+    const std::int32_t* tokens = nullptr;
+    DeviceRows k;
+    DeviceRows v;
+    DeviceRows q = {}; ///< as AppendRows::q
+    int q_heads = 0;
+    Stream stream = nullptr;
+};
+
+/// A sequence's cache in host memory, as SequenceView shows it; of one layer after the other.
+class HostSequence {
+public:
+    ~HostSequence();
+    HostSequence(HostSequence&&) noexcept;
+    HostSequence& operator=(HostSequence&&) noexcept;
+
+    int layers() const;
+    SequenceView view(int layer) const; ///< valid as long as this is
+
+private:
+    friend class DeviceCache;
+    struct Impl;
+    explicit HostSequence(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+/// Calls of one object must not overlap on the host; appends and attention of one layer must follow each other on the
+/// device. Not there, other than in innerkv::Cache: exact_prefill, forks, truncate() into quantized pages.
+class DeviceCache {
+public:
+    /// Takes all memory at once. Throws InvalidArgument where the config is not supported, Unavailable,
+    /// DeviceError where memory is short.
+    explicit DeviceCache(const CacheConfig& config, int device = 0);
+    ~DeviceCache();
+    DeviceCache(DeviceCache&&) noexcept;
+    DeviceCache& operator=(DeviceCache&&) noexcept;
+
+    const CacheConfig& config() const;
+
+    /// A slot for a new, empty sequence. Throws OutOfPages where all are in use.
+    int create();
+    void remove(int slot);
+
+    /// Takes pages so that the slot may grow to `length` tokens in all. Throws OutOfPages, and nothing has changed,
+    /// where there are too few.
+    void reserve(int slot, std::int64_t length);
+
+    /// Enqueues. Settles as Cache::append does, then stores the rows; the new tokens become those that ask in
+    /// sequences(layer). A slot whose rows are not finite or beyond fp16, or for which no pages were reserved,
+    /// stays as it is, asks nothing, and takes no more until verify() has told. Throws InvalidArgument for
+    /// arguments out of range and pointers of another device, DeviceError where a launch is refused.
+    void append(const DeviceAppend& append);
+
+    /// Waits; throws InvalidArgument or OutOfPages naming what an append since the last call refused, the
+    /// lowest slot's first, after which that slot goes on.
+    void verify();
+
+    /// Keeps the first `length` tokens in every layer. Throws InvalidArgument where that cuts into quantized
+    /// pages, or a window has dropped what the shorter sequence needs; 0 always works.
+    void truncate(int slot, std::int64_t length);
+
+    std::int64_t length(int slot, int layer) const;
+
+    /// [max_sequences] in device memory, for AttentionCall::sequences; the same address for life.
+    const Sequence* sequences(int layer) const;
+
+    /// Copies a sequence to a slot: a view per layer, as Cache::view gives them under this config. Throws as
+    /// create() and reserve() do, InvalidArgument where the views do not fit the config. Queries that calibration
+    /// has seen so far are not in a view: move a sequence before its first tokens or behind its calibration.
+    int load(std::span<const SequenceView> layers);
+    HostSequence fetch(int slot) const;
+
+    std::size_t bytes() const; ///< of device memory held
+
+private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+} // namespace innerkv::cuda

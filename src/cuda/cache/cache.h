@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side of a device cache: what memory it has, which slot has which pages, and states of slots where they
+// come and go. Between these calls the device alone knows how far a slot is.
+#pragma once
+
+#include <vector>
+
+#include "cuda/cache/show.h"
+#include "cuda/device.h"
+#include "innerkv/cuda_cache.h"
+
+namespace innerkv::cuda {
+
+/// Groups of equal size, in one piece of device memory.
+class DevicePool {
+public:
+    DevicePool() = default;
+    DevicePool(std::byte* memory, std::size_t group_bytes, std::int64_t groups)
+        : memory_(memory), group_bytes_(group_bytes), never_used_(groups) {}
+
+    std::int64_t free() const {
+        return never_used_ + static_cast<std::int64_t>(given_back_.size());
+    }
+    std::byte* take();
+    void give_back(std::byte* group) { given_back_.push_back(group); }
+
+private:
+    std::byte* memory_ = nullptr; ///< of groups that were never used
+    std::size_t group_bytes_ = 0;
+    std::int64_t never_used_ = 0;
+    std::vector<std::byte*> given_back_;
+};
+
+/// A table of page groups, in device memory and here: as many entries here as are known.
+struct Table {
+    std::byte** device = nullptr;
+    std::vector<std::byte*> host;
+
+    /// Copies entries from `first` on to the device.
+    void write(std::size_t first) const;
+};
+
+/// Pages of one slot in one layer.
+struct SlotPages {
+    Table sink;
+    Table recent;    ///< a ring, twice; or pooled
+    Table quantized; ///< pooled, or a ring over and over
+    Table epochs;
+};
+
+/// How many groups a layer has of each kind.
+struct LayerLayout {
+    std::int64_t recent_pages = 0;   ///< of a slot's ring; 0: pooled
+    std::int64_t windowed_pages = 0; ///< likewise, of quantized pages; 0: pooled, or none
+    std::int64_t windowed_epochs = 0;
+};
+
+/// Pieces of memory one behind the other, at multiples of a page's alignment.
+class Cursor {
+public:
+    explicit Cursor(std::byte* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
+
+    template <typename T>
+    T* take(std::size_t count) {
+        const std::size_t at = size_;
+        size_ = (size_ + count * sizeof(T) + kPageAlignment - 1) / kPageAlignment * kPageAlignment;
+        return reinterpret_cast<T*>(base_ + at);
+    }
+    std::byte* groups(std::int64_t count, std::size_t bytes) {
+        return take<std::byte>(static_cast<std::size_t>(count) * bytes);
+    }
+    std::size_t size() const { return size_; }
+
+private:
+    std::uintptr_t base_;
+    std::size_t size_ = 0;
+};
+
+struct DeviceCache::Impl {
+    Impl(const CacheConfig& cache_config, int cache_device);
+
+    std::size_t index(int layer, int slot) const {
+        return static_cast<std::size_t>(layer) * static_cast<std::size_t>(config.max_sequences) +
+               static_cast<std::size_t>(slot);
+    }
+
+    /// Throw InvalidArgument.
+    void check_slot(int slot) const;
+    void check_layer(int layer) const;
+
+    int create();
+    void remove(int slot);
+    void reserve(int slot, std::int64_t length);
+    void append(const DeviceAppend& append) const;
+    void check_faults();
+    void truncate(int slot, std::int64_t length);
+    int load(std::span<const SequenceView> layers);
+    void check_view(int layer, const SequenceView& view) const;
+    void load_layer(int layer, int slot, const SequenceView& view, SlotState& state) const;
+
+    /// States of a slot in all layers; what was enqueued before has run.
+    std::vector<SlotState> read_states(int slot) const;
+    /// And what attention sees of them; nobody asks.
+    void write_states(int slot, const std::vector<SlotState>& states) const;
+
+    void choose_layouts();
+    /// Gives everything its place from `base` on; returns the bytes behind it.
+    std::size_t place(std::byte* base);
+    void place_pools(Cursor& cursor);
+    void fill();
+    void write_transforms(const SlotState& state, std::span<const KeyTransform> transforms) const;
+    /// Pages and epochs that a layer lacks for `length` tokens.
+    struct Lack {
+        std::int64_t quantized = 0;
+        std::int64_t f16 = 0;
+        std::int64_t centres = 0;
+    };
+    Lack lack(int layer, int slot, std::int64_t length) const;
+    bool pools_quantized(int layer) const;
+
+    CacheConfig config;
+    int device;
+    std::vector<float> calibrated_values; ///< what config.calibrated points to
+    std::vector<paging::LayerRule> rules;
+    std::vector<LayerLayout> layouts;
+    std::vector<LayerParams> params; ///< of appends to each layer
+    SlotState* states = nullptr;     ///< [layers, max_sequences], as Sequence
+    Sequence* sequences = nullptr;
+    Fault* faults = nullptr;      ///< [max_sequences]
+    std::size_t zeroed_bytes = 0; ///< these, and what is cleared with them
+    DeviceMemory memory;
+    DevicePool quantized_pool;
+    DevicePool f16_pool;
+    DevicePool centre_pool;
+    std::vector<SlotPages> slot_pages;   ///< [layers, max_sequences]
+    std::vector<SlotState> fresh_states; ///< likewise: of empty sequences
+    std::vector<bool> in_use;            ///< [max_sequences]
+};
+
+} // namespace innerkv::cuda

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+// Slots come, grow, are cut and go: what the host does between steps.
+#include <algorithm>
+#include <string>
+
+#include "cuda/arguments.h"
+#include "cuda/cache/append.h"
+#include "cuda/cache/cache.h"
+
+namespace innerkv::cuda {
+namespace {
+
+using paging::divide_up;
+
+void synchronize() { check(cudaDeviceSynchronize(), "waiting for a device"); }
+
+void check_count(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+    if (value >= least && value <= most) return;
+    throw InvalidArgument(std::string("cuda cache: ") + name + " is " + std::to_string(value) +
+                          "; supported are " + std::to_string(least) + " to " +
+                          std::to_string(most));
+}
+
+/// Takes groups until the table has `count` entries more.
+void extend(Table& table, DevicePool& pool, std::int64_t count) {
+    const std::size_t first = table.host.size();
+    for (std::int64_t i = 0; i < count; ++i) table.host.push_back(pool.take());
+    table.write(first);
+}
+
+void give_back(Table& table, DevicePool& pool) {
+    for (std::byte* group : table.host) pool.give_back(group);
+    table.host.clear();
+}
+
+void check_free(const char* kind, std::int64_t wanted, const DevicePool& pool) {
+    if (wanted <= pool.free()) return;
+    throw OutOfPages(std::string("cuda cache: ") + std::to_string(wanted) + " more " + kind +
+                     " asked, " + std::to_string(pool.free()) +
+                     " are free; remove a sequence, or make the cache for more tokens");
+}
+
+} // namespace
+
+void DeviceCache::Impl::check_slot(int slot) const {
+    if (slot >= 0 && slot < config.max_sequences && in_use[static_cast<std::size_t>(slot)]) return;
+    throw InvalidArgument("cuda cache: slot " + std::to_string(slot) +
+                          " is not in use; slots are made by create() or load()");
+}
+
+void DeviceCache::Impl::check_layer(int layer) const {
+    check_count("layer", layer, 0, config.layers - 1);
+}
+
+bool DeviceCache::Impl::pools_quantized(int layer) const {
+    const auto at = static_cast<std::size_t>(layer);
+    return rules[at].quantizes && layouts[at].windowed_pages == 0;
+}
+
+std::vector<SlotState> DeviceCache::Impl::read_states(int slot) const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<SlotState> result(rules.size());
+    check(cudaMemcpy2D(result.data(), sizeof(SlotState), states + slot,
+                       sizeof(SlotState) * static_cast<std::size_t>(config.max_sequences),
+                       sizeof(SlotState), rules.size(), cudaMemcpyDeviceToHost),
+          "reading a slot");
+    return result;
+}
+
+void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& written) const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<Sequence> seen;
+    for (std::size_t layer = 0; layer < rules.size(); ++layer)
+        seen.push_back(shown(params[layer], written[layer], 0));
+    const auto slots = static_cast<std::size_t>(config.max_sequences);
+    check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, written.data(), sizeof(SlotState),
+                       sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
+          "writing a slot");
+    check(cudaMemcpy2D(sequences + slot, sizeof(Sequence) * slots, seen.data(), sizeof(Sequence),
+                       sizeof(Sequence), rules.size(), cudaMemcpyHostToDevice),
+          "writing a slot");
+}
+
+int DeviceCache::Impl::create() {
+    const auto free = std::find(in_use.begin(), in_use.end(), false);
+    if (free == in_use.end())
+        throw OutOfPages("cuda cache: one more sequence asked; it was made for max_sequences = " +
+                         std::to_string(config.max_sequences) +
+                         "; remove one, or make the cache for more");
+    const auto slot = static_cast<int>(free - in_use.begin());
+    std::vector<SlotState> fresh;
+    for (int layer = 0; layer < config.layers; ++layer)
+        fresh.push_back(fresh_states[index(layer, slot)]);
+    write_states(slot, fresh);
+    check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing a slot");
+    *free = true;
+    return slot;
+}
+
+void DeviceCache::Impl::remove(int slot) {
+    check_slot(slot);
+    std::vector<SlotState> nothing(rules.size());
+    for (int layer = 0; layer < config.layers; ++layer) {
+        SlotState& state = nothing[static_cast<std::size_t>(layer)];
+        state = fresh_states[index(layer, slot)];
+        state.in_use = 0;
+    }
+    write_states(slot, nothing);
+    in_use[static_cast<std::size_t>(slot)] = false;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        SlotPages& own = slot_pages[index(layer, slot)];
+        if (layouts[static_cast<std::size_t>(layer)].recent_pages == 0)
+            give_back(own.recent, f16_pool);
+        if (!pools_quantized(layer)) continue;
+        give_back(own.quantized, quantized_pool);
+        give_back(own.epochs, centre_pool);
+    }
+}
+
+DeviceCache::Impl::Lack DeviceCache::Impl::lack(int layer, int slot, std::int64_t length) const {
+    const auto at = static_cast<std::size_t>(layer);
+    const paging::LayerRule& rule = rules[at];
+    const SlotPages& own = slot_pages[index(layer, slot)];
+    const auto entries = [](const Table& table) {
+        return static_cast<std::int64_t>(table.host.size());
+    };
+    Lack result;
+    if (layouts[at].recent_pages == 0)
+        result.f16 = std::max<std::int64_t>(0, rule.grid_pages(length) - entries(own.recent));
+    if (!pools_quantized(layer)) return result;
+    const std::int64_t settled = rule.settled_pages(length);
+    result.quantized = std::max<std::int64_t>(0, settled - entries(own.quantized));
+    if (rule.epoch_pages > 0)
+        result.centres =
+            std::max<std::int64_t>(0, divide_up(settled, rule.epoch_pages) - entries(own.epochs));
+    return result;
+}
+
+void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
+    check_slot(slot);
+    check_count("length", length, 0, config.max_tokens);
+    Lack all;
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const Lack of_layer = lack(layer, slot, length);
+        all.quantized += of_layer.quantized;
+        all.f16 += of_layer.f16;
+        all.centres += of_layer.centres;
+    }
+    if (all.quantized + all.f16 + all.centres == 0) return;
+    check_free("quantized page groups", all.quantized, quantized_pool);
+    check_free("fp16 page groups", all.f16, f16_pool);
+    check_free("centres", all.centres, centre_pool);
+    std::vector<SlotState> grown = read_states(slot);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const Lack of_layer = lack(layer, slot, length);
+        SlotPages& own = slot_pages[index(layer, slot)];
+        extend(own.recent, f16_pool, of_layer.f16);
+        extend(own.quantized, quantized_pool, of_layer.quantized);
+        extend(own.epochs, centre_pool, of_layer.centres);
+        SlotState& state = grown[static_cast<std::size_t>(layer)];
+        state.quantized_capacity = static_cast<std::int64_t>(own.quantized.host.size());
+        if (layouts[static_cast<std::size_t>(layer)].recent_pages == 0)
+            state.recent_capacity = static_cast<std::int64_t>(own.recent.host.size());
+    }
+    const auto slots = static_cast<std::size_t>(config.max_sequences);
+    check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, grown.data(), sizeof(SlotState),
+                       sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
+          "writing a slot");
+}
+
+namespace {
+
+void check_rows(const CallArguments& arguments, const DeviceRows& rows, const char* name, int slots,
+                int tokens, int heads, int head_dim) {
+    arguments.check_pointer(rows.data, name);
+    const std::string stride = std::string(name) + "'s ";
+    const std::int64_t far = std::int64_t{1} << 48;
+    if (tokens > 1)
+        check_count((stride + "token_stride").c_str(), rows.token_stride, head_dim, far);
+    if (heads > 1) check_count((stride + "head_stride").c_str(), rows.head_stride, head_dim, far);
+    if (slots > 1) check_count((stride + "slot_stride").c_str(), rows.slot_stride, head_dim, far);
+}
+
+} // namespace
+
+void DeviceCache::Impl::append(const DeviceAppend& append) const {
+    check_layer(append.layer);
+    check_count("max_tokens", append.max_tokens, 1, config.max_append);
+    const CallArguments arguments("cuda cache", device);
+    const int head_dim = config.format.head_dim;
+    const int slots = config.max_sequences;
+    check_rows(arguments, append.k, "k", slots, append.max_tokens, config.kv_heads, head_dim);
+    check_rows(arguments, append.v, "v", slots, append.max_tokens, config.kv_heads, head_dim);
+    if (append.q.data != nullptr) {
+        check_rows(arguments, append.q, "q", slots, append.max_tokens, append.q_heads, head_dim);
+        if (append.q_heads < 1 || append.q_heads % config.kv_heads != 0)
+            throw InvalidArgument("cuda cache: " + std::to_string(append.q_heads) +
+                                  " query heads for " + std::to_string(config.kv_heads) +
+                                  " KV heads; queries come from a multiple of them");
+    }
+    if (append.tokens != nullptr) arguments.check_pointer(append.tokens, "tokens");
+    arguments.check_stream(append.stream);
+    const DeviceScope scope(device);
+    AppendParams launch{};
+    launch.layer = params[static_cast<std::size_t>(append.layer)];
+    launch.k = append.k;
+    launch.v = append.v;
+    launch.q = append.q;
+    launch.q_heads = append.q_heads;
+    launch.max_tokens = append.max_tokens;
+    launch.tokens = append.tokens;
+    launch.row_blocks = static_cast<int>(divide_up(append.max_tokens, kPageTokens));
+    launch.page_blocks = launch.layer.rule.quantizes ? launch.row_blocks : 0;
+    launch.query_blocks = launch.layer.rule.balances && append.q.data != nullptr ? 1 : 0;
+    check(launch_append(launch, slots, config.transform.calibration_tokens, append.stream),
+          "launching an append");
+}
+
+void DeviceCache::Impl::check_faults() {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<Fault> found(static_cast<std::size_t>(config.max_sequences));
+    check(cudaMemcpy(found.data(), faults, found.size() * sizeof(Fault), cudaMemcpyDeviceToHost),
+          "reading what appends refused");
+    const auto first = std::find_if(found.begin(), found.end(), [](const Fault& fault) {
+        return fault.kind != FaultKind::none;
+    });
+    if (first == found.end()) return;
+    const auto slot = static_cast<int>(first - found.begin());
+    check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing what an append refused");
+    const std::string what = "cuda cache: an append to slot " + std::to_string(slot) + ", layer " +
+                             std::to_string(first->layer) + ", ";
+    if (first->kind == FaultKind::pages)
+        throw OutOfPages(what + "at token " + std::to_string(first->position) +
+                         " had no pages; reserve() them before");
+    constexpr const char* kRows[] = {"K", "V", "Q"};
+    throw InvalidArgument(
+        what + kRows[first->rows] + " of token " + std::to_string(first->position) + ", head " +
+        std::to_string(first->head) + ", channel " + std::to_string(first->channel) + " is " +
+        std::to_string(first->value) + "; values must be finite and within fp16 (65504)");
+}
+
+namespace {
+
+/// The extent cut at `length`, or a message why not.
+std::string cut(const paging::LayerRule& rule, const SlotState& fresh, std::int64_t length,
+                SlotState& state) {
+    paging::LayerExtent& extent = state.extent;
+    if (extent.length <= length) return "";
+    if (length == 0) {
+        extent = fresh.extent;
+    } else if (length < extent.recent_first && extent.recent_first > rule.sink_tokens) {
+        return "its tokens from " + std::to_string(extent.recent_first) + " on are in fp16";
+    } else if (extent.dropped > 0 &&
+               std::max<std::int64_t>(0, length - rule.sliding_window + 1) < extent.dropped) {
+        return "its window has dropped the tokens before " + std::to_string(extent.dropped);
+    } else {
+        extent.length = length;
+    }
+    if (length <= rule.sink_tokens) state.has_queries = 0;
+    return "";
+}
+
+} // namespace
+
+void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
+    check_slot(slot);
+    check_count("length", length, 0, config.max_tokens);
+    std::vector<SlotState> states_now = read_states(slot);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const auto at = static_cast<std::size_t>(layer);
+        const std::string reason =
+            cut(rules[at], fresh_states[index(layer, slot)], length, states_now[at]);
+        if (!reason.empty())
+            throw InvalidArgument("cuda cache: truncate to " + std::to_string(length) +
+                                  " tokens: layer " + std::to_string(layer) + " cannot, " + reason +
+                                  "; truncate to 0 and append the tokens again");
+    }
+    write_states(slot, states_now);
+}
+
+DeviceCache::DeviceCache(const CacheConfig& config, int device)
+    : impl_(std::make_unique<Impl>(config, device)) {}
+DeviceCache::~DeviceCache() = default;
+DeviceCache::DeviceCache(DeviceCache&&) noexcept = default;
+DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;
+
+const CacheConfig& DeviceCache::config() const { return impl_->config; }
+int DeviceCache::create() { return impl_->create(); }
+void DeviceCache::remove(int slot) { impl_->remove(slot); }
+void DeviceCache::reserve(int slot, std::int64_t length) { impl_->reserve(slot, length); }
+void DeviceCache::append(const DeviceAppend& append) { impl_->append(append); }
+void DeviceCache::verify() { impl_->check_faults(); }
+void DeviceCache::truncate(int slot, std::int64_t length) { impl_->truncate(slot, length); }
+
+std::int64_t DeviceCache::length(int slot, int layer) const {
+    impl_->check_slot(slot);
+    impl_->check_layer(layer);
+    return impl_->read_states(slot)[static_cast<std::size_t>(layer)].extent.length;
+}
+
+const Sequence* DeviceCache::sequences(int layer) const {
+    impl_->check_layer(layer);
+    return impl_->params[static_cast<std::size_t>(layer)].sequences;
+}
+
+std::size_t DeviceCache::bytes() const { return impl_->memory.bytes(); }
+
+} // namespace innerkv::cuda
