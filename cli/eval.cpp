@@ -27,7 +27,7 @@ std::vector<std::string> contestants(const EvalOptions& options) {
     return caches;
 }
 
-/// Whatever changes a figure by more than rounding does.
+/// What is measured, and on what. Not the threads: they change sums as rounding does.
 Json journal_header(const EvalOptions& options, const EvalInput& input, const Json& specific) {
     const runner::ModelInfo& info = input.model->info();
     Json header = {

@@ -175,7 +175,7 @@ int eval_long(const LongOptions& options) {
                                      "choose a larger --ctx or a smaller --generate",
                                      options.context, options.generate));
     const int places = options.context - options.generate;
-    if (options.starts > places)
+    if (options.starts > 0 && options.starts > places)
         throw UsageError(fmt::format("--starts {}: a document of {} tokens has {} places with {} "
                                      "tokens behind them; choose fewer, or a larger --ctx",
                                      options.starts, options.context, places, options.generate));

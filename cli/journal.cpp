@@ -55,7 +55,8 @@ Journal::Journal(std::string path, const Json& header, std::vector<std::size_t> 
     : path_(std::move(path)), rows_(std::move(rows)), caches_(caches) {
     if (path_.empty()) return;
     open();
-    read(header);
+    // A model's name may be no UTF-8; what is compared is what the file can hold.
+    read(Json::parse(header.dump(-1, ' ', false, Json::error_handler_t::replace)));
 }
 
 void Journal::open() {

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <span>
 
+#include <unistd.h>
+
 #include "backend.h"
 #include "gguf_file.h"
 #include "hash.h"
@@ -192,8 +194,10 @@ std::string replaceable_file(const std::string& path) {
     return target;
 }
 
-/// Where the file is written before it appears under its name.
-std::string part_of(const std::string& target) { return target + ".part"; }
+/// Where the file is written before it appears under its name; no other program's, and no input.
+std::string part_of(const std::string& target) {
+    return target + "." + std::to_string(::getpid()) + ".part";
+}
 
 [[noreturn]] void refuse_output(const std::string& path, const std::string& reason) {
     throw Error(path + ": cannot be written" + (reason.empty() ? "" : ": " + reason));
@@ -202,7 +206,7 @@ std::string part_of(const std::string& target) { return target + ".part"; }
 /// False: errno or ggml's log says why.
 bool write_part(const gguf_context* metadata, const std::string& part) {
     errno = 0;
-    std::FILE* const file = std::fopen(part.c_str(), "wb");
+    std::FILE* const file = std::fopen(part.c_str(), "wbx"); // only a file that is not there yet
     if (!file) {
         return false;
     }

@@ -250,6 +250,15 @@ TEST_F(JournalTest, BrokenLinesAreToldByNumber) {
         EXPECT_NE(error_of(text).find(":2: "), std::string::npos) << text << error_of(text);
 }
 
+TEST_F(JournalTest, NamesThatAreNoUtf8AreTheSameAgain) {
+    header_["model_name"] = "M\xff";
+    { Journal journal = open(); }
+    const std::string text = read();
+    EXPECT_NE(text, "");
+    { Journal journal = open(); }
+    EXPECT_EQ(read(), text);
+}
+
 TEST_F(JournalTest, OneRunAtATime) {
     const Journal journal = open();
     try {

@@ -265,11 +265,22 @@ TEST_F(CalibrationFile, CannotBeWritten) {
 TEST_F(CalibrationFile, AskingLeavesNothingBehind) {
     const std::string path = scratch_file("asked.gguf");
     require_writable(path);
-    EXPECT_FALSE(std::filesystem::exists(path));
-    EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+    const std::filesystem::path directory = std::filesystem::path(path).parent_path();
+    for (const auto& entry : std::filesystem::directory_iterator(directory))
+        EXPECT_FALSE(entry.path().string().starts_with(path)) << entry.path();
     const std::vector<char> contents = contents_of(path_);
     require_writable(path_);
     EXPECT_EQ(contents_of(path_), contents);
+}
+
+/// What another program may call its own unfinished file.
+TEST_F(CalibrationFile, FilesBesideItAreLeftAlone) {
+    const std::string path = scratch_file("beside.gguf");
+    const std::string other = path + ".part";
+    std::ofstream(other) << "not ours";
+    write_calibration(calibration_, path);
+    EXPECT_EQ(contents_of(path), contents_of(path_));
+    EXPECT_EQ(contents_of(other), (std::vector<char>{'n', 'o', 't', ' ', 'o', 'u', 'r', 's'}));
 }
 
 TEST_F(CalibrationFile, LinksToNothingYetAreFollowed) {
