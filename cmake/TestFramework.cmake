@@ -1,6 +1,11 @@
 # GTest::gtest_main. For another processor than this machine's it is compiled from the sources in Debian's
 # package googletest.
 include(GoogleTest)
+
+# Of gtest_discover_tests: when ctest starts, not when a test is built. A busy machine or an emulator takes longer
+# to list them than the usual 5 s.
+set(test_discovery DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60)
+
 if(NOT CMAKE_CROSSCOMPILING)
   find_package(GTest REQUIRED)
   return()
