@@ -143,7 +143,8 @@ class LongTest(EvalTest):
         text = self.succeed(innerkv(*arguments_of("long", "--ctx", 300, "--starts", 0)))
         self.assertRegex(text, r"^1 document of 300 tokens, all scored: 299 tokens; .*\n.*\nbase .*\n$")
         # Nor does --generate matter then.
-        self.succeed(innerkv(*arguments_of("long", "--ctx", 200, "--starts", 0, "--generate", 300)))
+        self.succeed(innerkv(*arguments_of("long", "--ctx", 200, "--starts", 0, "--generate", 300,
+                                          "--cache", "f16")))
 
 
 class ContenderTest(EvalTest):

@@ -151,7 +151,7 @@ class BenchAttentionTest(ProgramTest):
     def test_text_and_options(self):
         text = self.succeed(innerkv(*self.SMALL, "--batch", 2, "--threads", 1, "--cold", "--isa",
                                     "scalar", "--device", "cpu", "--seed", 5))
-        self.assertRegex(text, r"batch 2, 1 thread, cold\n")
+        self.assertRegex(text, r"batch 2, 1 query token each, 1 thread, cold\n")
         self.assertRegex(text, r"\ncontender +median us .*\ninnerkv:base ")
 
     def test_forks(self):
