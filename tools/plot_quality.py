@@ -1,20 +1,8 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws mean KLD against bits a value from reports of eval ppl, one panel a model. The line joins the
-caches that no other beats in both.
+"""The picture of tools/quality.py: mean KLD against bits a value, one panel a model. The line joins the caches
+that no other beats in both."""
 
-    innerkv eval ppl -m MODEL --text TEXT --cache base,small,... --json > own.json
-    innerkv eval ppl -m MODEL --text TEXT --cache sim:q4_0,...   --json > rivals.json
-    tools/plot_quality.py own.json rivals.json -o quality.svg
-
-Reports of one model are drawn together; they must have the same text, windows and reference.
-"""
-
-import argparse
-import json
 import math
-import os
-import sys
 
 from plot_attention import line, text
 
@@ -23,38 +11,12 @@ COLOURS = {"own": "#0b6e4f", "paper": "#b5651d", "sim:q": "#7a7a7a", "sim:kivi":
            "sim:turbo": "#c0392b"}
 NAMES = {"own": "innerkv", "paper": "InnerQ paper's codecs", "sim:q": "llama.cpp", "sim:kivi": "KIVI",
          "sim:turbo": "rotated Lloyd-Max"}
-SAME = ("text", "ctx", "chunks", "arithmetic", "codec", "key_norm", "calibration")
 
 
 def family(cache):
     if ":" not in cache:
         return "own"
     return next((f for f in COLOURS if cache.startswith(f)), None)
-
-
-def read_reports(paths):
-    """{model: {cache: (bits, kld)}} of the caches that are drawn."""
-    models, terms = {}, {}
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8") as file:
-                report = json.load(file)
-            model = os.path.basename(report["model"])
-            these = {key: report[key] for key in SAME} | {"against": report["against"]["cache"]}
-            rows = {row["cache"]: (row["bits_per_value_total"], row["kld_mean"])
-                    for row in report["results"]}
-        except OSError as error:
-            sys.exit(f"error: cannot read {path}: {error.strerror}")
-        except (ValueError, KeyError, TypeError) as error:
-            sys.exit(f"error: {path} is not the JSON of `innerkv eval ppl`: {error!r}")
-        if terms.setdefault(model, these) != these:
-            sys.exit(f"error: {path}: {these} differs from an earlier report of {model}: {terms[model]}")
-        # libllama's own rows are left out: the simulated ones stand for them.
-        models.setdefault(model, {}).update(
-            {cache: row for cache, row in rows.items() if family(cache) and row[1] > 0})
-    if not all(models.values()):
-        sys.exit("error: a report has no cache to draw; measure others than --against's")
-    return models
 
 
 def front(points):
@@ -119,6 +81,7 @@ class Panel:
 
 
 def draw(models):
+    """Lines of SVG. models: {title: {cache: (bits a value, mean KLD above 0)}}."""
     rows = [row for points in models.values() for row in points.values()]
     width = LEFT + len(models) * (WIDTH + GAP)
     yield (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + 74}" '
@@ -131,20 +94,3 @@ def draw(models):
         yield text(x + 8, TOP + HEIGHT + 60, name, "start", size=11)
         x += 30 + 7 * len(name)
     yield text(x + 20, TOP + HEIGHT + 60, "up: mean KLD against the f16 cache", "start", size=11) + "</svg>"
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", nargs="+", help="what eval ppl --json printed")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.svg")
-    arguments = parser.parse_args()
-    picture = "\n".join(draw(read_reports(arguments.report))) + "\n"
-    try:
-        with open(arguments.output, "w", encoding="utf-8") as file:
-            file.write(picture)
-    except OSError as error:
-        sys.exit(f"error: cannot write {arguments.output}: {error.strerror}")
-
-
-if __name__ == "__main__":
-    main()

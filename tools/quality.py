@@ -14,6 +14,7 @@ beside them.
 
 import argparse
 import fnmatch
+import functools
 import json
 import os
 import queue
@@ -55,17 +56,17 @@ class Job:
     def report(self):
         """What was measured with these options, or None."""
         try:
-            with open(self.path, encoding="utf-8") as file:
-                kept = json.load(file)
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            known = {name: kept[name] for name in ("arguments", "threads", "made_with", "report")}
         except FileNotFoundError:
             return None
-        except ValueError:
-            raise fetch.Failure(f"{self.path} is damaged; remove it") from None
-        return kept if kept["arguments"] == self.run.arguments() else None
+        except (ValueError, TypeError, KeyError):
+            raise fetch.Failure(f"{self.path} is no report of this program; remove it") from None
+        return known if known["arguments"] == self.run.arguments() else None
 
-    def keep(self, report, seconds, threads):
+    def keep(self, report, seconds, threads, made_with):
         kept = {"arguments": self.run.arguments(), "seconds": round(seconds, 1), "threads": threads,
-                "report": report}
+                "made_with": made_with, "report": report}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         part.replace(self.path)
@@ -116,9 +117,10 @@ def prepare(jobs, arguments):
     try:
         texts = {name: quality_texts.prepare(arguments.texts, name, Path(arguments.results) / "texts")
                  for name in sorted({job.run.text for job in jobs})}
-        for name in sorted(texts.keys() & quality_texts.TEXTS.keys()):
+        for name in sorted({source for text in texts for source in quality_texts.sources(text)}):
             if not quality_texts.is_the_same(arguments.texts, name):
-                fetch.say(f"quality: {texts[name]} is not the text that docs/quality.md was made with")
+                fetch.say(f"quality: {quality_texts.place(arguments.texts, name)} is not the text that "
+                          "docs/quality.md was made with")
     except quality_texts.Missing as missing:
         raise fetch.Failure(str(missing)) from None
     return texts
@@ -141,19 +143,43 @@ class Progress:
             fetch.say(f"[{self.ended}/{self.count}] {job.name}: {outcome}, about {left / 60:.0f} min left")
 
 
+@functools.cache
+def sha256_of(path):
+    return fetch.sha256_of(path)
+
+
+def incomplete(report, run):
+    """What is wrong with a report of fewer windows than the run asks for, as of a short text; or nothing."""
+    for name in ("chunks", "documents"):
+        wanted, found = run.options.get(name), report.get(name)
+        if wanted != found:
+            return f"{found} {name} where {wanted} were asked for; is the text too short?"
+    return ""
+
+
 def measure(job, texts, arguments):
     """Runs it; what is to be told of it, and whether it succeeded."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
     journal = job.path.with_suffix(".journal")
-    if job.path.exists():  # of other options, as its journal would be
+    if job.path.exists():  # of other options, as its journal is
         journal.unlink(missing_ok=True)
-    command = [arguments.program, *job.run.arguments(), "-m", model_path(arguments.models, job.model), "--text",
-               texts[job.run.text], "--threads", str(arguments.threads), "--resume", journal, "--json"]
+        job.path.unlink()
+    model, text = model_path(arguments.models, job.model), texts[job.run.text]
+    made_with = {"program": sha256_of(arguments.program), "model": sha256_of(model), "text": sha256_of(text)}
+    command = [arguments.program, *job.run.arguments(), "-m", model, "--text", text, "--threads",
+               str(arguments.threads), "--resume", journal, "--json"]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return f"failed ({done.returncode}): {done.stderr.strip() or ' '.join(map(str, command))}", False
-    job.keep(json.loads(done.stdout), time.monotonic() - began, arguments.threads)
+    for line in done.stderr.splitlines():
+        if "warning: " in line:
+            fetch.say(f"{job.name}: {line}")
+    report = json.loads(done.stdout)
+    problem = incomplete(report, job.run)
+    if problem:
+        return f"failed: {problem}", False
+    job.keep(report, time.monotonic() - began, arguments.threads, made_with)
     journal.unlink()
     return f"{time.monotonic() - began:.0f} s", True
 
@@ -204,7 +230,8 @@ def plot(reports, path):
     for name in quality_runs.MODELS:
         rows = reports.rows.get((name, "wiki-2k"), {})
         points = {cache: (row["bits_per_value_total"], row["kld_mean"])
-                  for cache in drawn if "calibration" not in cache for row in rows.get(cache, [])[:1]}
+                  for cache in drawn if "calibration" not in cache for row in rows.get(cache, [])[:1]
+                  if row["kld_mean"] > 0}  # the axis is logarithmic
         if points:
             pictures[quality_tables.TITLES[name]] = points
     if not pictures:
@@ -212,19 +239,34 @@ def plot(reports, path):
     Path(path).write_text("\n".join(plot_quality.draw(pictures)) + "\n", encoding="utf-8")
 
 
+def check_mixture(found):
+    """Refuses reports that differ in a model or a text; says so where programs or threads differ, which moves
+    means by a little."""
+    kinds = {}  # what must be one -> its value -> names of runs
+    for job, kept in found:
+        made_with = kept["made_with"]
+        for kind, value in ((f"model '{job.model}'", made_with["model"]),
+                            (f"text '{job.run.text}'", made_with["text"]),
+                            ("program", made_with["program"]), ("number of threads", str(kept["threads"]))):
+            kinds.setdefault(kind, {}).setdefault(value, []).append(job.name)
+    for kind, values in kinds.items():
+        if len(values) > 1:
+            text = (f"reports are not of one {kind}: "
+                    + "; ".join(f"{value[:12]} {' '.join(sorted(names))}" for value, names in values.items()))
+            if kind.startswith(("model", "text")):
+                raise fetch.Failure(f"{text}. Remove those that are to be measured again")
+            fetch.say(f"quality: {text}")
+
+
 def tables(arguments):
-    found, missing = [], []
-    for job in chosen_jobs(arguments):
-        kept = job.report()
-        if kept:
-            found.append((job.model, job.run.group, kept["report"]))
-        else:
-            missing.append(job.name)
+    found = [(job, kept) for job in chosen_jobs(arguments) if (kept := job.report())]
+    missing = {job.name for job in chosen_jobs(arguments)} - {job.name for job, _ in found}
     if not found:
         raise fetch.Failure(f"{arguments.results} has no report of `tools/quality.py run`")
     if missing:
         fetch.say(f"quality: cells are empty where runs are missing: {', '.join(sorted(missing))}")
-    reports = quality_tables.Reports(found)
+    check_mixture(found)
+    reports = quality_tables.Reports([(job.model, job.run.group, kept["report"]) for job, kept in found])
     for path in map(Path, arguments.document):
         try:
             path.write_text(quality_tables.fill(path.read_text(encoding="utf-8"), reports), encoding="utf-8")

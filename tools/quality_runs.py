@@ -51,13 +51,16 @@ WINDOWED = ("sim:q4_0+rot+windows", "sim:turbo3+windows", "sim:turbo4+windows")
 KIVI = ("sim:kivi2", "sim:kivi4")
 TURBO = ("sim:turbo3", "sim:turbo4")
 LIBLLAMA = ("llama:f16", "llama:q8_0+rot", "llama:q4_1+rot", "llama:q4_0", "llama:q4_0+rot")
+UNROTATED = ("llama:q4_1",)
+RIVAL = ("llama:q4_0+rot",)  # what sim:q4_0+rot simulates
+PAPER_1024 = ("paper:base+calibration=1024",)
 AT_8K = ("base", "small", "k4v4", "paper:base", "sim:q4_0+rot", "sim:q4_0+rot+windows", "sim:kivi2")
 # What is left of the beginning, and texts written alone: a choice, since these take longest.
 FEW = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base", "sim:kivi2")
 FAR = ("k4v4", "base", "sim:q4_0+rot")
 NOVEL = ("base", "small", "k4v4", "paper:base", "sim:q5_0+rot", "sim:q4_0+rot", *KIVI)
 POSITIONS = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base")
-ALONE = ("k8v8", *POSITIONS)
+ALONE = {"ours": ("k8v8", "k4v4", "base", "small"), "others": ("sim:q4_0+rot", "paper:base")}
 NORMS = ("base", "base+norm=prefill", "base+norm=none")
 WINDOW_SIZES = tuple(f"base+{part}" for part in ("sink=0", "sink=4", "sink=64", "recent=32", "recent=64", "recent=128"))
 CALIBRATIONS = tuple(f"base+calibration={tokens}" for tokens in (64, 256, 512, 1024))
@@ -70,8 +73,8 @@ TOPIC_CACHES = ("base", "base+norm=none")
 TOPIC_WINDOWS = (1, 2)
 
 
-def parts(name, measure, text, options, caches, models=MODELS):
-    return [Run(f"{name}.{part}", measure, text, options, names, models) for part, names in caches.items()]
+def parts(name, measure, text, options, caches, **more):
+    return [Run(f"{name}.{part}", measure, text, options, names, **more) for part, names in caches.items()]
 
 
 WINDOWS_2K = {"ctx": 2048, "chunks": 3}
@@ -79,15 +82,18 @@ WINDOWS_2K = {"ctx": 2048, "chunks": 3}
 RUNS = [
     *parts("wiki-2k", "ppl", "wiki-test", WINDOWS_2K,
            {"presets": OWN + PAPER, "blocks": BLOCKS + TURBO, "others": WINDOWED + KIVI + LIBLLAMA,
+            "unrotated": UNROTATED,
             "parts": WINDOW_SIZES + CALIBRATIONS + TRANSFORMS}),
-    Run("wiki-8k", "ppl", "wiki-test", {"ctx": 8192, "chunks": 1}, AT_8K),
-    Run("repeat", "repeat", "wiki-test", {"ctx": 3072, "documents": 2}, FEW),
-    Run("recall-2k", "recall", "wiki-test", {"ctx": 2048, "documents": 4, "depths": 27}, FEW),
+    *parts("wiki-8k", "ppl", "wiki-test", {"ctx": 8192, "chunks": 1}, {"caches": AT_8K, "paper": PAPER_1024}),
+    *parts("repeat", "repeat", "wiki-test", {"ctx": 3072, "documents": 2}, {"caches": FEW, "libllama": RIVAL}),
+    *parts("recall-2k", "recall", "wiki-test", {"ctx": 2048, "documents": 4, "depths": 27},
+           {"caches": FEW, "libllama": RIVAL}),
     Run("recall-8k", "recall", "wiki-test", {"ctx": 8192, "documents": 2, "depths": 40}, FAR),
     Run("recall-16k", "recall", "wiki-test", {"ctx": 16384, "documents": 1, "depths": 40}, FAR, ("gemma3",)),
-    Run("novel-2k", "ppl", "novel", WINDOWS_2K, NOVEL),
-    Run("novel-8k", "long", "novel", {"ctx": 8192, "documents": 1, "starts": 0}, POSITIONS),
-    Run("alone", "long", "novel", {"ctx": 768, "documents": 2, "starts": 6, "generate": 64}, ALONE, late=True),
+    *parts("novel-2k", "ppl", "novel", WINDOWS_2K, {"caches": NOVEL, "libllama": ("llama:f16", *RIVAL)}),
+    *parts("novel-8k", "long", "novel", {"ctx": 8192, "documents": 1, "starts": 0},
+           {"caches": POSITIONS, "paper": PAPER_1024}),
+    *parts("alone", "long", "novel", {"ctx": 2048, "documents": 2, "starts": 6, "generate": 64}, ALONE),
     Run("validation", "ppl", "wiki-validation", WINDOWS_2K, NORMS),
     *(Run(f"topic-{topic}.{window}", "ppl", f"topic-{topic}-{window}", {"ctx": 2048, "chunks": 1}, TOPIC_CACHES,
           late=True)

@@ -83,18 +83,25 @@ EIGHTHS = (("first", 0), ("second", 1), ("fourth", 3), ("sixth", 5), ("last", 7)
 NEVER_DIFFER = Value(lambda row: row["generation"]["same"], "{:.0f}")
 AGREEMENT = Value(lambda row: row["generation"]["agreement"], "{:.0%}")
 
+
+def with_1024(caches):
+    """The paper's norm from 1,024 tokens too, behind the one from 128."""
+    place = caches.index("paper:base") + 1
+    return caches[:place] + runs.PAPER_1024 + caches[place:]
+
+
 TABLES = {
-    "caches": Table(("f16", *ALL, *runs.LIBLLAMA), scores("wiki-2k", *SIZE), ("wiki-2k",)),
-    "caches-8k": Table(("f16", *runs.AT_8K), scores("wiki-8k", *SIZE), ("wiki-8k",)),
-    "beginning": Table(("f16", *runs.FEW),
+    "caches": Table(("f16", *ALL, *runs.LIBLLAMA[:2], *runs.UNROTATED, *runs.LIBLLAMA[2:]), scores("wiki-2k", *SIZE), ("wiki-2k",)),
+    "caches-8k": Table(("f16", *with_1024(runs.AT_8K)), scores("wiki-8k", *SIZE), ("wiki-8k",)),
+    "beginning": Table(("f16", *runs.FEW, *runs.RIVAL),
                        [*both(("repeat, perplexity", "repeat", PERPLEXITY), ("mean KLD", "repeat", KLD),
                               ("recall, 2k", "recall-2k", RECALL), ("8k", "recall-8k", RECALL)),
                         Column("16k", "gemma3", "recall-16k", RECALL)],
                        ("repeat", "recall-2k", "recall-8k", "recall-16k")),
-    "novel": Table(runs.NOVEL, scores("novel-2k"), ("novel-2k",)),
-    "positions": Table(runs.POSITIONS, both(*((name, "novel-8k", stretch(index)) for name, index in EIGHTHS)),
+    "novel": Table((*runs.NOVEL, "llama:f16", *runs.RIVAL), scores("novel-2k"), ("novel-2k",)),
+    "positions": Table(with_1024(runs.POSITIONS), both(*((name, "novel-8k", stretch(index)) for name, index in EIGHTHS)),
                        ("novel-8k",), bits=False),
-    "alone": Table(runs.ALONE, both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
+    "alone": Table(sum(runs.ALONE.values(), ()), both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
                    ("alone",), bits=False),
     "norms": Table(runs.NORMS, both(("test", "wiki-2k", KLD), ("validation", "validation", KLD)),
                    ("validation",), bits=False),

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Text(NamedTuple):
-    file: str  # in the folder of --texts
+    file: str  # in the folder of --texts, or a path of its own
     sha256: str
     origin: str
 
@@ -25,11 +25,14 @@ TEXTS = {
                   "the paragraphs of ENG18900 in ELTeC-eng, level 1, empty lines between them"),
     "arithmetic": Text("gsm8k/test.jsonl", "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
                        "test.jsonl of openai/grade-school-math"),
+    # A path of its own: it stands in this repository.
+    "code": Text(str(ROOT / "tests/data/code-opening.txt"),
+                 "44cb62022f1ea3672c8aa7911f54c038922dfcd77ea500c964750dc02a15fa67",
+                 "the beginning of runner/simulated/turbo.cpp as it was"),
 }
 
 LEAD = 1500  # characters of another topic
 JOINED = 12000  # characters in all, more than 2,048 tokens
-CODE = ROOT / "runner" / "simulated" / "turbo.cpp"
 
 
 class Missing(Exception):
@@ -58,7 +61,7 @@ def problems(path):
 def lead(folder, topic, window):
     """What a window of `topic-...` begins with instead of its own text."""
     if topic == "code":
-        return CODE.read_text(encoding="utf-8")[:LEAD]
+        return place(folder, "code").read_text(encoding="utf-8")[:LEAD]
     if topic == "arithmetic":
         return "".join(problems(place(folder, "arithmetic")))[:LEAD]
     return window[:LEAD]
@@ -70,6 +73,13 @@ def topic_text(folder, topic, number):
     begin = text.index("\n", (number - 1) * JOINED) + 1
     window = text[begin:begin + JOINED]
     return lead(folder, topic, window) + window[LEAD:]
+
+
+def sources(name):
+    """Names in TEXTS of what a text is made from."""
+    if name in TEXTS:
+        return {name}
+    return {"wiki-test", name.split("-")[1]} & TEXTS.keys()
 
 
 def prepare(folder, name, scratch):

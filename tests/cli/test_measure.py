@@ -221,54 +221,6 @@ class PlotContextsTest(ProgramTest):
             self.assertRegex(result.stderr, r"^plot_contexts\.py: not the JSON .*\n$")
 
 
-class PlotQualityTest(ProgramTest):
-    def setUp(self):
-        scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(scratch.cleanup)
-        self.folder = Path(scratch.name)
-
-    def plot(self, *reports):
-        for number, report in enumerate(reports):
-            (self.folder / f"{number}.json").write_text(report)
-        paths = [self.folder / f"{number}.json" for number in range(len(reports))]
-        return subprocess.run([sys.executable, ROOT / "tools" / "plot_quality.py", *paths, "-o",
-                               self.folder / "quality.svg"], capture_output=True, text=True, check=False)
-
-    @staticmethod
-    def report(rows, **changes):
-        report = {"model": "a/model.gguf", "text": "t", "ctx": 64, "chunks": 1, "codec": "innerkv",
-                  "key_norm": None, "calibration": "", "arithmetic": "integer", "against": {"cache": "f16"},
-                  "results": [{"cache": cache, "bits_per_value_total": bits, "kld_mean": kld}
-                              for cache, bits, kld in rows]} | changes
-        return json.dumps(report)
-
-    def test_the_line_joins_what_nothing_beats(self):
-        rows = [("base", 4, 0.01), ("small", 3, 0.02), ("paper:small", 3.5, 0.05), ("sim:q4_0", 6, 0.005),
-                ("sim:q8_0", 8, 0.006), ("llama:f16", 16, 0.001)]
-        result = self.plot(self.report(rows[:3]), self.report(rows[3:]))
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        svg = xml.etree.ElementTree.parse(self.folder / "quality.svg").getroot()
-        points = [(circle.get("cx"), circle.get("cy")) for circle in svg.findall("{*}circle")][:5]
-        places = dict(zip(("small", "paper:small", "base", "q4_0", "q8_0"), points))  # by bits
-        texts = [text.text for text in svg.findall("{*}text")]
-        for name in places:
-            self.assertIn(name, texts)
-        self.assertNotIn("llama:f16", texts)
-        front = [line for line in svg.findall("{*}line") if line.get("stroke-dasharray")]
-        ends = [((line.get("x1"), line.get("y1")), (line.get("x2"), line.get("y2"))) for line in front]
-        self.assertEqual(ends, [(places["small"], places["base"]), (places["base"], places["q4_0"])])
-
-    def test_what_cannot_be_drawn(self):
-        good = self.report([("base", 4, 0.01)])
-        for reports, part in (((good, self.report([("small", 3, 0.02)], ctx=65)), "differs"),
-                              ((self.report([("f16", 16, 0)]),), "no cache to draw"),
-                              (("[]",), "not the JSON of"), (("{",), "not the JSON of")):
-            result = self.plot(*reports)
-            self.assertEqual((result.returncode, result.stdout), (1, ""))
-            self.assertRegex(result.stderr, rf"^error: .*{part}.*\n$")
-        self.assertFalse((self.folder / "quality.svg").exists())
-
-
 class BenchDecodeTest(ProgramTest):
     FIELDS = {"name": str, "context": int, "decode_tokens_per_s": NUMBER,
               "best_decode_tokens_per_s": NUMBER, "prompt_tokens_per_s": NUMBER,

@@ -14,6 +14,8 @@ from program import DATA, PROGRAM, RANDOM_MODELS, ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import model
+import plot_quality
+import quality
 import quality_runs
 import quality_tables
 import quality_texts
@@ -54,6 +56,14 @@ class RunsAndTablesTest(unittest.TestCase):
         marks = [line.split()[2] for path in (ROOT / "docs").glob("*.md")
                  for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("<!-- table ")]
         self.assertEqual(sorted(marks), sorted(quality_tables.TABLES))
+
+
+class ReportTest(unittest.TestCase):
+    def test_fewer_windows_than_asked_for(self):
+        for run in quality_runs.RUNS:
+            full = {name: run.options[name] for name in ("chunks", "documents") if name in run.options}
+            self.assertEqual(quality.incomplete(full, run), "")
+        self.assertIn("2 chunks where 3 were", quality.incomplete({"chunks": 2}, quality_runs.RUNS[0]))
 
 
 class RenderTest(unittest.TestCase):
@@ -97,7 +107,30 @@ class RenderTest(unittest.TestCase):
                 quality_tables.fill(document, self.reports(base=0.125))
 
 
+class PictureTest(unittest.TestCase):
+    def test_the_line_joins_what_nothing_beats(self):
+        points = {"base": (4, 0.01), "small": (3, 0.02), "paper:small": (3.5, 0.05), "sim:q4_0": (6, 0.005),
+                  "sim:q8_0": (8, 0.006)}
+        svg = xml.etree.ElementTree.fromstring("\n".join(plot_quality.draw({"A model": points})))
+        circles = [(circle.get("cx"), circle.get("cy")) for circle in svg.findall("{*}circle")][:5]
+        places = dict(zip(("small", "paper:small", "base", "q4_0", "q8_0"), circles))  # by bits
+        texts = [text.text for text in svg.findall("{*}text")]
+        for name in places:
+            self.assertIn(name, texts)
+        front = [line for line in svg.findall("{*}line") if line.get("stroke-dasharray")]
+        ends = [((line.get("x1"), line.get("y1")), (line.get("x2"), line.get("y2"))) for line in front]
+        self.assertEqual(ends, [(places["small"], places["base"]), (places["base"], places["q4_0"])])
+
+
 class TextsTest(unittest.TestCase):
+    def test_sources(self):
+        self.assertEqual(quality_texts.sources("novel"), {"novel"})
+        self.assertEqual(quality_texts.sources("topic-code-1"), {"wiki-test", "code"})
+        self.assertEqual(quality_texts.sources("topic-itself-2"), {"wiki-test"})
+
+    def test_the_code_is_what_was_measured(self):
+        self.assertTrue(quality_texts.is_the_same("nowhere", "code"))
+
     def test_joined_texts_differ_in_their_beginning_alone(self):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -139,6 +172,12 @@ class MeasureTest(unittest.TestCase):
         return subprocess.run([sys.executable, "-B", ROOT / "tools/quality.py", command, *map(str, arguments)],
                               capture_output=True, text=True, check=False, timeout=600)
 
+    def change(self, name, how):
+        path = self.results / f"{name}.json"
+        kept = json.loads(path.read_text())
+        how(kept)
+        path.write_text(json.dumps(kept))
+
     def run_some(self, *names, program=PROGRAM, texts=None):
         return self.quality("run", self.results, "--quick", "--texts", texts or self.folder / "texts", "--models",
                             self.folder / "models", "--program", program, "--jobs", 2, "--threads", 1, "--only", *names)
@@ -169,6 +208,16 @@ class MeasureTest(unittest.TestCase):
         kld = again["report"]["results"][0]["kld_mean"]
         self.assertRegex(document.read_text(), rf"\n\| `base` \|  \| [\d.]+ \|  \| {kld:.4f} \|\n")
         self.assertEqual(len(xml.etree.ElementTree.parse(picture).getroot().findall("{*}circle")), 5 + 5)  # and the legend
+        # Of another program, which is told; of another model, which is refused.
+        self.change("gemma3/validation", lambda kept: kept["made_with"].update(program="other"))
+        done = self.quality("tables", self.results, document, "--quick", "--only", *names)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, r"^quality: reports are not of one program: (?=.*other gemma3/validation).*\n$")
+        self.change("smollm2/validation", lambda kept: kept["made_with"].update(model="other"))
+        filled = document.read_text()
+        done = self.quality("tables", self.results, document, "--quick", "--only", *names)
+        self.assertEqual((done.returncode, document.read_text()), (1, filled))
+        self.assertIn("error: reports are not of one model 'smollm2': ", done.stderr)
         # Figures of short runs are not taken for those of whole ones.
         refused = self.quality("tables", self.results, document)
         self.assertEqual(refused.returncode, 1)
@@ -190,6 +239,29 @@ class MeasureTest(unittest.TestCase):
         self.assertEqual(self.run_some("smollm2/validation").returncode, 0)
         base, prefill, _ = json.loads(path.read_text())["report"]["results"]
         self.assertEqual(base["kld_mean"], prefill["kld_mean"])  # as the journal has it
+
+    def test_a_report_of_other_options_does_not_cost_the_journal(self):
+        path = self.results / "smollm2/validation.json"
+        path.parent.mkdir()
+        made_with = {"program": "", "model": "", "text": ""}
+        path.write_text(json.dumps({"arguments": [], "threads": 1, "made_with": made_with, "report": {}}))
+        path.with_suffix(".journal").write_text("of those options")
+        self.assertEqual(self.run_some("smollm2/validation", program="/bin/false").returncode, 1)
+        self.assertEqual(list(self.results.glob("smollm2/*")), [])
+        # What is half done then stays, and is used: this program says so by refusing what is no journal.
+        path.with_suffix(".journal").write_text("no journal")
+        result = self.run_some("smollm2/validation")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("validation.journal", result.stderr)
+
+    def test_a_damaged_report(self):
+        path = self.results / "smollm2/validation.json"
+        path.parent.mkdir()
+        for content in ("{", "[]", "7", "{}", '{"arguments": []}'):
+            path.write_text(content)
+            result = self.run_some("smollm2/validation")
+            self.assertEqual((result.returncode, result.stderr),
+                             (1, f"error: {path} is no report of this program; remove it\n"))
 
     def test_what_cannot_run(self):
         for names, changes, part in ((("no-such-run",), {}, "'no-such-run'"),
