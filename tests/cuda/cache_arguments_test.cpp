@@ -46,7 +46,7 @@ TEST_F(DeviceCacheArguments, Configs) {
     expect_refused<InvalidArgument>(
         [] { const cuda::DeviceCache cache(DeviceCacheArguments::config(), 99); }, "device 99");
     expect_refused<cuda::DeviceError>(make([](auto& c) {
-                                          c.max_tokens = 1 << 30;
+                                          c.max_tokens = 1 << 24;
                                           c.layers = 100;
                                       }),
                                       "bytes for a cache on device 0");

@@ -207,7 +207,7 @@ TEST_F(DeviceCacheTransfers, ASequenceGoesOnWhereItIsLoaded) {
         CacheConfig config = config_of(preset, 128);
         config.sliding_window = {0, 300};
         BothCaches both(config, 800);
-        both.append({400, 300, 200});
+        both.append({400, 300, 280});
         both.append({200, 10, 31});
         both.append({1, 1, 1});
         for (int slot = 0; slot < 3; ++slot) {

@@ -101,7 +101,7 @@ struct DeviceCache::Impl {
     /// States of a slot in all layers; what was enqueued before has run.
     std::vector<SlotState> read_states(int slot) const;
     /// And what attention sees of them; nobody asks.
-    void write_states(int slot, const std::vector<SlotState>& states) const;
+    void write_states(int slot, const std::vector<SlotState>& written) const;
 
     void choose_layouts();
     /// Gives everything its place from `base` on; returns the bytes behind it.

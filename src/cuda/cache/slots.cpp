@@ -90,9 +90,9 @@ int DeviceCache::Impl::create() {
                          std::to_string(config.max_sequences) +
                          "; remove one, or make the cache for more");
     const auto slot = static_cast<int>(free - in_use.begin());
-    std::vector<SlotState> fresh;
+    std::vector<SlotState> fresh(rules.size());
     for (int layer = 0; layer < config.layers; ++layer)
-        fresh.push_back(fresh_states[index(layer, slot)]);
+        fresh[static_cast<std::size_t>(layer)] = fresh_states[index(layer, slot)];
     write_states(slot, fresh);
     check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing a slot");
     *free = true;
