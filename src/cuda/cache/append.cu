@@ -188,8 +188,8 @@ __device__ bool fits(const LayerRule& rule, const SlotState& slot, const Step& s
     // Until it is visible, what is quantized keeps its fp16 pages.
     const std::int64_t first = rule.grid_page(slot.extent.recent_first);
     const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
-    const bool quantized_fit = step.settle.quantize == 0 ||
-                               rule.grid_page(after.recent_first) <= slot.quantized_capacity;
+    const bool quantized_fit =
+        step.settle.quantize == 0 || rule.grid_page(after.recent_first) <= slot.quantized_capacity;
     return quantized_fit && end <= slot.recent_capacity && end - first <= slot.recent.pages;
 }
 
