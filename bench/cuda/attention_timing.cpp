@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention on a device in microseconds, the second-level cache cold: a table by preset, batch and context.
 //
-//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim]
+//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim] [batchxcontext,...]
 //
 // Pages are quantized from Gaussian rows, a few of them, copied to as many places as the context has. Two figures
 // (device_timer.h): events around a replay of a CUDA graph that holds one call, and the time of a call inside a graph.
@@ -37,6 +37,25 @@ struct Case {
     int batch;
     std::int64_t context;
 };
+
+/// "8x32768"
+Case case_of(const std::string& text) {
+    std::istringstream from(text);
+    Case result{};
+    char by = 0;
+    if (!(from >> result.batch >> by >> result.context) || by != 'x' || result.batch < 1 ||
+        result.context < 256)
+        throw std::runtime_error("\"" + text +
+                                 "\" is no case; one is BATCHxCONTEXT, of at least 256 tokens");
+    return result;
+}
+
+std::vector<std::string> split(const std::string& list) {
+    std::istringstream from(list);
+    std::vector<std::string> parts;
+    for (std::string part; std::getline(from, part, ',');) parts.push_back(part);
+    return parts;
+}
 
 /// Host pages that sequences are made of.
 struct Pages {
@@ -147,18 +166,20 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
 } // namespace
 
 int main(int argc, char** argv) try {
-    std::string names = argc > 1 ? argv[1] : "base";
+    const std::vector<std::string> presets = split(argc > 1 ? argv[1] : "base");
     const int q_heads = argc > 2 ? std::atoi(argv[2]) : 32;
     const int kv_heads = argc > 3 ? std::atoi(argv[3]) : 8;
     const int head_dim = argc > 4 ? std::atoi(argv[4]) : 128;
+    std::vector<Case> cases;
+    for (const std::string& text :
+         split(argc > 5 ? argv[5] : "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192"))
+        cases.push_back(case_of(text));
     const bench::DeviceTimer timer;
     const double bandwidth = timer.read_bandwidth();
     std::printf("%s, %d query heads on %d, %d channels; reading %.0f GB/s\n",
                 cuda::devices().at(0).name.c_str(), q_heads, kv_heads, head_dim, bandwidth / 1e9);
-    std::istringstream list(names);
-    for (std::string name; std::getline(list, name, ',');)
-        for (const Case& tested : {Case{1, 8192}, Case{1, 32768}, Case{1, 131072}, Case{8, 8192},
-                                   Case{8, 32768}, Case{32, 8192}})
+    for (const std::string& name : presets)
+        for (const Case& tested : cases)
             time_case(find_preset(name), q_heads, kv_heads, head_dim, tested, timer, bandwidth);
     return 0;
 } catch (const std::exception& error) {

@@ -5,7 +5,11 @@ installed, FlashInfer's XQA, all by one method: events around a replay of a CUDA
 second-level cache filled with something else before. Microseconds, the median of 31 replays.
 
     bench/peers/device_peers.py [--ours build-cuda/bench/cuda/cuda_attention_timing] [--presets base,small]
-                                [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--json FILE]
+                                [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--cases 1x8192,8x32768]
+                                [--peers flash,cudnn,xqa,gemv] [--json FILE]
+
+gemv: what the InnerQ paper compares with, the two products of attention alone, in fp16 by cuBLAS, one KV head a query
+head and one sequence. Ours beside it is all of attention.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import sys
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-CASES = ((1, 8192), (1, 32768), (1, 131072), (8, 8192), (8, 32768), (32, 8192))
+CASES = "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192"
 FLUSH_BYTES = 128 << 20
 ROUNDS = 31
 PAGE_TOKENS = 64  # of XQA's pages
@@ -81,20 +85,41 @@ def xqa(dtype):
     return make
 
 
-def peers():
+def gemv(product):
+    def make(batch, context, heads):
+        q_heads, _, head_dim = heads
+        matrix = torch.randn(batch * q_heads, context, head_dim, device="cuda", dtype=torch.float16)
+        if product == "qK":
+            vector = torch.randn(batch * q_heads, head_dim, 1, device="cuda", dtype=torch.float16)
+            return lambda: torch.bmm(matrix, vector)
+        vector = torch.rand(batch * q_heads, 1, context, device="cuda", dtype=torch.float16)
+        return lambda: torch.bmm(vector, matrix)
+
+    return make
+
+
+def peers(wanted):
     """Name and maker of calls of each peer there is."""
-    found = {"flash bf16": sdpa(SDPBackend.FLASH_ATTENTION), "cuDNN bf16": sdpa(SDPBackend.CUDNN_ATTENTION)}
-    try:
-        found["XQA bf16"] = xqa(torch.bfloat16)
-        found["XQA fp8"] = xqa(torch.float8_e4m3fn)
-    except ImportError:
-        print("FlashInfer is not installed: no XQA", file=sys.stderr)
+    found = {}
+    if "flash" in wanted:
+        found["flash bf16"] = sdpa(SDPBackend.FLASH_ATTENTION)
+    if "cudnn" in wanted:
+        found["cuDNN bf16"] = sdpa(SDPBackend.CUDNN_ATTENTION)
+    if "xqa" in wanted:
+        try:
+            found["XQA bf16"] = xqa(torch.bfloat16)
+            found["XQA fp8"] = xqa(torch.float8_e4m3fn)
+        except ImportError as error:
+            print(f"FlashInfer is not installed, so no XQA: {error}", file=sys.stderr)
+    if "gemv" in wanted:
+        found["cuBLAS q K fp16"] = gemv("qK")
+        found["cuBLAS a V fp16"] = gemv("aV")
     return found
 
 
-def our_times(program, presets, heads):
+def our_times(program, presets, heads, cases):
     """{(preset, batch, context): (microseconds, percent of the read bandwidth)}, and the program's first line."""
-    lines = subprocess.run([program, presets, *map(str, heads)], check=True, capture_output=True,
+    lines = subprocess.run([program, presets, *map(str, heads), cases], check=True, capture_output=True,
                            text=True).stdout.splitlines()
     times = {}
     for line in lines[1:]:
@@ -110,21 +135,23 @@ def main():
     parser.add_argument("--q-heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--cases", default=CASES)
+    parser.add_argument("--peers", default="flash,cudnn,xqa")
     parser.add_argument("--json")
     options = parser.parse_args()
     heads = options.q_heads, options.kv_heads, options.head_dim
 
-    ours, head = our_times(options.ours, options.presets, heads)
+    ours, head = our_times(options.ours, options.presets, heads, options.cases)
     print(head)
     print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     flush = torch.ones(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    makers = peers()
+    makers = peers(options.peers.split(","))
     names = options.presets.split(",")
     print("| sequences x context | " + " | ".join(f"`{name}`" for name in names) + " | of read bandwidth | "
           + " | ".join(makers) + " |")
     print("|---" * (2 + len(names) + len(makers)) + "|")
     report = []
-    for batch, context in CASES:
+    for batch, context in (map(int, case.split("x")) for case in options.cases.split(",")):
         row = {name: ours[name, batch, context][0] for name in names}
         shares = [ours[name, batch, context][1] for name in names]
         for name, make in makers.items():
