@@ -86,6 +86,8 @@ simt::Place place(dim3 size) { return {size.x, size.y, size.z}; }
 
 } // namespace
 
+// Parameters have names of this project's kind.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -263,3 +265,4 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t /*stream*/)
 }
 
 } // extern "C"
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
