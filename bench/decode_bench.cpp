@@ -40,6 +40,9 @@ std::string name_of(const std::string& cache) {
     return cache.find(':') == std::string::npos ? "innerkv:" + cache : cache;
 }
 
+/// Tokens generated before each context.
+int generated(const DecodeBenchOptions& options) { return options.repeats * options.tokens; }
+
 /// One contender through all contexts.
 class Measurement {
 public:
@@ -52,7 +55,7 @@ public:
         session.threads = options.threads;
         if (session.rival.empty()) session.isa = options.isa;
         session_ = std::make_unique<runner::Session>(model, session);
-        prompt_ = random_tokens(*model, options.contexts.back() - options.tokens, options.seed);
+        prompt_ = random_tokens(*model, options.contexts.back(), options.seed);
     }
 
     /// False: stopped.
@@ -61,13 +64,11 @@ public:
             DecodeResult result;
             result.name = name_;
             result.context = context;
-            if (!read_prompt(context - options_.tokens)) return false;
-            result.prompt_tokens_per_s = static_cast<double>(session_->length()) / prompt_seconds_;
+            if (!read_prompt(context - generated(options_))) return false;
+            result.prompt_tokens_per_s = static_cast<double>(read_) / prompt_seconds_;
             std::vector<double> rates;
             for (int repeat = 0; repeat < options_.repeats; ++repeat) {
-                if (!report("decode", repeat * options_.tokens,
-                            std::int64_t{options_.repeats} * options_.tokens))
-                    return false;
+                if (!report("decode", repeat * options_.tokens, generated(options_))) return false;
                 rates.push_back(options_.tokens / generate());
             }
             result.decode_tokens_per_s = median(rates);
@@ -95,22 +96,20 @@ private:
             return going_on;
         });
         prompt_seconds_ += seconds_since(start);
+        read_ += session_->length() - static_cast<std::int64_t>(done);
         next_ = session_->logits().empty() ? 0 : most_likely(session_->logits());
         return going_on;
     }
 
-    /// Seconds; the session is back at the prompt's end then.
+    /// Seconds. The next repeat goes on from there: caches with a sliding window cannot be cut back.
     double generate() {
-        const std::int64_t length = session_->length();
-        Token token = next_;
         const auto start = Clock::now();
         for (int i = 0; i < options_.tokens; ++i) {
-            session_->decode(token);
-            token = most_likely(session_->logits());
+            session_->decode(next_);
+            next_ = most_likely(session_->logits());
         }
         const double seconds = seconds_since(start);
         sample_memory();
-        session_->truncate(length);
         return seconds;
     }
 
@@ -123,19 +122,27 @@ private:
     std::size_t peak_ = 0;
     std::vector<Token> prompt_;
     std::unique_ptr<runner::Session> session_;
+    std::int64_t read_ = 0; ///< tokens of the prompt so far
     double prompt_seconds_ = 0;
     Token next_ = 0;
 };
 
 void check(const runner::Model& model, const DecodeBenchOptions& options) {
-    const int longest = options.contexts.empty() ? 0 : options.contexts.back();
-    if (options.contexts.empty() || !std::ranges::is_sorted(options.contexts) ||
-        options.contexts.front() <= options.tokens || longest > model.info().context_length)
-        throw InvalidArgument(
-            "contexts of " + std::to_string(options.tokens + 1) + " to " +
-            std::to_string(model.info().context_length) + " tokens are supported: more than the " +
-            std::to_string(options.tokens) + " that are generated, and no more than " +
-            model.info().path + " was trained for");
+    const std::vector<int>& contexts = options.contexts;
+    const int longest = model.info().context_length;
+    bool room = !contexts.empty() && contexts.back() <= longest;
+    int before = 0;
+    for (const int context : contexts) {
+        room = room && context - before > generated(options);
+        before = context;
+    }
+    if (!room)
+        throw InvalidArgument("contexts of up to " + std::to_string(longest) + " tokens, which " +
+                              model.info().path +
+                              " was trained for, are supported, each with room for more than the " +
+                              std::to_string(generated(options)) + " tokens that are generated (" +
+                              std::to_string(options.repeats) + " times " +
+                              std::to_string(options.tokens) + ") after the one before");
 }
 
 } // namespace

@@ -55,9 +55,15 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
     std::ranges::sort(bench.contexts);
     if (bench.threads == 0) bench.threads = runner::available_cores();
     check_context("--context", bench.contexts.back(), info);
-    if (bench.contexts.front() <= bench.tokens)
-        throw UsageError(fmt::format("--context {} leaves no prompt before --tokens {}",
-                                     bench.contexts.front(), bench.tokens));
+    int before = 0;
+    for (const int context : bench.contexts) {
+        if (context - before <= bench.tokens * bench.repeats)
+            throw UsageError(fmt::format("--context {} leaves no prompt{} before --repeats {} of "
+                                         "--tokens {}",
+                                         context, before ? fmt::format(" after {}", before) : "",
+                                         bench.repeats, bench.tokens));
+        before = context;
+    }
     return bench;
 }
 
@@ -140,7 +146,7 @@ void add_bench_decode(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens))
         ->capture_default_str();
-    command->add_option("--repeats", options->bench.repeats, "How often, from the same prompt")
+    command->add_option("--repeats", options->bench.repeats, "How often, the last up to --context")
         ->type_name("N")
         ->check(whole_range(1, kMostRepeats))
         ->capture_default_str();

@@ -252,7 +252,8 @@ class BenchDecodeTest(ProgramTest):
     def test_wrong_usage(self):
         self.fail_with(self.bench("--peer", "ggml:f16"), 2, "ggml:f16", "llama:f16")
         self.fail_with(self.bench("--peer", "llama:q3_9"), 2, "q3_9")
-        self.fail_with(self.bench("--context", 3), 2, "3", "--tokens")
+        self.fail_with(self.bench("--context", 9), 2, "9", "--tokens", "--repeats")
+        self.fail_with(self.bench("--context", "40,49"), 2, "49 leaves no prompt after 40")
         self.fail_with(self.bench("--context", "64,x"), 2, "--context")
 
     def test_failures(self):
