@@ -109,7 +109,9 @@ template <Zeros zeros>
 inline Floats add_tile(const TileSums& sums, const BlockScales& scales, const std::int32_t* starts,
                        const float* weights, int tile, int row, float scale, Floats onto) {
     const int at = tile * kMaxRows + row;
-    const Sums sum = add_ints(load_ints(sums.at[tile][row]), broadcast_int(starts[at]));
+    Sums sum = load_ints(sums.at[tile][row]);
+    if (zeros != Zeros::steps) // whose codes have no bias
+        sum = add_ints(sum, broadcast_int(starts[at]));
     return add_scaled<zeros>(sum, scales.at[tile], scale, weights[at], onto);
 }
 
