@@ -49,10 +49,13 @@ public:
     Measurement(const std::shared_ptr<runner::Model>& model, const DecodeBenchOptions& options,
                 const std::string& cache)
         : options_(options), name_(name_of(cache)), weights_(model->info().file_bytes) {
+        // libllama's own copies are counted with what its session takes.
+        if (!cache.starts_with("llama:")) weights_ += model->copied_bytes();
         release_freed_memory();
         before_ = resident_anonymous_bytes();
         runner::SessionOptions session = runner::make_options(cache, options.contexts.back());
         session.threads = options.threads;
+        session.forward_only = true;
         if (session.rival.empty()) session.isa = options.isa;
         session_ = std::make_unique<runner::Session>(model, session);
         prompt_ = random_tokens(*model, options.contexts.back(), options.seed);
@@ -127,29 +130,26 @@ private:
     Token next_ = 0;
 };
 
-void check(const runner::Model& model, const DecodeBenchOptions& options) {
-    const std::vector<int>& contexts = options.contexts;
-    const int longest = model.info().context_length;
-    bool room = !contexts.empty() && contexts.back() <= longest;
+} // namespace
+
+void require_contexts(const DecodeBenchOptions& options, int longest) {
     int before = 0;
-    for (const int context : contexts) {
-        room = room && context - before > generated(options);
+    for (const int context : options.contexts) {
+        if (context > longest)
+            throw InvalidArgument("--context " + std::to_string(context) + " is beyond the " +
+                                  std::to_string(longest) + " tokens that the model was made for");
+        if (context - before <= generated(options))
+            throw InvalidArgument("--context " + std::to_string(context) + " leaves no prompt" +
+                                  (before > 0 ? " after " + std::to_string(before) : "") +
+                                  " before --repeats " + std::to_string(options.repeats) +
+                                  " of --tokens " + std::to_string(options.tokens));
         before = context;
     }
-    if (!room)
-        throw InvalidArgument("contexts of up to " + std::to_string(longest) + " tokens, which " +
-                              model.info().path +
-                              " was trained for, are supported, each with room for more than the " +
-                              std::to_string(generated(options)) + " tokens that are generated (" +
-                              std::to_string(options.repeats) + " times " +
-                              std::to_string(options.tokens) + ") after the one before");
 }
-
-} // namespace
 
 std::vector<DecodeResult> run_decode_bench(const std::shared_ptr<runner::Model>& model,
                                            const DecodeBenchOptions& options) {
-    check(*model, options);
+    require_contexts(options, model->info().context_length);
     std::vector<DecodeResult> results;
     for (const std::string& cache : options.caches)
         if (!Measurement(model, options, cache).run(results)) break;

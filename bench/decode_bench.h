@@ -35,6 +35,10 @@ struct DecodeResult {
     std::size_t peak_bytes = 0;
 };
 
+/// Throws InvalidArgument where a context is longer than `longest`, the model's, or has no room for a prompt between
+/// the one before and the tokens that are generated.
+void require_contexts(const DecodeBenchOptions& options, int longest);
+
 /// Contenders come one after another, each alone in memory, and each goes through all contexts: its prompt is
 /// continued from one to the next. The prompt is random tokens; generated ones are the most likely. Throws
 /// InvalidArgument. What was finished before a stop is returned.

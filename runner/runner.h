@@ -65,6 +65,8 @@ public:
     ~Model();
 
     const ModelInfo& info() const;
+    /// Of weights that were copied into a layout that is multiplied faster; the rest is the file's own pages.
+    std::size_t copied_bytes() const;
 
     /// `special`: text such as "<|im_end|>" becomes one token. `bos`: add the model's first token
     /// where its vocabulary asks for one.
@@ -97,6 +99,8 @@ struct SessionOptions {
     /// tiled product for their type: two to three times faster. false: as in decoding, where activations are
     /// rounded to 8 bits.
     bool expand_weights = true;
+    /// The session is never cut back: libllama then keeps no more than a model's sliding windows need.
+    bool forward_only = false;
     Arithmetic arithmetic = Arithmetic::integer;
     std::string isa; ///< empty: automatic
     /// Somebody else's cache instead of the preset's, as rival_names() has them; empty: none. Norms,

@@ -115,10 +115,14 @@ public:
 
     double time_us() const { return timer_.time_us(*graph_); }
 
-    /// Attention of sequence 0 on what the cache holds.
-    std::vector<float> expected_output() const override {
-        const SequenceView view = fetched().view(0);
-        const std::vector<float> queries = make_queries(attention_, 0);
+    int integer_rows() const override {
+        return shape_.format.k.quantized() ? attention_.rows() : 0;
+    }
+
+    /// Attention of a sequence on what the cache holds.
+    std::vector<float> expected_output(int sequence) const override {
+        const SequenceView view = fetched().view(sequence);
+        const std::vector<float> queries = make_queries(attention_, sequence);
         std::vector<float> out(queries.size());
         QueryBlock block;
         block.sequence = &view;
@@ -249,7 +253,7 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
                             static_cast<int>(options.presets.size())))
                     throw Stopped();
             }));
-    const std::vector<float> exact = exact_attention(options.attention, 0);
+    const std::vector<ExactOutput> exact = exact_outputs(options.attention);
     for (const auto& contender : contenders)
         bench.results.push_back(judge(options.attention, *contender, exact));
     bench.read_bandwidth_gb_per_s = timer.read_bandwidth() / kGigabyte;
