@@ -95,9 +95,9 @@ struct SessionOptions {
     int threads = 0;            ///< 0: all cores
     int chunk = 512;            ///< prompt tokens a graph processes at once; a multiple of 32
     bool exact_prefill = false; ///< keep the whole prompt fp16 until it is complete
-    /// Chunks of 32 tokens and more multiply by weights expanded to fp32, one weight at a time, where ggml has no
-    /// tiled product for their type: two to three times faster. false: as in decoding, where activations are
-    /// rounded to 8 bits.
+    /// Chunks of 32 tokens and more multiply by weights expanded to fp32, one weight at a time, where that is faster
+    /// (types q4_0 to q8_0). It takes 4 bytes for each element of the largest of a layer's weights. false: as in
+    /// decoding, where activations are rounded to 8 bits.
     bool expand_weights = true;
     /// The session is never cut back: libllama then keeps no more than a model's sliding windows need.
     bool forward_only = false;
