@@ -127,9 +127,15 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     const auto contenders = make_contenders(options, bench.isa, pool);
     report(options, "checking results", 0, 1);
     const std::vector<ExactOutput> exact = exact_outputs(options.attention);
+    AttentionCase forks = options.attention;
+    forks.shared = true;
+    const std::vector<ExactOutput> exact_forks =
+        options.shared ? exact_outputs(forks) : std::vector<ExactOutput>();
     std::vector<Contender*> turns;
     for (const auto& contender : contenders) {
-        bench.results.push_back(judge(options.attention, *contender, exact));
+        const bool shared = contender->name().ends_with(":shared");
+        bench.results.push_back(shared ? judge(forks, *contender, exact_forks)
+                                       : judge(options.attention, *contender, exact));
         turns.push_back(contender.get());
     }
 
