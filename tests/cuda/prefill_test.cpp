@@ -139,12 +139,22 @@ protected:
 INSTANTIATE_TEST_SUITE_P(Presets, DevicePrefillShapes, testing::ValuesIn(preset_names()),
                          [](const auto& test) { return std::string(test.param); });
 
-/// More rows than the device takes at once, and a history of many tiles.
-TEST_P(DevicePrefillShapes, ManyBlocks) {
+/// More blocks of rows than the device takes at once: each block of threads has several.
+TEST_P(DevicePrefillShapes, ManyHeads) {
     for (const int head_dim : {64, 192}) {
         SCOPED_TRACE(head_dim);
-        Batch batch(shape_of(format(head_dim), 64, 32));
-        batch.add(transformed_spec(format(), 32 * 40), 330);
+        Batch batch(shape_of(format(head_dim), 4 * 140, 140));
+        batch.add(transformed_spec(format(), 32 * 6), 33);
+        expect_chunks_close_to_reference(batch);
+    }
+}
+
+TEST_P(DevicePrefillShapes, LongHistories) {
+    for (const int head_dim : {128, 256}) {
+        SCOPED_TRACE(head_dim);
+        Batch batch(shape_of(format(head_dim), 4, 1));
+        batch.add(transformed_spec(format(), 32 * 120), 70);
+        batch.add(transformed_spec(format(), 32 * 37), 18);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -362,7 +372,6 @@ TEST_F(DevicePrefillEdge, GraphsReplayAsTheContextGrows) {
     cuda::AttentionLimits limits = devices[0].limits();
     limits.max_history_tokens = kRoom;
     cuda::Attention attention(steps[0].shape, limits);
-    for (DeviceBatch& device : devices) device.clear_outputs();
     cuda::AttentionCall call = devices[0].call();
     call.sequences = sequences.as<cuda::Sequence>();
     expect_success(cudaMemcpy(sequences.as(), devices[0].call().sequences,
