@@ -8,13 +8,16 @@
 
 namespace innerkv::cuda {
 
+/// One warp calls it, of which one lane sends.
 template <class C>
 __device__ void send_tiles(const AttentionParams& params, const PrefillMemory& memory,
                            ChunkShared<C>& shared) {
     Turn turn;
-    for (int index = static_cast<int>(blockIdx.x); index < memory.plan->items;
+    const int parts = uniform(memory.plan->items * memory.plan->parts);
+    for (int index = static_cast<int>(blockIdx.x); index < parts;
          index += static_cast<int>(gridDim.x)) {
         const ChunkItem item = chunk_item<C>(params, *memory.plan, index);
+        if (threadIdx.x % kWarpSize != 0) continue;
         const int first = memory.plan->chunk[item.chunk].first_tile;
         for (int tile = item.first_tile; tile < item.last_tile; ++tile) {
             const unsigned char* from =
@@ -51,14 +54,16 @@ __global__ void __launch_bounds__(kAttendThreads, 1)
         publish_barriers();
     }
     __syncthreads();
-    const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup;
+    const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
     if (warpgroup == kConsumers) {
         give_registers<40>();
-        if (threadIdx.x == kConsumers * kWarpgroup) send_tiles(params, memory, shared);
+        if (threadIdx.x / kWarpSize == kConsumers * kWarpgroup / kWarpSize)
+            send_tiles(params, memory, shared);
     } else {
         take_registers<232>();
-        ChunkRows<C> rows(params, shared, warpgroup);
-        for (int index = static_cast<int>(blockIdx.x); index < memory.plan->items;
+        ChunkRows<C> rows(params, memory, shared, warpgroup);
+        const int parts = uniform(memory.plan->items * memory.plan->parts);
+        for (int index = static_cast<int>(blockIdx.x); index < parts;
              index += static_cast<int>(gridDim.x)) {
             const ChunkItem item = chunk_item<C>(params, *memory.plan, index);
             rows.attend(memory.plan->chunk[item.chunk], item);

@@ -42,8 +42,9 @@ __device__ inline void store_two(void* data, RowType type, std::int64_t at, floa
 template <class C>
 class ChunkRows {
 public:
-    __device__ ChunkRows(const AttentionParams& params, ChunkShared<C>& shared, int warpgroup)
-        : params_(params), shared_(shared), warpgroup_(warpgroup),
+    __device__ ChunkRows(const AttentionParams& params, const PrefillMemory& memory,
+                         ChunkShared<C>& shared, int warpgroup)
+        : params_(params), memory_(memory), shared_(shared), warpgroup_(warpgroup),
           warp_(static_cast<int>(threadIdx.x) % kWarpgroup / kWarpSize),
           lane_(static_cast<int>(threadIdx.x) % kWarpSize),
           row_(64 * warpgroup + 16 * warp_ + lane_ / 4) {}
@@ -57,6 +58,7 @@ public:
                 next_tile(item, tile);
             last_values();
         }
+        if (item.parts > 1 && !merge_parts(item)) return;
         write(chunk, item);
     }
 
@@ -126,10 +128,7 @@ private:
             scale_[half] = shared_.scale[row_ + 8 * half];
             state_[half] = {kNoReference, 0.0f};
         }
-#pragma unroll
-        for (int span = 0; span < C::kSpans; ++span)
-#pragma unroll
-            for (int e = 0; e < kSums; ++e) sums_[span][e] = 0.0f;
+        clear_sums();
     }
 
     __device__ void multiply_keys(int stage) {
@@ -190,16 +189,21 @@ private:
         keys_turn_.next();
         float factors[2];
         weigh(item, tile, factors);
+        settle(logits_); // exponentials belong in front of the wait
         wait_for_products<0>();
 #pragma unroll
         for (int span = 0; span < C::kSpans; ++span) settle(sums_[span]);
         release(shared_.values_free[values_turn_.stage]);
         values_turn_.next();
+        if (__any_sync(~0u, factors[0] != 1.0f || factors[1] != 1.0f) != 0) scale_sums(factors);
+        pack_weights();
+    }
+
+    __device__ void scale_sums(const float (&factors)[2]) {
 #pragma unroll
         for (int span = 0; span < C::kSpans; ++span)
 #pragma unroll
             for (int e = 0; e < kSums; ++e) sums_[span][e] *= factors[e / 2 % 2];
-        pack_weights();
     }
 
     __device__ void last_values() {
@@ -280,6 +284,82 @@ private:
         }
     }
 
+    /// What this thread left of a part, numbers kWarpgroup floats apart.
+    __device__ float* part_memory(int part) const {
+        return memory_.parts +
+               (std::int64_t{part} * kConsumers + warpgroup_) * part_floats(C::kDim) +
+               kWarpSize * warp_ + lane_;
+    }
+    __device__ static constexpr int state_place(int half) {
+        return kWarpgroup * (C::kDim / 2 + 2 * half);
+    }
+    __device__ RowState state_of_part(int part, int half) const {
+        const float* at = part_memory(part) + state_place(half);
+        return {__ldcg(at), __ldcg(at + kWarpgroup)};
+    }
+
+    /// Leaves this part. True in the warpgroup that is the last of the item's parts to come: then sums and states are
+    /// those of all parts, in their order.
+    __device__ bool merge_parts(const ChunkItem& item) {
+        float* own = part_memory(item.first_part + item.part);
+#pragma unroll
+        for (int span = 0; span < C::kSpans; ++span)
+#pragma unroll
+            for (int e = 0; e < kSums; ++e) own[kWarpgroup * (kSums * span + e)] = sums_[span][e];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            own[state_place(half)] = state_[half].reference;
+            own[state_place(half) + kWarpgroup] = state_[half].weight;
+        }
+        if (!arrive(item)) return false;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            state_[half] = {kNoReference, 0.0f};
+            for (int part = 0; part < item.parts; ++part)
+                state_[half].reference = fmaxf(
+                    state_[half].reference, state_of_part(item.first_part + part, half).reference);
+        }
+        clear_sums();
+        for (int part = item.first_part; part < item.first_part + item.parts; ++part) {
+            float factors[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const RowState state = state_of_part(part, half);
+                factors[half] = fast_exp2(state.reference - state_[half].reference);
+                state_[half].weight = fmaf(factors[half], state.weight, state_[half].weight);
+            }
+            const float* from = part_memory(part);
+#pragma unroll
+            for (int span = 0; span < C::kSpans; ++span)
+#pragma unroll
+                for (int e = 0; e < kSums; ++e)
+                    sums_[span][e] =
+                        fmaf(factors[e / 2 % 2], __ldcg(from + kWarpgroup * (kSums * span + e)),
+                             sums_[span][e]);
+        }
+        return true;
+    }
+
+    /// True in the last of the item's parts.
+    __device__ bool arrive(const ChunkItem& item) {
+        meet_warpgroup(1 + warpgroup_);
+        if (warp_ == 0 && lane_ == 0) {
+            int* arrivals = memory_.arrivals + item.first_part * kConsumers + warpgroup_;
+            const bool last = add_acquire_release(arrivals, 1) == item.parts - 1;
+            if (last) *arrivals = 0; // for the next launch
+            shared_.last_arrival[warpgroup_] = last ? 1 : 0;
+        }
+        meet_warpgroup(1 + warpgroup_);
+        return uniform(shared_.last_arrival[warpgroup_]) != 0;
+    }
+
+    __device__ void clear_sums() {
+#pragma unroll
+        for (int span = 0; span < C::kSpans; ++span)
+#pragma unroll
+            for (int e = 0; e < kSums; ++e) sums_[span][e] = 0.0f;
+    }
+
     __device__ void write(const Chunk& chunk, const ChunkItem& item) {
         const int query_tokens = params_.sequences[chunk.sequence].query_tokens;
 #pragma unroll
@@ -324,6 +404,7 @@ private:
     }
 
     const AttentionParams& params_;
+    const PrefillMemory& memory_;
     ChunkShared<C>& shared_;
     int warpgroup_;
     int warp_;

@@ -7,8 +7,6 @@
 
 namespace innerkv::cuda {
 
-inline constexpr int kConsumers = 2; ///< warpgroups
-inline constexpr int kWarpgroup = 128;
 inline constexpr int kAttendThreads = (kConsumers + 1) * kWarpgroup;
 inline constexpr int kStages = 2;
 
@@ -30,6 +28,7 @@ struct alignas(1024) ChunkShared {
     unsigned char values[kStages][C::kSideBytes];
     float scale[kChunkRows]; ///< of logits
     int faulty[kChunkRows];
+    int last_arrival[kConsumers];
     Barrier keys_full[kStages];
     Barrier values_full[kStages];
     Barrier keys_free[kStages];
@@ -47,8 +46,11 @@ struct Turn {
     }
 };
 
-/// kChunkRows rows of one KV head, and the tiles they see.
+/// kChunkRows rows of one KV head, and the tiles they see, or a part of them.
 struct ChunkItem {
+    int first_part; ///< of the item, among all parts
+    int part;
+    int parts;
     int chunk;
     int kv_head;
     int first_row; ///< of the KV head: query tokens times query heads
@@ -57,6 +59,10 @@ struct ChunkItem {
     int all_begin; ///< keys that every row sees
     int all_end;
 };
+
+/// The same in all lanes, which the compiler does not know of what comes from memory: what depends on it, loops and
+/// descriptors of products among it, then needs no vector registers.
+__device__ inline int uniform(int value) { return __shfl_sync(~0u, value, 0); }
 
 struct KeyRange {
     int begin;
@@ -69,11 +75,16 @@ __device__ inline KeyRange keys_of_token(const AttentionParams& params, const Ch
     return {keys_below(chunk, visible.begin), keys_below(chunk, visible.end)};
 }
 
-/// The last rows, which see most, come first; blocks that run at the same time share a KV head's tiles.
+/// All lanes of a warp call it. The last rows, which see most, come first; blocks that run at the same time share a KV head's tiles.
 template <class C>
-__device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan& plan, int index) {
+__device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan& plan,
+                                int part_index) {
     ChunkItem item;
-    item.chunk = find_chunk(plan, &Chunk::first_item, index, 0);
+    item.parts = uniform(plan.parts);
+    const int index = part_index / item.parts;
+    item.first_part = index * item.parts;
+    item.part = part_index - item.first_part;
+    item.chunk = uniform(find_chunk(plan, &Chunk::first_item, index, 0));
     const Chunk& chunk = plan.chunk[item.chunk];
     const Sequence& sequence = params.sequences[chunk.sequence];
     const int row_blocks = innerkv::cuda::row_blocks(params, sequence);
@@ -85,10 +96,12 @@ __device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan
         min((item.first_row + kChunkRows - 1) / params.group, sequence.query_tokens - 1);
     const KeyRange first = keys_of_token(params, chunk, first_token);
     const KeyRange last = keys_of_token(params, chunk, last_token);
-    item.first_tile = first.begin / C::kTokens;
-    item.last_tile = max(item.first_tile, (last.end + C::kTokens - 1) / C::kTokens);
-    item.all_begin = last.begin;
-    item.all_end = first.end;
+    const int first_tile = first.begin / C::kTokens;
+    const int tiles = max((last.end + C::kTokens - 1) / C::kTokens - first_tile, 0);
+    item.first_tile = uniform(first_tile + tiles * item.part / item.parts);
+    item.last_tile = uniform(first_tile + tiles * (item.part + 1) / item.parts);
+    item.all_begin = uniform(last.begin);
+    item.all_end = uniform(first.end);
     return item;
 }
 

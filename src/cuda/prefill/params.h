@@ -16,8 +16,19 @@ inline constexpr int kLeastChunk = 17;
 inline constexpr int kChunkRows = 128; ///< query rows that a block of threads takes at a time
 
 constexpr int tile_tokens(int padded_dim) { return padded_dim <= 128 ? 128 : 64; }
+/// A part of an item that is cut has at least so many tiles.
+inline constexpr int kLeastPartTiles = 4;
+
 /// Of keys or of values.
 constexpr int tile_side_bytes(int padded_dim) { return 2 * tile_tokens(padded_dim) * padded_dim; }
+
+inline constexpr int kConsumers = 2;    ///< warpgroups of a block that multiply
+inline constexpr int kWarpgroup = 128;  ///< threads
+inline constexpr int kRowsOfThread = 2; ///< of an item
+/// What a warpgroup leaves of a part of an item, [...][thread]: sums, then a reference and a weight for each row.
+constexpr int part_floats(int padded_dim) {
+    return kWarpgroup * (padded_dim / 2 + 2 * kRowsOfThread);
+}
 
 /// Tokens of a run that the chunk sees.
 struct Piece {
@@ -41,6 +52,7 @@ struct PrefillPlan {
     int chunks;
     int pages; ///< of all chunks, each of all KV heads
     int items; ///< kChunkRows query rows of one KV head
+    int parts; ///< of each item: more than 1 where blocks would have nothing to do
     Chunk chunk[kMaxSequences];
 };
 
@@ -48,7 +60,11 @@ struct PrefillMemory {
     PrefillPlan* plan;
     Sequence* others; ///< [count]: the sequences, with no query tokens where they are a chunk's
     unsigned char* tiles;
+    float* parts;  ///< [max_parts][kConsumers][part_floats()]
+    int* arrivals; ///< [max_parts][kConsumers], all 0 between launches
     int max_tiles;
+    int max_parts; ///< of all items together, where they are cut
+    int blocks;    ///< of a launch that fills the device
 };
 
 } // namespace innerkv::cuda

@@ -25,6 +25,22 @@ __device__ Chunk chunk_of(const AttentionParams& params, int index) {
     return chunk;
 }
 
+/// How many parts items are cut into: so that the device's blocks are busy, but no more than helps.
+__device__ int parts_of(const PrefillMemory& memory, int items, int longest) {
+    if (items == 0) return 1;
+    int best = 1;
+    int best_rounds = (items + memory.blocks - 1) / memory.blocks;
+    const int most = min(memory.max_parts / items, longest / kLeastPartTiles);
+    for (int parts = 2; parts <= most; ++parts) {
+        const int rounds = (items * parts + memory.blocks - 1) / memory.blocks;
+        // rounds / parts is the time; what costs as much to merge as it gains is not worth it.
+        if (10 * rounds * best >= 9 * best_rounds * parts) continue;
+        best = parts;
+        best_rounds = rounds;
+    }
+    return best;
+}
+
 /// One block of kMaxSequences threads. Chunks that memory has no room for are left to the other kernel.
 __global__ void __launch_bounds__(kMaxSequences)
     plan_kernel(const __grid_constant__ AttentionParams params,
@@ -48,6 +64,7 @@ __global__ void __launch_bounds__(kMaxSequences)
     if (index == 0) {
         Chunk before{};
         int chunks = 0;
+        int longest = 0; // in tiles
         for (int s = 0; s < params.count; ++s) {
             if (place[s] < 0) continue;
             const Chunk own = before;
@@ -55,6 +72,7 @@ __global__ void __launch_bounds__(kMaxSequences)
                 place[s] = -1;
                 continue;
             }
+            longest = max(longest, tiles[s]);
             before.first_tile += tiles[s];
             before.first_page += pages[s];
             before.first_item += items[s];
@@ -66,6 +84,7 @@ __global__ void __launch_bounds__(kMaxSequences)
         memory.plan->chunks = chunks;
         memory.plan->pages = before.first_page;
         memory.plan->items = before.first_item;
+        memory.plan->parts = parts_of(memory, before.first_item, longest);
     }
     __syncthreads();
     if (index >= params.count) return;

@@ -48,7 +48,8 @@ Prefill::Prefill(const AttentionShape& shape, int device, int sequences, std::in
     expand_ = expand_kernel_of(shape.format);
     attend_ = attend_kernel_of(shape.format.blocks());
     expand_blocks_ = resident_blocks(expand_, device);
-    attend_blocks_ = resident_blocks(attend_, device);
+    const int blocks = resident_blocks(attend_, device);
+    const int parts = 2 * blocks;
     // Each sequence's history begins a tile.
     const std::int64_t tiles = tokens / tile_tokens_ + sequences;
     plan_ = DeviceMemory(device, sizeof(PrefillPlan), "a plan of chunks");
@@ -59,9 +60,20 @@ Prefill::Prefill(const AttentionShape& shape, int device, int sequences, std::in
                               static_cast<std::size_t>(shape.kv_heads) *
                               static_cast<std::size_t>(tile_side_bytes(dim)),
                           "what chunks see as fp16 rows");
+    const std::size_t warpgroups = static_cast<std::size_t>(parts) * kConsumers;
+    parts_ = DeviceMemory(device,
+                          warpgroups * static_cast<std::size_t>(part_floats(dim)) * sizeof(float),
+                          "partial results of chunks");
+    arrivals_ = DeviceMemory(device, warpgroups * sizeof(int), "counters of chunks");
+    check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing counters");
     memory_ = {reinterpret_cast<PrefillPlan*>(plan_.data()),
                reinterpret_cast<Sequence*>(others_.data()),
-               reinterpret_cast<unsigned char*>(tiles_.data()), static_cast<int>(tiles)};
+               reinterpret_cast<unsigned char*>(tiles_.data()),
+               reinterpret_cast<float*>(parts_.data()),
+               reinterpret_cast<int*>(arrivals_.data()),
+               static_cast<int>(tiles),
+               parts,
+               blocks};
 }
 
 void Prefill::run(AttentionParams params, Stream stream) const {
@@ -70,7 +82,7 @@ void Prefill::run(AttentionParams params, Stream stream) const {
     void* arguments[] = {&params, &memory, &tokens}; // kernels of two take the first two
     launch(prefill_plan_kernel(), 1, arguments, stream);
     launch(expand_, expand_blocks_, arguments, stream);
-    launch(attend_, attend_blocks_, arguments, stream);
+    launch(attend_, memory.blocks, arguments, stream);
 }
 
 } // namespace innerkv::cuda

@@ -20,17 +20,21 @@ public:
     void run(AttentionParams params, Stream stream) const;
     const Sequence* others() const { return memory_.others; }
 
-    std::size_t bytes() const { return plan_.bytes() + others_.bytes() + tiles_.bytes(); }
+    std::size_t bytes() const {
+        return plan_.bytes() + others_.bytes() + tiles_.bytes() + parts_.bytes() +
+               arrivals_.bytes();
+    }
 
 private:
     PrefillKernel expand_;
     PrefillKernel attend_;
     int tile_tokens_ = 0;
     int expand_blocks_ = 0;
-    int attend_blocks_ = 0;
     DeviceMemory plan_;
     DeviceMemory others_;
     DeviceMemory tiles_;
+    DeviceMemory parts_;
+    DeviceMemory arrivals_;
     PrefillMemory memory_{};
 };
 
