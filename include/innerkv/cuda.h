@@ -114,8 +114,8 @@ struct AttentionLimits {
     /// Blocks of threads of a launch; 0: as many as the device holds at once. Fewer leave multiprocessors to
     /// others.
     int max_blocks = 0;
-    /// Memory for chunks: sequences of 17 query tokens and more have what they see written out as fp16 rows, once a
-    /// call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim bytes each;
+    /// Memory for chunks: sequences with 160 query rows a KV head and more have what they see written out as fp16
+    /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim bytes each;
     /// a sequence that finds no room is read page by page for every few queries, many times slower. 0: all are,
     /// and on other devices than those of compute capability 9.0.
     std::int64_t max_history_tokens = 0;

@@ -121,7 +121,7 @@ struct Attention::Impl {
                            static_cast<std::size_t>(max_strips);
         counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
         check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
-        if (limits.max_query_tokens >= kLeastChunk)
+        if (rows >= kLeastChunkRows)
             prefill =
                 Prefill(shape, limits.device, limits.max_sequences, limits.max_history_tokens);
     }

@@ -18,6 +18,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kRoom = 1 << 14; ///< tokens: more than any batch here has
 
+/// Query rows a KV head from which on sequences are taken as chunks.
+constexpr int kLeastRows = 160;
+
 /// fp16's rounding of keys, values, queries and weights.
 constexpr double kLargestError = 4e-3;
 constexpr double kLargestLogSumExpError = 2e-3;
@@ -77,7 +80,7 @@ TEST_P(DevicePrefillFormats, GroupsOfQueryHeads) {
     for (const int group : {1, 3, 4, 8}) {
         SCOPED_TRACE(group);
         Batch batch(shape_of(format(), 2 * group, 2));
-        batch.add(transformed_spec(format(), 32 * 11), 40);
+        batch.add(transformed_spec(format(), 32 * 11), (kLeastRows + group - 1) / group);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -87,8 +90,8 @@ TEST_P(DevicePrefillFormats, RaggedBatch) {
     Batch batch(shape_of(format(), 4, 2));
     SequenceSpec spec;
     spec.sink = 0;
-    spec.recent = 33;
-    batch.add(spec, 33);
+    spec.recent = 93;
+    batch.add(spec, 93);
     spec.sink = 32;
     spec.recent = 140;
     batch.add(spec, 129);
@@ -96,15 +99,15 @@ TEST_P(DevicePrefillFormats, RaggedBatch) {
     spec = transformed_spec(format(), 32 * 9);
     spec.sink = 0;
     spec.recent = format().quantized() ? 0 : spec.recent;
-    batch.add(spec, 17);
+    batch.add(spec, 80);
     spec = transformed_spec(format(), 32 * 13);
     spec.sink = 19;
     spec.recent += 71;
-    batch.add(spec, 70);
+    batch.add(spec, 101);
     const Result expected = reference(batch);
     Result result = attend_chunks(batch);
     // The single token is the other kernel's.
-    const std::size_t single = (33 + 129) * 4;
+    const std::size_t single = (93 + 129) * 4;
     for (std::size_t row = single; row < single + 4; ++row) {
         result.out[row] = expected.out[row];
         EXPECT_NEAR(result.log_sum_exp[row], expected.log_sum_exp[row], 0.01);
@@ -126,7 +129,7 @@ TEST_P(DevicePrefillTransforms, MatchReference) {
             SequenceSpec spec;
             spec.quantized = 128;
             spec.transform = {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
-            batch.add(spec, 21);
+            batch.add(spec, 81);
             expect_chunks_close_to_reference(batch);
         }
 }
@@ -144,7 +147,7 @@ TEST_P(DevicePrefillShapes, ManyHeads) {
     for (const int head_dim : {64, 192}) {
         SCOPED_TRACE(head_dim);
         Batch batch(shape_of(format(head_dim), 4 * 140, 140));
-        batch.add(transformed_spec(format(), 32 * 6), 33);
+        batch.add(transformed_spec(format(), 32 * 6), 41);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -154,7 +157,7 @@ TEST_P(DevicePrefillShapes, LongHistories) {
         SCOPED_TRACE(head_dim);
         Batch batch(shape_of(format(head_dim), 4, 1));
         batch.add(transformed_spec(format(), 32 * 120), 70);
-        batch.add(transformed_spec(format(), 32 * 37), 18);
+        batch.add(transformed_spec(format(), 32 * 37), 40);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -163,7 +166,7 @@ TEST_P(DevicePrefillShapes, QueriesBeforeTheEnd) {
     for (const int position : {0, 31, 40, 64, 95, 120, 300}) {
         SCOPED_TRACE(position);
         Batch batch(shape_of(format(), 2, 1));
-        batch.add(spec_for(format(), 32 * 9), 24);
+        batch.add(spec_for(format(), 32 * 9), 80);
         batch.blocks[0].first_position = position;
         expect_chunks_close_to_reference(batch);
     }
@@ -173,10 +176,10 @@ TEST_P(DevicePrefillShapes, RunsThatEndInsideAPage) {
     for (const int tokens : {1, 15, 17, 31, 33}) {
         SCOPED_TRACE(tokens);
         Batch batch(shape_of(format(80), 2, 1));
-        SequenceSpec spec = spec_for(format(), 64 + tokens);
+        SequenceSpec spec = spec_for(format(), 96 + tokens);
         spec.sink = tokens;
-        spec.recent = format().quantized() ? tokens : 64 + tokens;
-        batch.add(spec, 20);
+        spec.recent = format().quantized() ? tokens : 96 + tokens;
+        batch.add(spec, 80);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -190,7 +193,7 @@ TEST_P(DevicePrefillShapes, SlidingWindows) {
         spec.recent += 100;
         batch.add(spec, 100);
         spec.dropped = 320;
-        batch.add(spec, 18);
+        batch.add(spec, 60);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -201,7 +204,7 @@ TEST_P(DevicePrefillShapes, SoftCaps) {
         Batch batch(shape_of(format(), 4, 2));
         batch.shape.soft_cap = cap;
         batch.shape.scale = 0.5f;
-        batch.add(spec_for(format(), 128), 50);
+        batch.add(spec_for(format(), 128), 90);
         // Logits spread four times as far as the default scale's.
         EXPECT_LT(largest_error(attend_chunks(batch), reference(batch)), 4 * kLargestError);
     }
@@ -221,7 +224,7 @@ TEST_F(DevicePrefillEdge, EpochsOfAnyLength) {
         spec.epoch_pages = tested.epoch_pages;
         spec.first_page = tested.first_page;
         spec.transform = {true, true, true, true};
-        batch.add(spec, 19);
+        batch.add(spec, 80);
         expect_chunks_close_to_reference(batch);
     }
 }
@@ -230,7 +233,7 @@ TEST_F(DevicePrefillEdge, EmptySequence) {
     Batch batch(shape_of(base(), 4, 2));
     SequenceSpec spec;
     spec.sink = spec.recent = 0;
-    batch.add(spec, 30);
+    batch.add(spec, 80);
     expect_nothing_seen(attend_chunks(batch));
 }
 
@@ -240,7 +243,7 @@ TEST_F(DevicePrefillEdge, RowsThatSeeNothingBesideRowsThatDo) {
     spec.sink = 0;
     spec.dropped = 64; // the sequence begins at token 64
     spec.quantized = 64;
-    batch.add(spec, 20);
+    batch.add(spec, 80);
     batch.blocks[0].first_position = 54;
     const Result result = attend_chunks(batch);
     for (std::size_t row = 0; row < 20; ++row) EXPECT_EQ(result.log_sum_exp[row], -kInfinity);
@@ -254,11 +257,11 @@ TEST_F(DevicePrefillEdge, QueriesThatAreNotFiniteGiveNan) {
         Batch batch(shape_of(base(), 2, 1));
         SequenceSpec spec;
         spec.quantized = 96;
-        batch.add(spec, 20);
+        batch.add(spec, 80);
         const Result expected = attend_chunks(batch);
         element_of_row_3(batch) = fault;
         const Result result = attend_chunks(batch);
-        for (std::size_t row = 0; row < 40; ++row) {
+        for (std::size_t row = 0; row < 160; ++row) {
             if (row == 3) {
                 expect_nan(result, row);
             } else {
@@ -276,7 +279,7 @@ TEST_F(DevicePrefillEdge, LogitsOfAnySize) {
         Batch batch(shape_of(base(), 2, 1));
         SequenceSpec spec;
         spec.quantized = 256;
-        batch.add(spec, 20, scaled(size));
+        batch.add(spec, 80, scaled(size));
         EXPECT_LT(largest_error(attend_chunks(batch), reference(batch)), kLargestError);
     }
     for (const float largest : {1e5f, -1e5f, 1e10f, -1e10f, 1e25f}) {
@@ -289,7 +292,7 @@ TEST_F(DevicePrefillEdge, LogitsOfAnySize) {
         spec.k = [dominant, count = 0](std::mt19937&, std::vector<float>& row) mutable {
             std::fill(row.begin(), row.end(), count++ == 170 ? dominant : 1900.0f - dominant);
         };
-        batch.add(spec, 20, constant(largest / (8.0f * dominant)));
+        batch.add(spec, 80, constant(largest / (8.0f * dominant)));
         batch.blocks[0].first_position = 300;
         EXPECT_LT(largest_error(attend_chunks(batch), reference(batch)), kLargestError);
     }
@@ -302,7 +305,7 @@ TEST_F(DevicePrefillEdge, LargestValuesOfF16) {
     spec.v = [](std::mt19937& random, std::vector<float>& row) {
         for (float& value : row) value = random() % 2 == 0 ? 65504.0f : 60000.0f;
     };
-    batch.add(spec, 40);
+    batch.add(spec, 80);
     EXPECT_LT(largest_error(attend_chunks(batch), reference(batch)), kLargestError);
 }
 
@@ -311,11 +314,11 @@ TEST_F(DevicePrefillEdge, HistoriesThatFindNoRoom) {
     Batch batch(shape_of(base(), 4, 2));
     SequenceSpec spec;
     spec.quantized = 32 * 30;
-    batch.add(spec, 20);
+    batch.add(spec, 80);
     spec.quantized = 32 * 90;
-    batch.add(spec, 20);
+    batch.add(spec, 80);
     spec.quantized = 32 * 3;
-    batch.add(spec, 20);
+    batch.add(spec, 80);
     const Result expected = reference(batch);
     for (const std::int64_t room : {1, 1000, 1400, 4000}) {
         SCOPED_TRACE(room);
@@ -345,8 +348,8 @@ TEST_F(DevicePrefillEdge, NothingIsWrittenBesideTheOutput) {
     Batch batch(shape_of(base(80), 4, 2));
     SequenceSpec spec;
     spec.quantized = 640;
-    batch.add(spec, 41);
-    batch.add(spec, 22);
+    batch.add(spec, 85);
+    batch.add(spec, 80);
     const DeviceBatch device(batch);
     cuda::AttentionLimits limits = device.limits();
     limits.max_history_tokens = kRoom;
@@ -414,8 +417,8 @@ TEST_F(DevicePrefillEdge, HistoriesInParts) {
         for (const int pages : {16, 60, 300}) {
             SCOPED_TRACE(testing::Message() << kv_heads << " " << pages);
             Batch batch(shape_of(base(64), 2 * kv_heads, kv_heads));
-            batch.add(transformed_spec(base(64), 32 * pages), 65);
-            batch.add(transformed_spec(base(64), 32), 17);
+            batch.add(transformed_spec(base(64), 32 * pages), 85);
+            batch.add(transformed_spec(base(64), 32), 80);
             expect_chunks_close_to_reference(batch);
         }
 }

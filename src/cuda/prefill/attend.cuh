@@ -13,7 +13,7 @@ template <class C>
 __device__ void send_tiles(const AttentionParams& params, const PrefillMemory& memory,
                            ChunkShared<C>& shared) {
     Turn turn;
-    const int parts = uniform(memory.plan->items * memory.plan->parts);
+    const int parts = all_parts(*memory.plan);
     for (int index = static_cast<int>(blockIdx.x); index < parts;
          index += static_cast<int>(gridDim.x)) {
         const ChunkItem item = chunk_item<C>(params, *memory.plan, index);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1)
     } else {
         take_registers<232>();
         ChunkRows<C> rows(params, memory, shared, warpgroup);
-        const int parts = uniform(memory.plan->items * memory.plan->parts);
+        const int parts = all_parts(*memory.plan);
         for (int index = static_cast<int>(blockIdx.x); index < parts;
              index += static_cast<int>(gridDim.x)) {
             const ChunkItem item = chunk_item<C>(params, *memory.plan, index);

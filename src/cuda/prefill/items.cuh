@@ -48,7 +48,7 @@ struct Turn {
 
 /// kChunkRows rows of one KV head, and the tiles they see, or a part of them.
 struct ChunkItem {
-    int first_part; ///< of the item, among all parts
+    int first_part; ///< of the item, among the parts of items that are cut
     int part;
     int parts;
     int chunk;
@@ -75,15 +75,22 @@ __device__ inline KeyRange keys_of_token(const AttentionParams& params, const Ch
     return {keys_below(chunk, visible.begin), keys_below(chunk, visible.end)};
 }
 
+/// Parts of all items, each of which a block takes at a time.
+__device__ inline int all_parts(const PrefillPlan& plan) {
+    return uniform(plan.whole + (plan.items - plan.whole) * plan.parts);
+}
+
 /// All lanes of a warp call it. The last rows, which see most, come first; blocks that run at the same time share a KV head's tiles.
 template <class C>
 __device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan& plan,
                                 int part_index) {
     ChunkItem item;
-    item.parts = uniform(plan.parts);
-    const int index = part_index / item.parts;
-    item.first_part = index * item.parts;
-    item.part = part_index - item.first_part;
+    const int whole = uniform(plan.whole);
+    const int in_rest = part_index - whole; // of the parts of items that are cut
+    item.parts = in_rest < 0 ? 1 : uniform(plan.parts);
+    const int index = in_rest < 0 ? part_index : whole + in_rest / item.parts;
+    item.part = in_rest < 0 ? 0 : in_rest % item.parts;
+    item.first_part = in_rest - item.part;
     item.chunk = uniform(find_chunk(plan, &Chunk::first_item, index, 0));
     const Chunk& chunk = plan.chunk[item.chunk];
     const Sequence& sequence = params.sequences[chunk.sequence];

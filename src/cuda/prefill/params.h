@@ -11,8 +11,8 @@
 
 namespace innerkv::cuda {
 
-/// Sequences with fewer query tokens are not worth writing their history out.
-inline constexpr int kLeastChunk = 17;
+/// Sequences with fewer query rows a KV head are not worth writing their history out.
+inline constexpr int kLeastChunkRows = 160;
 inline constexpr int kChunkRows = 128; ///< query rows that a block of threads takes at a time
 
 constexpr int tile_tokens(int padded_dim) { return padded_dim <= 128 ? 128 : 64; }
@@ -52,7 +52,8 @@ struct PrefillPlan {
     int chunks;
     int pages; ///< of all chunks, each of all KV heads
     int items; ///< kChunkRows query rows of one KV head
-    int parts; ///< of each item: more than 1 where blocks would have nothing to do
+    int whole; ///< items that are one part: as many as give all blocks the same
+    int parts; ///< of each of the others
     Chunk chunk[kMaxSequences];
 };
 

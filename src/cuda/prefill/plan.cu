@@ -25,11 +25,12 @@ __device__ Chunk chunk_of(const AttentionParams& params, int index) {
     return chunk;
 }
 
-/// How many parts items are cut into: so that the device's blocks are busy, but no more than helps.
+/// How many parts each of so many items is cut into, fewer than there are blocks: so that these are busy, but no more
+/// than helps.
 __device__ int parts_of(const PrefillMemory& memory, int items, int longest) {
     if (items == 0) return 1;
     int best = 1;
-    int best_rounds = (items + memory.blocks - 1) / memory.blocks;
+    int best_rounds = 1;
     const int most = min(memory.max_parts / items, longest / kLeastPartTiles);
     for (int parts = 2; parts <= most; ++parts) {
         const int rounds = (items * parts + memory.blocks - 1) / memory.blocks;
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kMaxSequences)
         tiles[index] = (chunk.tokens + tile_tokens - 1) / tile_tokens;
         pages[index] = pages_of(chunk);
         items[index] = params.kv_heads * row_blocks(params, sequence);
-        place[index] = sequence.query_tokens >= kLeastChunk ? 0 : -1;
+        place[index] = sequence.query_tokens * params.group >= kLeastChunkRows ? 0 : -1;
     }
     __syncthreads();
     if (index == 0) {
@@ -84,7 +85,9 @@ __global__ void __launch_bounds__(kMaxSequences)
         memory.plan->chunks = chunks;
         memory.plan->pages = before.first_page;
         memory.plan->items = before.first_item;
-        memory.plan->parts = parts_of(memory, before.first_item, longest);
+        const int rest = before.first_item % memory.blocks;
+        memory.plan->whole = before.first_item - rest;
+        memory.plan->parts = parts_of(memory, rest, longest);
     }
     __syncthreads();
     if (index >= params.count) return;
