@@ -47,7 +47,11 @@ std::string too_old(const DeviceInfo& info) {
 void check(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
     static_cast<void>(cudaGetLastError());
-    throw DeviceError("cuda: " + what + " failed: " + cudaGetErrorString(status));
+    std::string message = "cuda: " + what + " failed: " + cudaGetErrorString(status);
+    if (status == cudaErrorStreamCaptureUnsupported || status == cudaErrorStreamCaptureImplicit)
+        message +=
+            "; what allocates or waits for the device must be done before a graph is captured";
+    throw DeviceError(message);
 }
 
 std::vector<DeviceInfo> devices() {
