@@ -18,7 +18,7 @@ from .attention import full_mask, new_columns, plain_attention
 from .columns import PAGE, Columns, chunks, cut, page_chunks
 from .device import DeviceBatch, Padding, aligned, unaligned
 from .masks import Spans, is_graph, spans_of
-from .models import ModelShape, check_device, model_shape
+from .models import ModelShape, check_device, has_own_memory, model_shape
 from .ops import new_state, register, traced
 
 CHUNK = 512  #: tokens of a prompt that are appended at once
@@ -87,7 +87,7 @@ class InnerKVCache(Cache):
             self._place(check_device(device))
 
     def _place(self, device: torch.device) -> None:
-        if device.type == "cuda":
+        if has_own_memory(device):
             if self.prefill == "decode":
                 raise ValueError('InnerKVCache: prefill "decode" is not there on a device; put the model on the CPU')
             self.state = new_state(self.number, device=device)
@@ -143,7 +143,7 @@ class InnerKVCache(Cache):
         windows = [window and window + kept for window in self.shape.sliding_window]
         model = self.shape.layers, kv_heads, head_dim, self.preset  # heads: of this process, where others have more
         options = {"sliding_window": windows, "paper": self.paper, "device": self.device}
-        if self.device.type == "cuda":
+        if has_own_memory(self.device):
             self._on_device = DeviceBatch(batch, self.max_length, *model, **options)
             self._store, self._sequences = self._on_device.store, self._on_device.slots
             return

@@ -36,6 +36,8 @@ def model_shape(config: Any) -> ModelShape:
             "and values per head are supported. Use transformers' DynamicCache for it"
         )
     kinds, arguments = get_layer_types_and_kwargs(text)
+    if isinstance(arguments, dict):  # transformers before 5.20 or so: one for all layers
+        arguments = [arguments if kind == "sliding_attention" else {} for kind in kinds]
     for layer, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):
             raise ValueError(
@@ -67,3 +69,8 @@ def check_device(device: torch.device | str) -> torch.device:
         return torch.device("cuda", device_index(device))
     except ValueError as error:
         raise ValueError(f"InnerKVCache: the model runs on {device}; {error}, and put the model there") from None
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Not the CPU: batches are DeviceBatch's."""
+    return device.type == "cuda"
