@@ -26,7 +26,7 @@ def device_index(device: Any) -> int | None:
         raise ValueError(f'device {device!s}; supported are "cpu", "cuda" and "cuda:N"')
     reason = _core.cuda_unavailable_reason()
     if reason:
-        raise ValueError(f"device {device!s}: {reason}; use device=\"cpu\"")
+        raise ValueError(f'device {device!s}: {reason}. docs/python.md says how to build with CUDA; or use "cpu"')
     if number:
         return int(number)
     torch = sys.modules.get("torch")
