@@ -4,7 +4,6 @@ without a device. Tests on a device are in python/tests/device."""
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 import innerkv
@@ -102,9 +101,8 @@ class StandIn:
         self.attend(layer, 0, q, out, None, scale, softcap, window, stream)
 
 
-@pytest.fixture
-def on_stand_in(monkeypatch):
-    """Opens an InnerKVCache for a batch as if the CPU were a device."""
+def opener(monkeypatch):
+    """A function that opens an InnerKVCache for a batch as if the CPU were a device."""
     monkeypatch.setattr(_core, "SharedDeviceCache", StandIn)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

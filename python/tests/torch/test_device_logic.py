@@ -4,10 +4,10 @@ same pages."""
 
 import pytest
 import torch
-from stand_in import on_stand_in  # noqa: F401
 from tiny import FAMILIES, tiny_model, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import innerkv
 from innerkv.transformers import InnerKVCache
 from innerkv.transformers import cache as cache_module
 from innerkv.transformers.device import CHUNK
@@ -16,7 +16,7 @@ PROMPT = 2 * CHUNK + 44
 
 
 @pytest.fixture
-def new_caches(on_stand_in, monkeypatch):  # noqa: F811
+def new_caches(on_stand_in, monkeypatch):
     """One on the CPU, whose chunks are a device's, one on the stand-in."""
     monkeypatch.setattr(cache_module, "CHUNK", CHUNK)
 
@@ -138,3 +138,36 @@ def test_compiled(mask, new_caches):
     cache.crop(-3)
     assert [cache.store.length(slot) for slot in (0, 1)] == [PROMPT + 1, 71 if mask else PROMPT + 1]
     torch._dynamo.reset()
+
+
+def test_the_cache_itself(on_stand_in, monkeypatch):
+    """Padding, chunks and results of innerkv.Cache on a device."""
+    monkeypatch.setattr(innerkv.cache, "device_index", lambda device: {"cpu": None, "cuda": 0}[device])
+    host, cache = (innerkv.Cache(1, 2, 64, max_tokens=2000, max_sequences=3, max_append=128, device=device)
+                   for device in ("cpu", "cuda"))
+    for each in (host, cache):
+        assert [each.create() for _ in range(3)] == [0, 1, 2]
+    cache.reserve(0, 600)
+    cache.reserve(1, 600)
+    cache.reserve(2, 600)
+    generator = torch.Generator().manual_seed(1)
+    for spans in ([(0, 100), (60, 128), (20, 90)], None, [(1, 3), (0, 0), (0, 1)]):
+        width = 128 if spans is None else max(last for _, last in spans)
+        k, v = (torch.randn(3, width, 2, 64, generator=generator) for _ in range(2))
+        q = torch.randn(3, width, 4, 64, generator=generator)
+        results = []
+        for each in (host, cache):
+            each.append(0, [0, 1, 2], k, v, q, spans=spans)
+            results.append(each.attend(0, [0, 1, 2], q, spans=spans, log_sum_exp=spans is not None and each is host))
+        expected, actual = results
+        torch.testing.assert_close(actual, expected[0] if spans is not None else expected)
+    assert [cache.length(sequence) for sequence in (0, 1, 2)] == [host.length(sequence) for sequence in (0, 1, 2)]
+    cache.append(0, [0, 1, 2], *(torch.randn(3, 300, heads, 64) for heads in (2, 2, 4)))
+    assert cache.length(2) == host.length(2) + 300
+    with pytest.raises(ValueError, match="follow each other"):
+        cache.append(0, [0, 2], k[:2], v[:2])
+    with pytest.raises(ValueError, match="0 <= first <= last <= "):
+        cache.append(0, [0], k[:1], v[:1], spans=[(2, 1)])
+    with pytest.raises(ValueError, match="not there on a device"):
+        cache.settle(0)
+    cache.verify()
