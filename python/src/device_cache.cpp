@@ -11,8 +11,9 @@ namespace {
 
 using Lock = std::lock_guard<std::mutex>;
 
-/// Pages are taken for so many tokens more than are needed: taking them waits for the device.
-constexpr std::int64_t kTokensAhead = 4096;
+/// A sequence that is longer than its share of the cache takes pages for so many tokens more than it needs, if they are
+/// free: taking them waits for the device.
+constexpr std::int64_t kTokensAhead = 256;
 
 cuda::DeviceRows rows_of(const Tensor& tensor) {
     return {tensor.data, tensor.type, tensor.strides[0], tensor.strides[1], tensor.strides[2]};
@@ -189,8 +190,9 @@ void SharedDeviceCache::take_pages(int layer, SlotRange slots, std::int64_t toke
         enqueued = cache_.length(slot, layer);
         const std::int64_t needed = enqueued + tokens;
         if (needed <= reserved) continue;
+        const std::int64_t share = config().max_tokens / config().max_sequences;
         const std::int64_t ahead = std::min(needed + kTokensAhead, config().max_tokens);
-        std::int64_t taken = std::max(needed, ahead);
+        std::int64_t taken = needed <= share ? share : std::max(needed, ahead);
         try {
             cache_.reserve(slot, taken);
         } catch (const OutOfPages&) {

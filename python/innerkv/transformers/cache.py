@@ -233,6 +233,7 @@ class InnerKVCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the newest -`tokens_to_remove` columns of the batch; of each sequence those that are no padding."""
+        tokens_to_remove = int(tokens_to_remove)  # a tensor from transformers 5.17
         if tokens_to_remove > 0:
             raise ValueError(
                 f"InnerKVCache.crop: {tokens_to_remove}; give a negative number, of the tokens to remove"

@@ -152,7 +152,9 @@ class InnerKVLayer(CacheLayerMixin):
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns of the batch so far, padding counted; a tensor in a graph, which outlives the step, and on a device,
         where graphs count on."""
-        return self.state[1] if self.on_device or torch.compiler.is_compiling() else self.columns.total
+        if torch.compiler.is_compiling() or (self.on_device and self.started):
+            return self.state[1]
+        return self.columns.total
 
     def get_max_length(self) -> int:
         return -1
