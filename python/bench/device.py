@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Milliseconds of a decode step on a CUDA device, on transformers' caches and on ours.
 
-    device.py [--shape BATCHxCONTEXT,...] [--cache NAME,...] [--tokens N] [--layers N] [--json]
+    device.py [--shape BATCHxCONTEXT,...] [--cache NAME,...] [--tokens N] [--layers N] [--mode MODE] [--json]
 
 The model has the shape of Llama-3.1-8B and random weights in bfloat16. The history is no prompt's: random keys and
 values are appended straight to the caches, for all contenders alike; what a step costs does not depend on them. Each
-step's token is the most likely one of the step before. Contenders:
+step's token is the most likely one of the step before, which the host does not wait for: a step is what lies between two
+events on the device. Contenders:
 
     dynamic             DynamicCache, as generate() runs it: no graph
-    static              StaticCache, the model compiled with CUDA graphs (mode "reduce-overhead")
+    static              StaticCache, the model compiled with CUDA graphs (torch.compile's mode "reduce-overhead" or MODE)
     innerkv:PRESET      ours, the step captured as it is (DecodeGraph)
     innerkv:PRESET+compile   ours, the model compiled as for static
 
@@ -21,7 +22,6 @@ import gc
 import json
 import statistics
 import sys
-import time
 
 import torch
 import transformers
@@ -84,12 +84,12 @@ def new_cache(kind, config, length):
     return InnerKVCache(config, preset.removesuffix("+compile"), max_length=length)
 
 
-def stepper(name, model, cache):
+def stepper(name, model, cache, mode):
     """tokens [batch, 1] to logits [batch, vocabulary]"""
     if name.startswith("innerkv") and not name.endswith("+compile"):
         return DecodeGraph(model, cache)
     argument = cache_argument(model)
-    forward = model if name == "dynamic" else torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    forward = model if name == "dynamic" else torch.compile(model, mode=mode, fullgraph=True)
 
     def step(tokens):
         torch.compiler.cudagraph_mark_step_begin()
@@ -104,7 +104,7 @@ def cache_bytes(cache):
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def measure(name, model, batch, context, tokens):
+def measure(name, model, batch, context, tokens, mode):
     torch._dynamo.reset()
     model.set_attn_implementation("innerkv" if name.startswith("innerkv") else "sdpa")
     keys, values = history(model.config, batch, context)
@@ -113,18 +113,19 @@ def measure(name, model, batch, context, tokens):
     del keys, values
     gc.collect()
     torch.cuda.empty_cache()
-    step = stepper(name, model, cache)
+    step = stepper(name, model, cache, mode)
     new = torch.ones(batch, 1, dtype=torch.long, device="cuda")
     for _ in range(6):  # compiles, captures
         new = step(new).argmax(-1, keepdim=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(tokens):
-        start = time.perf_counter()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(tokens + 1)]
+    events[0].record()
+    for event in events[1:]:
         new = step(new).argmax(-1, keepdim=True)
-        torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
+        event.record()
+    torch.cuda.synchronize()
+    times = [before.elapsed_time(after) for before, after in zip(events, events[1:])]
     held = cache_bytes(cache)
     memory = torch.cuda.max_memory_allocated()
     if isinstance(cache, InnerKVCache):
@@ -149,6 +150,7 @@ def main():
     parser.add_argument("--cache", default="dynamic,static,innerkv:base")
     parser.add_argument("--tokens", type=int, default=64, help="steps that are timed")
     parser.add_argument("--layers", type=int, default=LLAMA_31_8B["num_hidden_layers"])
+    parser.add_argument("--mode", default="reduce-overhead", help="of torch.compile")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -159,7 +161,7 @@ def main():
         for shape in options.shape.split(","):
             batch, context = map(int, shape.split("x"))
             for name in options.cache.split(","):
-                result = measure(name, model, batch, context, options.tokens)
+                result = measure(name, model, batch, context, options.tokens, options.mode)
                 results.append(result)
                 print("\n".join(list(table([result]))[2:]), file=sys.stderr, flush=True)
                 gc.collect()
