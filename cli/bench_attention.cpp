@@ -54,10 +54,9 @@ struct BenchOptions {
 void check_device_options(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     if (!options.peers.empty() || options.bench.shared || !options.bench.isa.empty() ||
-        attention.ragged || attention.tokens > 1)
-        throw UsageError(
-            "--device cuda measures presets alone, one token of sequences of one length; "
-            "--peer, --shared, --isa, --ragged and --tokens are for --device cpu");
+        attention.ragged)
+        throw UsageError("--device cuda measures presets alone, on sequences of one length; "
+                         "--peer, --shared, --isa and --ragged are for --device cpu");
     if (cuda::devices().empty())
         throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
 }
