@@ -30,7 +30,7 @@ constexpr int kMostRepeats = 1000000;
 
 constexpr const char* kExamples =
     R"(Ratios are medians over the first preset's. An error is the relative error of the output against double
-precision on unrounded data; a contender with a wrong result is refused.
+precision on the data before quantization; a contender with a wrong result is refused.
 
 Examples:
   innerkv bench attention --context 2048
