@@ -26,7 +26,7 @@ std::unique_ptr<KvStore> make_store(const Model& model, const SessionOptions& op
         }
         return std::make_unique<simulated::Store>(info, std::move(cache));
     }
-    return std::make_unique<CacheStore>(cache_config(info, options), whole_chunks(options));
+    return std::make_unique<CacheStore>(cache_config(info, options), options);
 }
 
 class GraphEngine final : public Engine {

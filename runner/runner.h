@@ -89,8 +89,11 @@ private:
 struct Calibration; // calibration.h
 
 struct SessionOptions {
-    Preset preset;              ///< see find_preset; windows and codecs may be edited
-    TransformPolicy transform;  ///< norm is taken from the preset by make_options
+    Preset preset;             ///< see find_preset; windows and codecs may be edited
+    TransformPolicy transform; ///< norm is taken from the preset by make_options
+    /// Settings of the key transform that the contender's name gives, such as "norm", whatever their values.
+    std::vector<std::string> named_transform;
+    bool queries = true;        ///< the cache is shown queries, which `balanced` weighs
     int context = 0;            ///< tokens the cache is made for
     int threads = 0;            ///< 0: all cores
     int chunk = 512;            ///< prompt tokens a graph processes at once; a multiple of 32
