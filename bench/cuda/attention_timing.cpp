@@ -156,8 +156,8 @@ void time_case(const Preset& preset, const Heads& heads, int tokens, const Case&
     call.stream = timer.stream();
     const auto work = [&] { attention.run(call); };
     const bench::DeviceGraph graph = timer.capture(work);
-    std::vector<double> samples;
-    for (int round = 0; round < 31; ++round) samples.push_back(timer.time_us(graph));
+    std::vector<double> samples(31);
+    for (double& sample : samples) sample = timer.time_us(graph);
     const double events = median(samples);
     const double inside = timer.time_inside_graph_us(work);
     const double bytes =

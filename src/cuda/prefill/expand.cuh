@@ -48,9 +48,9 @@ struct RowMemory {
 
 /// Two fp16 numbers, saturated.
 __device__ inline std::uint32_t saturated_halves(float first, float second) {
-    constexpr float kLargest = 65504.0f;
-    const __half2 both = __floats2half2_rn(fminf(fmaxf(first, -kLargest), kLargest),
-                                           fminf(fmaxf(second, -kLargest), kLargest));
+    const __half2 largest = __half2half2(__ushort_as_half(0x7bff)); // 65504
+    const __half2 both =
+        __hmin2(__hmax2(__floats2half2_rn(first, second), __hneg2(largest)), largest);
     return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
@@ -98,11 +98,10 @@ __device__ inline void cross_elements(float (&row)[kElements], int step) {
 /// The same of lanes.
 template <int kElements>
 __device__ inline void cross_lanes(float (&row)[kElements], int step, int lane) {
+    const float sign = (lane & step) != 0 ? -1.0f : 1.0f;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-        const float other = __shfl_xor_sync(~0u, row[e], step);
-        row[e] = (lane & step) != 0 ? other - row[e] : row[e] + other;
-    }
+    for (int e = 0; e < kElements; ++e)
+        row[e] = fmaf(sign, row[e], __shfl_xor_sync(~0u, row[e], step));
 }
 
 /// Channels of a block of the Hadamard matrix.
@@ -277,10 +276,11 @@ __device__ void expand_quantized(const AttentionParams& params, const Sequence& 
     load_transforms(params, sequence, head, page, shared, lane);
     wait_for_copies<0>();
     __syncwarp();
-    expand_keys(shared, place, sequence.rotate != 0, lane);
+    const bool rotate = uniform(sequence.rotate) != 0;
+    expand_keys(shared, place, rotate, lane);
     Place values = place;
     values.tiles += tile_side_bytes(C::kDim);
-    expand_values(shared, values, sequence.rotate != 0, lane);
+    expand_values(shared, values, rotate, lane);
     __syncwarp(); // before the next page is copied
 }
 
@@ -325,16 +325,18 @@ __device__ void expand_page(const AttentionParams& params, const PrefillMemory& 
     Place place;
     place.tile_stride = params.kv_heads * kTileBytes;
     place.tiles = memory.tiles + chunk.first_tile * place.tile_stride + head * kTileBytes;
-    const bool last = index == pages_of(chunk) - 1;
+    const bool last = uniform(pages_of(chunk)) == index + 1;
     int piece = 0;
     int before = 0; // keys
-    while (index >= pages_of(chunk.pieces[piece])) {
-        index -= pages_of(chunk.pieces[piece]);
+    int count = uniform(pages_of(chunk.pieces[0]));
+    while (index >= count) {
+        index -= count;
         before += chunk.pieces[piece].count;
         ++piece;
+        count = uniform(pages_of(chunk.pieces[piece]));
     }
     const Piece& own = chunk.pieces[piece];
-    const int page = own.first / kPageTokens + index;
+    const int page = uniform(own.first / kPageTokens + index);
     const int start = kPageTokens * page; // of the page's tokens in the run
     place.first_row = before + start - own.first;
     place.begin = max(own.first - start, 0);
@@ -360,13 +362,13 @@ __global__ void __launch_bounds__(kExpandWarps* kWarpSize)
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     auto& own = reinterpret_cast<Expansion<C>*>(shared)[warp];
     const PrefillPlan& plan = *memory.plan;
-    const int units = plan.pages * params.kv_heads;
+    const int units = uniform(plan.pages * params.kv_heads);
     int chunk = 0;
-    for (int unit = static_cast<int>(blockIdx.x) * kExpandWarps + warp; unit < units;
+    for (int unit = uniform(static_cast<int>(blockIdx.x) * kExpandWarps + warp); unit < units;
          unit += static_cast<int>(gridDim.x) * kExpandWarps) {
         const int page = unit / params.kv_heads;
-        chunk = find_chunk(plan, &Chunk::first_page, page, chunk);
-        expand_page(params, memory, plan.chunk[chunk], page - plan.chunk[chunk].first_page,
+        chunk = uniform(find_chunk(plan, &Chunk::first_page, page, chunk));
+        expand_page(params, memory, plan.chunk[chunk], uniform(page - plan.chunk[chunk].first_page),
                     unit - page * params.kv_heads, own, lane);
     }
 }

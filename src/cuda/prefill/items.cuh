@@ -60,10 +60,6 @@ struct ChunkItem {
     int all_end;
 };
 
-/// The same in all lanes, which the compiler does not know of what comes from memory: what depends on it, loops and
-/// descriptors of products among it, then needs no vector registers.
-__device__ inline int uniform(int value) { return __shfl_sync(~0u, value, 0); }
-
 struct KeyRange {
     int begin;
     int end;

@@ -7,6 +7,10 @@
 
 namespace innerkv::cuda {
 
+/// The same in all lanes, which the compiler does not know of what comes from memory. What depends on it then needs no
+/// vector registers, and branches on it no care for lanes that went another way.
+__device__ inline int uniform(int value) { return __shfl_sync(~0u, value, 0); }
+
 __device__ inline int pages_of(const Piece& piece) {
     if (piece.count == 0) return 0;
     return (piece.first + piece.count - 1) / kPageTokens - piece.first / kPageTokens + 1;
