@@ -228,8 +228,23 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
     launch.row_blocks = static_cast<int>(divide_up(append.max_tokens, kPageTokens));
     launch.page_blocks = launch.layer.rule.quantizes ? launch.row_blocks : 0;
     launch.query_blocks = launch.layer.rule.balances && append.q.data != nullptr ? 1 : 0;
-    check(launch_append(launch, slots, config.transform.calibration_tokens, append.stream),
-          "launching an append");
+    const auto heads = static_cast<unsigned>(config.kv_heads);
+    const auto blocks =
+        static_cast<unsigned>(2 * launch.page_blocks + launch.row_blocks + launch.query_blocks);
+    const AppendKernels kernels = append_kernels();
+    void* kernel_arguments[] = {&launch};
+    const auto run = [&](const void* kernel, dim3 grid) {
+        check(cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(kernels.threads)),
+                               kernel_arguments, 0, append.stream),
+              "launching an append");
+    };
+    const auto count = static_cast<unsigned>(slots);
+    if (launch.row_blocks == 1) {
+        run(kernels.step, dim3(1, heads, count));
+        return;
+    }
+    if (launch.layer.rule.quantizes) run(kernels.settle, dim3(heads, count));
+    run(kernels.append, dim3(blocks, heads, count));
 }
 
 void DeviceCache::Impl::check_faults() {
