@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/kernels/table.h"
 #include "cuda/params.h"
+#include "cuda/prefill/prefill.h"
 
 namespace innerkv::cuda {
 namespace {
@@ -25,9 +26,14 @@ void check_limits(const AttentionLimits& limits) {
     if (limits.max_blocks < 0)
         throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_blocks) +
                               " blocks; it must be positive, or 0 for as many as fit");
+    if (limits.max_history_tokens < 0 || limits.max_history_tokens > kMaxHistoryTokens)
+        throw InvalidArgument("cuda attention: memory for histories of " +
+                              std::to_string(limits.max_history_tokens) +
+                              " tokens; supported are up to 2^30, and 0 for none");
 }
 
 constexpr int kMostRows = 1 << 20; ///< of a sequence's KV head
+constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
 
 /// Threads of a launch, the same for all lengths.
 struct Grid {
@@ -83,6 +89,7 @@ struct Attention::Impl {
     int max_strips = 0;
     DeviceMemory partials;
     DeviceMemory counters; ///< the next segment, then arrivals of items
+    Prefill prefill;
 
     Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
         : shape(attention_shape), limits(attention_limits) {
@@ -115,6 +122,9 @@ struct Attention::Impl {
                            static_cast<std::size_t>(max_strips);
         counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
         check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
+        if (rows >= kLeastChunkRows)
+            prefill =
+                Prefill(shape, limits.device, limits.max_sequences, limits.max_history_tokens);
     }
 
     int group() const { return shape.q_heads / shape.kv_heads; }
@@ -178,6 +188,10 @@ struct Attention::Impl {
         const DeviceScope scope(limits.device);
         const Grid& grid = grid_of(call);
         AttentionParams params = params_of(call);
+        if (prefill.ready()) {
+            prefill.run(params, call.stream);
+            params.sequences = prefill.others();
+        }
         void* arguments[] = {&params};
         check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(grid.blocks)),
                                dim3(static_cast<unsigned>(grid.warps * kWarpSize)), arguments,
@@ -193,6 +207,8 @@ Attention::Attention(Attention&&) noexcept = default;
 Attention& Attention::operator=(Attention&&) noexcept = default;
 
 void Attention::run(const AttentionCall& call) { impl_->run(call); }
-std::size_t Attention::bytes() const { return impl_->partials.bytes() + impl_->counters.bytes(); }
+std::size_t Attention::bytes() const {
+    return impl_->partials.bytes() + impl_->counters.bytes() + impl_->prefill.bytes();
+}
 
 } // namespace innerkv::cuda

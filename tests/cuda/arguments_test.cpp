@@ -25,6 +25,7 @@ TEST_F(DeviceArguments, Limits) {
     expect_refused<InvalidArgument>(make({0, 257, 1, 0}), "1 to 256");
     expect_refused<InvalidArgument>(make({0, 1, 0, 0}), "0 query tokens");
     expect_refused<InvalidArgument>(make({0, 1, 1, -2}), "-2 blocks");
+    expect_refused<InvalidArgument>(make({0, 1, 17, 0, -5}), "histories of -5 tokens");
     expect_refused<InvalidArgument>(make({99, 1, 1, 0}), "device 99");
     expect_refused<InvalidArgument>(make({-1, 1, 1, 0}), "device -1");
 }

@@ -75,7 +75,8 @@ private:
 /// Queries and outputs of a batch as a device has them: [block, token, head][head_dim], with gaps.
 class DeviceBatch {
 public:
-    explicit DeviceBatch(const Batch& batch, RowType type = RowType::f32);
+    /// Room for at least `tokens` query tokens a sequence.
+    explicit DeviceBatch(const Batch& batch, RowType type = RowType::f32, int tokens = 1);
 
     const cuda::AttentionCall& call() const { return call_; }
     cuda::AttentionLimits limits() const;
@@ -98,10 +99,14 @@ private:
     cuda::AttentionCall call_;
 };
 
-/// `blocks`: AttentionLimits::max_blocks. With few of them each warp has many pages.
-Result attend_on_device(const Batch& batch, RowType type = RowType::f32, int blocks = 0);
+/// Of `limits` max_blocks, with few of which each warp has many pages, and max_history_tokens count.
+Result attend_on_device(const Batch& batch, RowType type = RowType::f32,
+                        cuda::AttentionLimits limits = {});
 
 /// Against the reference, before and after what no query sees is poisoned: the same bits both times.
-void expect_device_close_to_reference(Batch& batch, int blocks = 0);
+void expect_device_close_to_reference(Batch& batch, const cuda::AttentionLimits& limits = {});
+
+/// Gaps between heads, tokens and sequences: what was NaN still is, and nothing else.
+void expect_only_outputs_written(const Batch& batch, const DeviceBatch& device);
 
 } // namespace innerkv::test
