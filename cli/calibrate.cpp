@@ -80,7 +80,7 @@ int calibrate(const CalibrateOptions& options) {
     std::vector<runner::Token> tokens = model->tokenize(text, false, false);
     const int windows =
         choose_stretches(options.text, tokens.size(), options.windows,
-                         static_cast<std::size_t>(options.window), "window", kUsualWindows);
+                         {"window", static_cast<std::size_t>(options.window), {}, kUsualWindows});
     runner::Calibrator calibrator(model, options.window, options.threads);
     catch_interrupts();
     if (!walk(calibrator, *model, tokens, options.window, windows)) {

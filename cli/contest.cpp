@@ -65,6 +65,7 @@ Contest::Contest(const std::shared_ptr<runner::Model>& model,
         session.chunk = static_cast<int>(block_);
         session.isa = options.isa;
         session.arithmetic = options.arithmetic;
+        session.expand_weights = false; // what is judged is decoding
         if (session.preset.k.quantized()) session.calibration = options.calibration;
         contestants_.push_back({cache, std::make_unique<runner::Session>(model, session), {}});
     }
@@ -146,12 +147,9 @@ void Contest::score_rows(Contestant& contestant, std::span<const Token> next,
                                            logits.subspan(row * vocabulary_, vocabulary_));
     });
     // Presets refuse such keys and values; libllama's own caches do not.
-    const auto finite = [](const RowScore& row) {
-        return std::isfinite(row.log_likelihood) && std::isfinite(row.divergence);
-    };
-    if (!std::all_of(rows.begin() + static_cast<std::ptrdiff_t>(before), rows.end(), finite))
+    if (!std::all_of(rows.begin() + static_cast<std::ptrdiff_t>(before), rows.end(), is_possible))
         throw Failure(fmt::format("{}: the model's logits are not finite with this cache, or with "
-                                  "{}'s, the reference",
+                                  "{}'s, the reference, or beyond a million",
                                   contestant.cache, contestants_.front().cache));
 }
 
@@ -231,8 +229,10 @@ std::vector<CacheScore> Contest::scores(const std::vector<std::vector<Standing>>
     for (std::size_t index = 0; index < contestants_.size(); ++index) {
         const Contestant& contestant = contestants_[index];
         std::vector<RowScore> rows;
+        std::vector<double> means;
         runner::CacheReport report;
         for (const std::vector<Standing>& item : items) {
+            means.push_back(summarize(item[index].rows).divergence_mean);
             rows.insert(rows.end(), item[index].rows.begin(), item[index].rows.end());
             report = item[index].report;
         }
@@ -241,6 +241,7 @@ std::vector<CacheScore> Contest::scores(const std::vector<std::vector<Standing>>
         CacheScore score = describe(contestant.cache, bits, report);
         score.score = summarize(rows);
         score.rows = std::move(rows);
+        score.item_divergences = std::move(means);
         scores.push_back(std::move(score));
     }
     return scores;

@@ -41,6 +41,7 @@ struct CacheScore {
     bool never_quantized = false;    ///< its format quantizes, but its windows held everything
     std::vector<RowScore> rows;
     Score score;
+    std::vector<double> item_divergences; ///< mean of each item's rows
 };
 
 /// All sessions take a block of tokens in turn, so that no more than one block of the reference's logits

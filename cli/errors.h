@@ -13,7 +13,7 @@ inline constexpr int kWrongUsage = 2;
 inline constexpr int kInterrupted = 130; ///< Ctrl-C, as shells report it
 inline constexpr int kClosedPipe = 141;  ///< the reader of stdout went away, as shells report it
 
-/// Options that contradict each other or the files they name.
+/// Options that contradict each other, or that the model or the text they name is too small for.
 class UsageError : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;

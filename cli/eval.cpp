@@ -114,6 +114,9 @@ EvalInput read_input(const EvalOptions& options) {
         require_writable(options.plot);
     }
     EvalInput input;
+    // Before a model is read: options that contradict each other.
+    for (const std::string& cache : contestants(options))
+        session_options(cache, 1, options.key_norm, options.codec);
     // An exact reference has no key transform that the file could replace.
     const bool exact = !session_options(options.against, 1, {}, options.codec).preset.k.quantized();
     input.calibration = read_calibration(

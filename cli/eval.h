@@ -54,8 +54,8 @@ struct EvalInput {
     std::vector<runner::Token> opened(std::size_t begin, std::size_t count) const;
 };
 
-/// Throws Failure where the model or the text cannot be read, --ctx is beyond the model's or the plot could
-/// not be written.
+/// Throws Failure where the model or the text cannot be read or the plot could not be written, UsageError where
+/// --ctx is beyond the model's.
 EvalInput read_input(const EvalOptions& options);
 
 /// What is measured as a whole, and lost as a whole where the run is stopped inside.
@@ -98,8 +98,9 @@ struct EvalReport {
     std::function<std::string()> plot;
 };
 int show(const EvalOptions& options, const EvalReport& report);
-/// "interrupted before the first window was done", in JSON a result without rows.
-int show_nothing(const EvalOptions& options, const std::string& noun);
+/// "interrupted before the first window was done"; in JSON all fields, `against` null and no results.
+int show_nothing(const EvalOptions& options, const Evaluation& evaluation, const Json& specific,
+                 const std::string& noun);
 
 void add_eval_ppl(CLI::App& parent, Action& action);
 void add_eval_recall(CLI::App& parent, Action& action);

@@ -182,7 +182,7 @@ int eval_long(const LongOptions& options) {
     const EvalInput input = read_input(options);
     const auto length = static_cast<std::size_t>(options.context);
     const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,
-                                           length, "document", kUsualDocuments);
+                                           {"document", length, {}, kUsualDocuments});
     const auto count = static_cast<std::size_t>(documents);
     const std::vector<Start> starts = make_starts(options, documents);
     const Evaluation evaluation = evaluate(
@@ -191,7 +191,8 @@ int eval_long(const LongOptions& options) {
         make_items(options, input, documents, starts));
     LongResult result;
     result.documents = evaluation.count_done(count);
-    if (result.documents == 0) return show_nothing(options, "document");
+    if (result.documents == 0)
+        return show_nothing(options, evaluation, {{"documents", 0}}, "document");
     result.scores = evaluation.scores(count);
     for (std::size_t cache = 0; cache < result.scores.size(); ++cache)
         result.courses.push_back(course_of(evaluation, starts, count, cache));

@@ -80,12 +80,12 @@ std::string draw(const PplOptions& options, const std::vector<CacheScore>& score
 int eval_ppl(const PplOptions& options) {
     const EvalInput input = read_input(options);
     const auto size = static_cast<std::size_t>(options.context);
-    const int windows =
-        choose_stretches(options.text, input.tokens.size(), options.windows, size, "window", 0);
+    const int windows = choose_stretches(options.text, input.tokens.size(), options.windows,
+                                         {"window", size, {}, 0});
     const std::vector<EvalItem> items = make_windows(input, size, windows);
     const Evaluation evaluation = evaluate(options, input, {{"chunks", windows}}, items);
     const std::int64_t finished = evaluation.count_done(items.size());
-    if (finished == 0) return show_nothing(options, "window");
+    if (finished == 0) return show_nothing(options, evaluation, {{"chunks", 0}}, "window");
     const std::vector<CacheScore> scores = evaluation.scores(items.size());
     warn_of_unquantized(options, scores);
     return show(options, {[&] { return to_json(options, evaluation, scores, finished); },

@@ -200,8 +200,12 @@ std::string draw(const RecallResult& result) {
 
 int eval_recall(const RecallOptions& options) {
     const EvalInput input = read_input(options);
-    const int count = choose_stretches(options.text, input.tokens.size(), options.documents,
-                                       document_length(options), "document", kUsualDocuments);
+    const std::string why =
+        fmt::format(" (--ctx {} less {} for a question and its answer, in whole pages of {})",
+                    options.context, kMostAsked, kPageTokens);
+    const int count =
+        choose_stretches(options.text, input.tokens.size(), options.documents,
+                         {"document", document_length(options), why, kUsualDocuments});
     std::vector<PlantedDocument> documents;
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(count); ++index) {
@@ -212,7 +216,8 @@ int eval_recall(const RecallOptions& options) {
         evaluate(options, input, {{"documents", count}, {"depths", options.depths}}, items);
     RecallResult result;
     result.documents = evaluation.count_done(items.size());
-    if (result.documents == 0) return show_nothing(options, "document");
+    if (result.documents == 0)
+        return show_nothing(options, evaluation, {{"documents", 0}}, "document");
     result.length = document_length(options);
     result.depths = make_depths(options.depths);
     const std::vector<CacheScore> scores = evaluation.scores(items.size());

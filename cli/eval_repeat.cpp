@@ -78,13 +78,15 @@ std::vector<Stretch> stretches_of(const RepeatOptions& options, const CacheScore
     return by_position(score.rows, static_cast<std::size_t>(options.passage), 0, kStretches);
 }
 
+Json specific_json(const RepeatOptions& options, std::int64_t documents) {
+    return {{"passage", options.passage},
+            {"between", options.context - 2 * options.passage - static_cast<int>(kLead)},
+            {"documents", documents}};
+}
+
 Json to_json(const RepeatOptions& options, const Evaluation& evaluation,
              const RepeatResult& result) {
-    Json json =
-        run_json(options, evaluation,
-                 {{"passage", options.passage},
-                  {"between", options.context - 2 * options.passage - static_cast<int>(kLead)},
-                  {"documents", result.documents}});
+    Json json = run_json(options, evaluation, specific_json(options, result.documents));
     const CacheScore& reference = result.second.front();
     json["against"] = {{"cache", reference.cache},
                        {"ppl", reference.score.perplexity},
@@ -133,15 +135,18 @@ int eval_repeat(const RepeatOptions& options) {
                                      "--passage",
                                      options.context, options.passage, kLeastBetween, least));
     const EvalInput input = read_input(options);
+    const std::string why = fmt::format(" (--ctx {} less the second reading of --passage {})",
+                                        options.context, options.passage);
     const int documents = choose_stretches(options.text, input.tokens.size(), options.documents,
-                                           length - passage, "document", kUsualDocuments);
+                                           {"document", length - passage, why, kUsualDocuments});
     std::vector<EvalItem> items;
     for (std::size_t index = 0; index < static_cast<std::size_t>(documents); ++index)
         items.push_back(make_document(input, index * (length - passage), length, passage));
     const Evaluation evaluation =
         evaluate(options, input, {{"passage", options.passage}, {"documents", documents}}, items);
     const std::int64_t finished = evaluation.count_done(items.size());
-    if (finished == 0) return show_nothing(options, "document");
+    if (finished == 0)
+        return show_nothing(options, evaluation, specific_json(options, 0), "document");
     const RepeatResult result{finished, scores_of(evaluation, false), scores_of(evaluation, true)};
     warn_of_unquantized(options, result.second);
     return show(options,

@@ -22,9 +22,12 @@ Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Js
 }
 
 Json score_json(const CacheScore& cache) {
+    const std::optional<double> error = standard_error(cache.item_divergences);
     return {{"cache", cache.cache},
             {"ppl", cache.score.perplexity},
             {"kld_mean", cache.score.divergence_mean},
+            {"kld_standard_error", error ? Json(*error) : Json()},
+            {"kld_by_item", cache.item_divergences},
             {"kld_p99", cache.score.divergence_p99},
             {"kld_max", cache.score.divergence_max},
             {"top1", cache.score.same_top},
@@ -54,15 +57,17 @@ Series kld_series(const CacheScore& score, const std::vector<Stretch>& stretches
 
 std::string score_table(const std::vector<CacheScore>& scores) {
     const double reference = scores.front().score.perplexity;
-    Table table(
-        {"cache", "bits a value", "with windows", "ppl", "change", "mean KLD", "p99 KLD", "top-1"});
+    Table table({"cache", "bits a value", "with windows", "ppl", "change", "mean KLD", "std error",
+                 "p99 KLD", "top-1"});
     for (std::size_t index = 1; index < scores.size(); ++index) {
         const CacheScore& cache = scores[index];
+        const std::optional<double> error = standard_error(cache.item_divergences);
         table.add({cache.cache, fmt::format("{:.2f}", cache.bits_per_value),
                    fmt::format("{:.2f}", cache.bits_per_value_total),
                    fmt::format("{:.4f}", cache.score.perplexity),
                    fmt::format("{:+.2f}%", 100.0 * (cache.score.perplexity / reference - 1.0)),
                    fmt::format("{:.5f}", cache.score.divergence_mean),
+                   error ? fmt::format("{:.5f}", *error) : "-",
                    fmt::format("{:.4f}", cache.score.divergence_p99),
                    fmt::format("{:.2f}%", 100.0 * cache.score.same_top)});
     }
@@ -90,13 +95,13 @@ int show(const EvalOptions& options, const EvalReport& report) {
     return interrupted() ? kInterrupted : kSuccess;
 }
 
-int show_nothing(const EvalOptions& options, const std::string& noun) {
-    if (options.json)
-        write_json({{"model", options.model},
-                    {"text", options.text},
-                    {"ctx", options.context},
-                    {"interrupted", true},
-                    {"results", Json::array()}});
+int show_nothing(const EvalOptions& options, const Evaluation& evaluation, const Json& specific,
+                 const std::string& noun) {
+    if (options.json) {
+        Json json = run_json(options, evaluation, specific);
+        json.update({{"against", Json()}, {"results", Json::array()}});
+        write_json(json);
+    }
     log_error(fmt::format("interrupted before the first {} was done", noun));
     return kInterrupted;
 }

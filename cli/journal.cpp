@@ -102,17 +102,22 @@ void Journal::check_header(std::string_view line, const Json& header) const {
 
 void Journal::read_item(std::string_view line, std::size_t number) {
     try {
-        const Json json = Json::parse(line);
-        const Json& item = json.at("item");
+        const Json json = Json::parse(line, nullptr, false);
+        if (!json.is_object() || !json.contains("item") || !json.contains("caches"))
+            throw Failure("this is no finished item");
+        const Json& item = json["item"];
         if (!item.is_number_unsigned() || item.get<std::uint64_t>() >= rows_.size())
             throw Failure(fmt::format("item {}; there are {}", item.dump(), rows_.size()));
-        std::vector<Standing> standings = standings_from_json(json.at("caches"));
+        std::vector<Standing> standings = standings_from_json(json["caches"]);
         const auto index = item.get<std::size_t>();
         check(standings, index);
         if (!done_.emplace(index, std::move(standings)).second)
             throw Failure(fmt::format("item {} is there twice", index));
-    } catch (const std::exception& error) {
-        throw Failure(fmt::format("{}:{}: {}", path_, number, error.what()));
+    } catch (const Failure& error) {
+        throw Failure(
+            fmt::format("{}:{}: {}; without this line the item is measured again, or name "
+                        "another file",
+                        path_, number, error.what()));
     }
 }
 
@@ -129,6 +134,9 @@ void Journal::check(const std::vector<Standing>& standings, std::size_t item) co
             standing.common > generated)
             throw Failure(fmt::format("{} of {} tokens generated in item {}", standing.common,
                                       standing.generated, item));
+        if (standing.report.tokens < static_cast<std::int64_t>(standing.rows.size()))
+            throw Failure(fmt::format("{} rows from {} tokens in item {}", standing.rows.size(),
+                                      standing.report.tokens, item));
     }
 }
 

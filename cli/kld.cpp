@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <thread>
 
 namespace innerkv::cli {
@@ -31,6 +32,14 @@ double divergence(std::span<const float> reference, const Prediction& reference_
     return sum;
 }
 
+bool is_possible(const RowScore& row) {
+    constexpr double kRounding = 0.1; // sums of floats, with much room
+    constexpr double kMost = 1e6;
+    // Written so that NaN fails.
+    return row.log_likelihood <= kRounding && row.log_likelihood >= -kMost &&
+           row.divergence >= -kRounding && row.divergence <= kMost;
+}
+
 Score summarize(std::span<const RowScore> rows) {
     Score score;
     score.tokens = static_cast<std::int64_t>(rows.size());
@@ -54,6 +63,15 @@ Score summarize(std::span<const RowScore> rows) {
     score.divergence_p99 = divergences[rank - 1];
     score.divergence_max = divergences.back();
     return score;
+}
+
+std::optional<double> standard_error(std::span<const double> means) {
+    if (means.size() < 2) return std::nullopt;
+    const auto count = static_cast<double>(means.size());
+    const double mean = std::accumulate(means.begin(), means.end(), 0.0) / count;
+    double squares = 0;
+    for (const double value : means) squares += (value - mean) * (value - mean);
+    return std::sqrt(squares / (count - 1) / count);
 }
 
 void share_rows(std::size_t count, int threads,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -29,6 +30,10 @@ struct RowScore {
     bool correct = false;      ///< the token that came was the most likely
 };
 
+/// Whether a row can be what a model gave, rounding allowed for: finite, the probability at most 1, the divergence
+/// at least 0, neither of them beyond a million nats.
+bool is_possible(const RowScore& row);
+
 struct Score {
     std::int64_t tokens = 0;
     double perplexity = 0;
@@ -40,6 +45,10 @@ struct Score {
 
 /// Zeros where there are no rows.
 Score summarize(std::span<const RowScore> rows);
+
+/// Of the mean of `means`, each over a stretch of text of its own: their sample deviation over the root of their
+/// number. Nothing where there are fewer than two.
+std::optional<double> standard_error(std::span<const double> means);
 
 /// Calls work(first, last) on `threads` threads so that they share 0 .. count - 1.
 void share_rows(std::size_t count, int threads,

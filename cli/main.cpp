@@ -29,19 +29,38 @@ std::string command_path(const CLI::App& app) {
     return path;
 }
 
+bool is_option(const std::string& word) { return word.starts_with('-'); }
+
+/// What cannot be in the words of the parsing library, which knows neither command nor user.
+std::string told(const CLI::App& command, const CLI::ParseError& error) {
+    const std::string text = error.what();
+    const std::string option = text.substr(0, text.find(':'));
+    const std::vector<std::string> rest = command.remaining();
+    for (const std::string& word : rest)
+        if (is_option(word)) return "there is no option " + word;
+    if (!rest.empty()) return "'" + rest.front() + "' is one argument too many";
+    if (!dynamic_cast<const CLI::ArgumentMismatch*>(&error)) return text;
+    const std::string_view required = " required "; // "--plot: 1 required FILE.svg missing"
+    const std::size_t type = text.find(required) + required.size();
+    const std::size_t end = text.rfind(" missing");
+    if (end == std::string::npos) return option + " is given more than once";
+    return option + " needs a value: " + text.substr(type, end - type);
+}
+
 /// One line that says what is wrong and where help is.
 std::string usage_line(const CLI::App& app, const CLI::ParseError& error) {
     const CLI::App* command = &app;
     while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
-    std::string message = error.what();
+    const std::string path = command_path(app);
+    std::string message = told(*command, error);
     // An unknown command is left over while another is asked for.
     const std::vector<std::string> rest = command->remaining();
     const bool commands_expected = !command->get_subcommands({}).empty();
-    if (commands_expected && !rest.empty())
+    if (commands_expected && !rest.empty() && !is_option(rest.front()))
         message = "there is no command '" + rest.front() + "'";
-    else if (commands_expected && command->get_subcommands().empty())
+    else if (commands_expected && rest.empty() && command->get_subcommands().empty())
         message = "a command is needed";
-    return message + " (see " + command_path(app) + " --help)";
+    return message + " (see " + path + " --help)";
 }
 
 int run(int argc, char** argv) {

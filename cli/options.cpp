@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "errors.h"
 #include "innerkv/attention.h"
@@ -124,22 +125,30 @@ CLI::Option* add_json_option(CLI::App& command, bool& json) {
     return command.add_flag("--json", json, "Print one JSON object");
 }
 
+namespace {
+
+/// "norm and centre": settings of the key transform that the contender's name gives.
+std::string transform_settings(const runner::SessionOptions& session) {
+    return fmt::format("{}", fmt::join(session.named_transform, " and "));
+}
+
+} // namespace
+
 runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec) {
     runner::SessionOptions session = runner::make_options(contender, context);
     if (!session.rival.empty()) return session;
     if (codec == kPaperCodec) {
-        if (session.transform != TransformPolicy::from_preset(session.preset))
+        if (!session.named_transform.empty())
             throw UsageError(
-                fmt::format("--codec paper has its own key norm alone and would undo the "
-                            "settings of {}; leave --codec out and name the cache "
-                            "paper:PRESET with its settings",
-                            contender));
+                fmt::format("--codec paper has its own key transform and would undo {} of {}; "
+                            "leave --codec out and name the cache paper:PRESET with its settings",
+                            transform_settings(session), contender));
         session.preset = paper_preset(session.preset);
         session.transform = TransformPolicy::from_preset(session.preset);
     }
     if (key_norm.empty() || !session.preset.k.quantized()) return session;
-    if (contender.find("+norm=") != std::string::npos)
+    if (std::ranges::find(session.named_transform, "norm") != session.named_transform.end())
         throw UsageError(fmt::format("--key-norm {} would override the norm that {} names; leave "
                                      "one of the two out",
                                      key_norm, contender));
@@ -150,8 +159,8 @@ runner::SessionOptions session_options(const std::string& contender, int context
 
 void check_context(const char* option, int context, const runner::ModelInfo& info) {
     if (context > info.context_length)
-        throw Failure(fmt::format("{} {} is beyond the {} tokens that {} was made for", option,
-                                  context, info.context_length, info.name));
+        throw UsageError(fmt::format("{} {} is beyond the {} tokens that {} was made for", option,
+                                     context, info.context_length, info.name));
 }
 
 CLI::Option* add_calibration_option(CLI::App& command, std::string& path) {
@@ -169,17 +178,22 @@ read_calibration(const std::string& path, const std::string& caches, const std::
     for (const std::string& cache : split_list(caches)) {
         const runner::SessionOptions session = runner::make_options(cache, 1);
         if (!session.rival.empty())
-            throw UsageError(fmt::format("--calibration: {} is somebody else's cache; leave one of "
-                                         "the two out",
-                                         cache));
+            throw UsageError(
+                fmt::format("--calibration is for presets, {} is somebody else's cache "
+                            "and has no key transform; measure it in a run without "
+                            "--calibration",
+                            cache));
         if (!session.preset.k.quantized())
             throw UsageError(fmt::format("--calibration: the cache {} quantizes nothing and has no "
                                          "key transform; leave one of the two out",
                                          cache));
-        // paper:PRESET, and settings of norm, centre or rotation.
+        if (!session.named_transform.empty())
+            throw UsageError(fmt::format("--calibration brings norm, centre and rotation and would "
+                                         "undo {} of {}; leave one of the two out",
+                                         transform_settings(session), cache));
         if (session.transform != TransformPolicy::from_preset(find_preset(session.preset.name)))
             throw UsageError(fmt::format("--calibration brings norm, centre and rotation, and {} "
-                                         "names others; leave one of the two out",
+                                         "has others; leave one of the two out",
                                          cache));
     }
     if (codec == kPaperCodec)
@@ -217,7 +231,7 @@ CLI::Validator whole_range(std::int64_t low, std::int64_t high) {
         if (number && value >= low && value <= high) return std::string();
         return fmt::format("{} is not a whole number from {} to {}", text, low, high);
     };
-    return CLI::Validator(check, "");
+    return CLI::Validator(check, fmt::format("{}..{}", low, high));
 }
 
 CLI::Validator finite_range(double low, double high) {
@@ -228,7 +242,7 @@ CLI::Validator finite_range(double low, double high) {
         if (number && value >= low && value <= high) return std::string();
         return fmt::format("{} is not a number from {} to {}", text, low, high);
     };
-    return CLI::Validator(check, "");
+    return CLI::Validator(check, fmt::format("{}..{}", low, high));
 }
 
 } // namespace innerkv::cli

@@ -68,7 +68,7 @@ CLI::Option* add_codec_option(CLI::App& command, std::string& codec);
 runner::SessionOptions session_options(const std::string& contender, int context,
                                        const std::string& key_norm, const std::string& codec);
 
-/// Throws Failure where a context, the value of `option`, is beyond what the model was made for.
+/// Throws UsageError where a context, the value of `option`, is beyond what the model was made for.
 void check_context(const char* option, int context, const runner::ModelInfo& info);
 
 /// Not with --key-norm, which the command must have already.
@@ -82,9 +82,9 @@ read_calibration(const std::string& path, const std::string& caches, const std::
 CLI::Validator file_name();
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);
-/// Whole numbers from `low` to `high`.
+/// Whole numbers from `low` to `high`; --help shows both.
 CLI::Validator whole_range(std::int64_t low, std::int64_t high);
-/// Refuses everything but finite numbers from `low` to `high`.
+/// Refuses everything but finite numbers from `low` to `high`; --help shows both.
 CLI::Validator finite_range(double low, double high);
 
 } // namespace innerkv::cli

@@ -81,9 +81,10 @@ PlantedDocument plant(std::span<const runner::Token> text, std::span<const runne
     }
     const std::size_t planted = opening.size() + count_tokens(statements);
     if (planted >= length)
-        throw Failure(fmt::format("{} facts have {} tokens and leave no room in a document of {}; "
-                                  "choose a larger --ctx or fewer --depths",
-                                  facts.size(), planted, length));
+        throw UsageError(
+            fmt::format("the facts of --depths {} have {} tokens and leave no room in a "
+                        "document of {}; choose a larger --ctx or fewer --depths",
+                        facts.size(), planted, length));
     document.text_tokens = length - planted;
     document.tokens.assign(opening.begin(), opening.end());
     std::size_t taken = 0;

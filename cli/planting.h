@@ -46,7 +46,7 @@ struct PlantedDocument {
 using Tokenize = std::function<std::vector<runner::Token>(const std::string&)>;
 
 /// A document of `length` tokens: `opening` if there is one, then the beginning of `text` with the facts,
-/// so that fact i has the share depths[i] of the document's text before it. Throws Failure where
+/// so that fact i has the share depths[i] of the document's text before it. Throws UsageError where
 /// the facts alone are longer; `text` must have `length` tokens.
 PlantedDocument plant(std::span<const runner::Token> text, std::span<const runner::Token> opening,
                       std::span<const Fact> facts, std::span<const double> depths,

@@ -17,17 +17,18 @@ std::shared_ptr<runner::Model> load_model(const std::string& path, int context) 
     return model;
 }
 
-int choose_stretches(const std::string& text, std::size_t tokens, int wanted, std::size_t length,
-                     const std::string& noun, int usual) {
-    const auto available = static_cast<int>(tokens / length);
+int choose_stretches(const std::string& text, std::size_t tokens, int wanted,
+                     const StretchKind& kind) {
+    const auto available = static_cast<int>(tokens / kind.length);
+    const std::string size = fmt::format("{} tokens{}", kind.length, kind.why);
     if (available == 0)
-        throw Failure(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
-                                  "--ctx or a longer text",
-                                  text, tokens, noun, length));
+        throw UsageError(fmt::format("{} has {} tokens, fewer than one {} of {}; choose a smaller "
+                                     "--ctx or a longer text",
+                                     text, tokens, kind.noun, size));
     if (wanted > available)
-        log_warning(fmt::format("{} has {} {}s of {} tokens, not {}", text, available, noun, length,
-                                wanted));
-    const int most = wanted > 0 ? wanted : usual;
+        log_warning(fmt::format("{} has {} {}{} of {}, not {}", text, available, kind.noun,
+                                available == 1 ? "" : "s", size, wanted));
+    const int most = wanted > 0 ? wanted : kind.usual;
     return most > 0 ? std::min(most, available) : available;
 }
 

@@ -10,13 +10,20 @@
 
 namespace innerkv::cli {
 
-/// Throws Failure where --ctx, `context`, is beyond the model's.
+/// Throws UsageError where --ctx, `context`, is beyond the model's.
 std::shared_ptr<runner::Model> load_model(const std::string& path, int context);
 
-/// How many of `wanted` stretches of `length` tokens a text of so many tokens has. Warns where they are
-/// fewer and throws Failure where there is none. 0: nothing was asked for; up to `usual` are taken, 0 being
-/// all. `noun` is what they are called.
-int choose_stretches(const std::string& text, std::size_t tokens, int wanted, std::size_t length,
-                     const std::string& noun, int usual);
+/// What a text is cut into.
+struct StretchKind {
+    std::string noun;       ///< what one is called
+    std::size_t length = 0; ///< tokens of one
+    std::string why;        ///< it is not --ctx: " (--ctx 768 less 32)"; empty: it is
+    int usual = 0;          ///< how many are taken where nothing was asked for; 0: all
+};
+
+/// How many of `wanted` stretches, 0 being the usual ones, a text of so many tokens has. Warns where they are
+/// fewer and throws UsageError where there is none.
+int choose_stretches(const std::string& text, std::size_t tokens, int wanted,
+                     const StretchKind& kind);
 
 } // namespace innerkv::cli

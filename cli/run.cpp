@@ -69,7 +69,7 @@ PromptText read_prompt(const RunOptions& options) {
     return text;
 }
 
-/// Throws Failure where the prompt and one token do not fit.
+/// Throws UsageError where the prompt and one token do not fit.
 int choose_context(const RunOptions& options, const runner::ModelInfo& info, std::size_t prompt) {
     check_context("--context", options.context, info);
     const std::int64_t wanted = static_cast<std::int64_t>(prompt) + options.tokens;
@@ -77,11 +77,11 @@ int choose_context(const RunOptions& options, const runner::ModelInfo& info, std
                             ? options.context
                             : static_cast<int>(std::min<std::int64_t>(wanted, info.context_length));
     if (prompt >= static_cast<std::size_t>(context))
-        throw Failure(fmt::format("the prompt has {} tokens and leaves no room in a context of {}"
-                                  "; {}",
-                                  prompt, context,
-                                  context < info.context_length ? "choose a larger --context"
-                                                                : "shorten it"));
+        throw UsageError(fmt::format("the prompt has {} tokens and leaves no room in a context of "
+                                     "{}; {}",
+                                     prompt, context,
+                                     context < info.context_length ? "choose a larger --context"
+                                                                   : "shorten it"));
     return context;
 }
 
@@ -187,7 +187,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
     };
     command.add_option("--chunk", options.chunk, "Prompt tokens processed at once")
         ->type_name("N")
-        ->check(CLI::Validator(whole_pages, ""))
+        ->check(CLI::Validator(whole_pages, fmt::format("multiple of {}", kPageTokens)))
         ->capture_default_str();
 }
 
@@ -213,7 +213,7 @@ void add_sampling_options(CLI::App& command, runner::SamplerOptions& sampler) {
         .add_option("--top-p", sampler.top_p,
                     "Sample from the most likely tokens that have this probability together")
         ->type_name("P")
-        ->check(CLI::Validator(probability, ""))
+        ->check(CLI::Validator(probability, "0..1"))
         ->capture_default_str();
     command
         .add_option("--min-p", sampler.min_p,

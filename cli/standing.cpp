@@ -2,7 +2,6 @@
 #include "standing.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <fmt/format.h>
 
@@ -11,22 +10,28 @@
 namespace innerkv::cli {
 namespace {
 
-double finite_number(const Json& json, const char* name) {
-    if (!json.is_number()) throw Failure(fmt::format("{} holds what is not a number", name));
-    const auto value = json.get<double>();
-    if (!std::isfinite(value)) throw Failure(fmt::format("{} holds what is not finite", name));
-    return value;
+const Json& field(const Json& json, const char* name) {
+    if (!json.is_object() || !json.contains(name))
+        throw Failure(fmt::format("{} is missing", name));
+    return json[name];
 }
 
-std::int64_t count_of(const Json& json, const char* name) {
-    const Json& value = json.at(name);
-    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{1} << 53)
-        throw Failure(fmt::format("{} is not a count", name));
+double number(const Json& json, const char* name) {
+    if (!json.is_number()) throw Failure(fmt::format("{} holds what is not a number", name));
+    return json.get<double>();
+}
+
+std::int64_t count_of(const Json& json, const char* name, std::int64_t least) {
+    const Json& value = field(json, name);
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{1} << 53 ||
+        value.get<std::int64_t>() < least)
+        throw Failure(
+            fmt::format("{} is {}, not a count of {} or more", name, value.dump(), least));
     return value.get<std::int64_t>();
 }
 
 const Json& column(const Json& json, const char* name, std::size_t rows) {
-    const Json& values = json.at(name);
+    const Json& values = field(json, name);
     if (!values.is_array() || values.size() != rows)
         throw Failure(fmt::format("{} is not a list of {} values", name, rows));
     return values;
@@ -57,10 +62,11 @@ Json to_json(const Standing& standing) {
 }
 
 std::string bits(const Json& json, const char* name) {
-    auto text = json.at(name).get<std::string>();
-    if (text.find_first_not_of("01") != std::string::npos)
-        throw Failure(fmt::format("{} holds what is neither 0 nor 1", name));
-    return text;
+    const Json& value = field(json, name);
+    if (!value.is_string() ||
+        value.get_ref<const std::string&>().find_first_not_of("01") != std::string::npos)
+        throw Failure(fmt::format("{} is no text of 0 and 1", name));
+    return value.get<std::string>();
 }
 
 Standing standing_from_json(const Json& json) {
@@ -72,16 +78,21 @@ Standing standing_from_json(const Json& json) {
             fmt::format("correct has {} rows, same_top {}", correct.size(), same_top.size()));
     const Json& log_likelihood = column(json, "log_likelihood", same_top.size());
     const Json& divergence = column(json, "kld", same_top.size());
-    for (std::size_t row = 0; row < same_top.size(); ++row)
-        standing.rows.push_back({finite_number(log_likelihood[row], "log_likelihood"),
-                                 finite_number(divergence[row], "kld"), same_top[row] == '1',
+    for (std::size_t row = 0; row < same_top.size(); ++row) {
+        standing.rows.push_back({number(log_likelihood[row], "log_likelihood"),
+                                 number(divergence[row], "kld"), same_top[row] == '1',
                                  correct[row] == '1'});
-    standing.generated = count_of(json, "generated");
-    standing.common = count_of(json, "common");
-    standing.report.tokens = count_of(json, "tokens");
-    standing.report.bytes = static_cast<std::size_t>(count_of(json, "bytes"));
-    standing.report.f16_bytes = static_cast<std::size_t>(count_of(json, "f16_bytes"));
-    standing.report.quantized_pages = count_of(json, "quantized_pages");
+        if (!is_possible(standing.rows.back()))
+            throw Failure(fmt::format("no model gives a log_likelihood of {} or a kld of {}",
+                                      standing.rows.back().log_likelihood,
+                                      standing.rows.back().divergence));
+    }
+    standing.generated = count_of(json, "generated", 0);
+    standing.common = count_of(json, "common", 0);
+    standing.report.tokens = count_of(json, "tokens", 1);
+    standing.report.bytes = static_cast<std::size_t>(count_of(json, "bytes", 1));
+    standing.report.f16_bytes = static_cast<std::size_t>(count_of(json, "f16_bytes", 1));
+    standing.report.quantized_pages = count_of(json, "quantized_pages", 0);
     return standing;
 }
 

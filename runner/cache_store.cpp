@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "engine.h"
 #include "innerkv/plan.h"
 
 namespace innerkv::runner {
 
-CacheStore::CacheStore(const CacheConfig& config, bool whole_chunks)
-    : cache_(config), sequence_(cache_.create()), whole_chunks_(whole_chunks) {}
+CacheStore::CacheStore(const CacheConfig& config, const SessionOptions& options)
+    : cache_(config), sequence_(cache_.create()), whole_chunks_(whole_chunks(options)),
+      queries_(options.queries) {}
 
 /// Steps end at page boundaries behind the sink.
 int CacheStore::step(std::int64_t position, int tokens) const {
@@ -24,6 +26,9 @@ int CacheStore::step(std::int64_t position, int tokens) const {
 int CacheStore::start_append(int layer, const AppendRows& rows) {
     AppendRows batch[] = {rows};
     batch[0].sequence = sequence_;
+    if (!queries_) {
+        batch[0].q = {};
+    }
     append_.emplace(cache_.begin_append(layer, batch));
     return append_->parts();
 }

@@ -10,8 +10,8 @@ namespace innerkv::runner {
 
 class CacheStore final : public KvStore {
 public:
-    /// `whole_chunks`: one step a chunk, for caches that quantize nothing in between.
-    CacheStore(const CacheConfig& config, bool whole_chunks);
+    /// One step a chunk for caches that quantize nothing in between.
+    CacheStore(const CacheConfig& config, const SessionOptions& options);
 
     PageFormat format() const override { return cache_.config().format; }
     int step(std::int64_t position, int tokens) const override;
@@ -30,6 +30,7 @@ private:
     Cache cache_;
     SequenceId sequence_;
     bool whole_chunks_;
+    bool queries_; ///< shown to the cache
     std::optional<Append> append_;
 };
 

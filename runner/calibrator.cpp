@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <string>
 
@@ -12,9 +11,6 @@
 
 namespace innerkv::runner {
 namespace {
-
-/// A channel is an outlier where its largest magnitude is so many times the median channel's.
-constexpr float kOutlier = 4.0f;
 
 /// One channel of keys over all tokens.
 struct Channel {
@@ -30,24 +26,6 @@ struct Channel {
     /// max over tokens |K - centre|
     float magnitude(float centre) const { return std::max(largest - centre, centre - least); }
 };
-
-/// Norms of one head from its channels' magnitudes, in place: outliers come down to where being one begins,
-/// the others stay as they are. The median is the lower one of channels that are not constant, as the cache's
-/// own norms have it.
-void magnitudes_to_norms(std::span<float> magnitudes) {
-    std::vector<float> sorted;
-    std::copy_if(magnitudes.begin(), magnitudes.end(), std::back_inserter(sorted),
-                 [](float magnitude) { return magnitude > 0.0f; });
-    float bound = kLargestF16;
-    if (!sorted.empty()) {
-        const auto median = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) / 2);
-        std::nth_element(sorted.begin(), median, sorted.end());
-        bound = kOutlier * *median;
-    }
-    for (float& value : magnitudes) {
-        value = std::clamp(value / bound, 1.0f, kLargestF16);
-    }
-}
 
 /// Adds fp16 row `row` of one head's pages.
 void add_key(const PageRun& run, int head, std::int64_t row, std::span<Channel> channels) {
@@ -144,7 +122,7 @@ Calibration Calibrator::result() const {
     }
     const auto dim = static_cast<std::size_t>(info.head_dim);
     for (std::size_t first = 0; first < result.norm.size(); first += dim) {
-        magnitudes_to_norms(std::span(result.norm).subspan(first, dim));
+        norms_from_magnitudes(std::span(result.norm).subspan(first, dim));
     }
     return result;
 }

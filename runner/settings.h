@@ -9,8 +9,9 @@
 namespace innerkv::runner {
 
 /// `settings` is empty or begins with a plus. Keys: sink, recent (tokens), calibration (tokens that the norm is
-/// taken from), epoch (tokens that share a centre), norm (none, prefill, balanced), centre, rotate (on, off).
-/// Throws InvalidArgument naming what there is; ranges are checked by the cache.
+/// taken from), epoch (tokens that share a centre), norm (none, prefill, balanced), centre, rotate, queries (on, off).
+/// Throws InvalidArgument naming the keys or values there are, also where a key is named twice or the preset
+/// quantizes nothing.
 void apply_settings(std::string_view settings, SessionOptions& options);
 
 } // namespace innerkv::runner

@@ -27,6 +27,7 @@ from pathlib import Path
 import fetch
 import model as models
 import plot_quality
+import quality_reports
 import quality_runs
 import quality_tables
 import quality_texts
@@ -56,13 +57,15 @@ class Job:
     def report(self):
         """What was measured with these options, or None."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            known = {name: kept[name] for name in ("arguments", "threads", "made_with", "report")}
+            kept = quality_reports.read(self.path)
+            if kept["arguments"] != self.run.arguments():
+                return None
+            quality_reports.check(kept["report"], self.run.measure, self.run.caches)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
-            raise fetch.Failure(f"{self.path} is no report of this program; remove it") from None
-        return known if known["arguments"] == self.run.arguments() else None
+        except quality_reports.BadReport as problem:
+            raise fetch.Failure(f"{self.path} is no report of this program: {problem}; remove it") from None
+        return kept
 
     def keep(self, report, seconds, threads, made_with):
         kept = {"arguments": self.run.arguments(), "seconds": round(seconds, 1), "threads": threads,
@@ -72,8 +75,12 @@ class Job:
         part.replace(self.path)
 
 
+def all_jobs(arguments):
+    return [Job(run, model, arguments) for run in quality_runs.RUNS for model in run.models]
+
+
 def chosen_jobs(arguments):
-    jobs = [Job(run, model, arguments) for run in quality_runs.RUNS for model in run.models]
+    jobs = all_jobs(arguments)
     for pattern in arguments.only or ():
         if not any(fnmatch.fnmatch(job.name, pattern) for job in jobs):
             raise fetch.Failure(f"no run is called '{pattern}'; `tools/quality.py list` has their names")
@@ -184,10 +191,22 @@ def measure(job, texts, arguments):
     return f"{time.monotonic() - began:.0f} s", True
 
 
+def check_program(program):
+    """Before anything is prepared: every run would fail."""
+    try:
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError as problem:
+        raise fetch.Failure(f"cannot run {program}: {problem.strerror}; `make build` leaves the program at "
+                            "build/innerkv") from None
+    if not version.startswith("innerkv "):
+        raise fetch.Failure(f"{program} is not innerkv; `make build` leaves it at build/innerkv")
+
+
 def run(arguments):
     chosen = chosen_jobs(arguments)
     jobs = [job for job in chosen if not job.report()]
     fetch.say(f"quality: {len(jobs)} of {len(chosen)} runs to do")
+    check_program(arguments.program)
     texts = prepare(jobs, arguments)
     waiting = queue.SimpleQueue()
     for job in jobs:
@@ -259,19 +278,32 @@ def check_mixture(found):
 
 
 def tables(arguments):
-    found = [(job, kept) for job in chosen_jobs(arguments) if (kept := job.report())]
-    missing = {job.name for job in chosen_jobs(arguments)} - {job.name for job, _ in found}
+    """All tables of the documents, or those that show a run of --only: from all reports there are, the others
+    stay as they are."""
+    if arguments.quick:
+        raise fetch.Failure("the figures of --quick are of shorter windows than the commands above the tables say; "
+                            "`run` without --quick measures what `tables` shows")
+    wanted = {(job.model, job.run.group) for job in chosen_jobs(arguments)}
+    names = [name for name, table in quality_tables.TABLES.items()
+             if any((column.model, column.group) in wanted for column in table.columns)]
+    shown = {(column.model, column.group) for name in names for column in quality_tables.TABLES[name].columns}
+    jobs = [job for job in all_jobs(arguments) if (job.model, job.run.group) in shown]
+    found = [(job, kept) for job in jobs if (kept := job.report())]
     if not found:
         raise fetch.Failure(f"{arguments.results} has no report of `tools/quality.py run`")
+    missing = {job.name for job in jobs} - {job.name for job, _ in found}
     if missing:
         fetch.say(f"quality: cells are empty where runs are missing: {', '.join(sorted(missing))}")
     check_mixture(found)
     reports = quality_tables.Reports([(job.model, job.run.group, kept["report"]) for job, kept in found])
+    filled = {}
     for path in map(Path, arguments.document):
         try:
-            path.write_text(quality_tables.fill(path.read_text(encoding="utf-8"), reports), encoding="utf-8")
+            filled[path] = quality_tables.fill(path.read_text(encoding="utf-8"), reports, names)
         except quality_tables.BadMarkers as problem:
             raise fetch.Failure(f"{path} {problem}") from None
+    for path, text in filled.items():
+        path.write_text(text, encoding="utf-8")
     if arguments.plot:
         plot(reports, arguments.plot)
 
@@ -291,9 +323,9 @@ def parse_arguments():
         command = commands.add_parser(name, help=what, description=what)
         command.set_defaults(action=action, results="", only=None)
         command.add_argument("--only", nargs="+", metavar="NAME",
-                             help="runs as `list` names them; * stands for anything")
+                             help="runs as `list` names them; * stands for anything. Of tables, those that show one")
         command.add_argument("--quick", action="store_true",
-                             help="one short window a run, to see that everything runs")
+                             help="one short window a run, to see that everything runs; not for tables")
         return command
 
     command = add("run", run, "Measure what is not there yet")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of docs/, as data, and their one renderer: Markdown from the reports that tools/quality.py keeps."""
 
+import math
 import re
+import statistics
 from typing import Callable, NamedTuple
 
 import quality_runs as runs
@@ -47,6 +49,22 @@ class Change(Value):
         return f"{own:.2f} ({own / other - 1:+.1%})"
 
 
+class Divergence(Value):
+    """Mean KLD, and its standard error over windows where reports have it: their own, or that of one-window reports
+    of different texts."""
+
+    def text(self, rows):
+        error = self.error(rows)
+        return super().text(rows) + (f" ± {self.style.format(error)}" if error is not None else "")
+
+    def error(self, rows):
+        texts = {row.get("text") for row in rows}
+        if len(texts) > 1:
+            return statistics.stdev(map(self.of, rows)) / math.sqrt(len(rows)) if len(texts) == len(rows) else None
+        errors = [row.get("kld_standard_error") for row in rows]
+        return statistics.fmean(errors) if errors and None not in errors else None
+
+
 class Column(NamedTuple):
     title: str
     model: str
@@ -66,7 +84,7 @@ def both(*columns):
     return [Column(title, model, group, value) for model in runs.MODELS for title, group, value in columns]
 
 
-KLD = number("kld_mean", 4)
+KLD = Divergence(*number("kld_mean", 4))
 TOTAL = number("bits_per_value_total", 2)
 SCORES = (("mean KLD", KLD), ("p99", number("kld_p99", 3)), ("top-1", share("top1")))
 
@@ -129,7 +147,7 @@ class Reports:
         for model, group, report in reports:
             against = report["against"]
             for row in report["results"]:
-                self.add(model, group, row | {"ppl_against": against.get("ppl")})
+                self.add(model, group, row | {"ppl_against": against.get("ppl"), "text": report.get("text")})
             self.add(model, group, {"bits_per_value": 16.0} | against)
 
     def add(self, model, group, row):
@@ -207,18 +225,19 @@ class BadMarkers(Exception):
     """A document names tables that there are not, or none."""
 
 
-def fill(document, reports):
-    """The document with every table between its two marks made anew."""
+def fill(document, reports, names=tuple(TABLES)):
+    """The document with the tables of these names between their two marks made anew."""
     marks = re.findall(r"^<!-- table (\S+) -->$", document, flags=re.MULTILINE)
     if not marks:
         raise BadMarkers("has no line '<!-- table NAME -->'")
     for name in marks:
         if name not in TABLES:
             raise BadMarkers(f"asks for the table '{name}'; there are {', '.join(TABLES)}")
-        pattern = rf"(?<=^<!-- table {name} -->\n).*?(?=^<!-- end of table -->$)"
-        made = render(name, reports) + "\n"
-        document, count = re.subn(pattern, made.replace("\\", r"\\"), document,
-                                  flags=re.DOTALL | re.MULTILINE)
+        if name not in names:
+            continue
+        made = f"<!-- table {name} -->\n{render(name, reports)}\n<!-- end of table -->"
+        document, count = re.subn(rf"^<!-- table {name} -->\n.*?^<!-- end of table -->$",
+                                  made.replace("\\", r"\\"), document, flags=re.DOTALL | re.MULTILINE)
         if count != 1:
             raise BadMarkers(f"has {count} tables '{name}' with a line '<!-- end of table -->'")
     return document

@@ -2,7 +2,7 @@
 // Attention on a device in microseconds, the second-level cache cold: a table by preset, batch and context. The last
 // `tokens` tokens of a context ask: 1 as in decoding, more as in a prompt's chunk, which then is fp16.
 //
-//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim] [tokens]
+//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim] [tokens] [batchxcontext,...]
 //
 // Pages are quantized from Gaussian rows, a few of them, copied to as many places as the context has. Two figures
 // (device_timer.h): events around a replay of a CUDA graph that holds one call, and the time of a call inside a graph.
@@ -38,6 +38,25 @@ struct Case {
     int batch;
     std::int64_t context;
 };
+
+/// "8x32768"
+Case case_of(const std::string& text) {
+    std::istringstream from(text);
+    Case result{};
+    char by = 0;
+    if (!(from >> result.batch >> by >> result.context) || by != 'x' || result.batch < 1 ||
+        result.context < 256)
+        throw std::runtime_error("\"" + text +
+                                 "\" is no case; one is BATCHxCONTEXT, of at least 256 tokens");
+    return result;
+}
+
+std::vector<std::string> split(const std::string& list) {
+    std::istringstream from(list);
+    std::vector<std::string> parts;
+    for (std::string part; std::getline(from, part, ',');) parts.push_back(part);
+    return parts;
+}
 
 /// Host pages that sequences are made of.
 struct Pages {
@@ -162,23 +181,23 @@ void time_case(const Preset& preset, const Heads& heads, int tokens, const Case&
 } // namespace
 
 int main(int argc, char** argv) try {
-    std::string names = argc > 1 ? argv[1] : "base";
+    const std::vector<std::string> presets = split(argc > 1 ? argv[1] : "base");
     const auto number = [&](int index, int otherwise) {
         return argc > index ? std::atoi(argv[index]) : otherwise;
     };
     const Heads heads{number(2, 32), number(3, 8), number(4, 128)};
     const int tokens = number(5, 1);
+    const char* usual = tokens > 1 ? "1x8192,1x32768,1x131072,4x32768"
+                                   : "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192";
+    std::vector<Case> cases;
+    for (const std::string& text : split(argc > 6 ? argv[6] : usual)) cases.push_back(case_of(text));
     const bench::DeviceTimer timer;
     const double bandwidth = timer.read_bandwidth();
     std::printf("%s, %d query heads on %d, %d channels; reading %.0f GB/s\n",
                 cuda::devices().at(0).name.c_str(), heads.query, heads.key_value, heads.dim,
                 bandwidth / 1e9);
-    const std::vector<Case> decoding = {{1, 8192}, {1, 32768}, {1, 131072},
-                                        {8, 8192}, {8, 32768}, {32, 8192}};
-    const std::vector<Case> chunks = {{1, 8192}, {1, 32768}, {1, 131072}, {4, 32768}};
-    std::istringstream list(names);
-    for (std::string name; std::getline(list, name, ',');)
-        for (const Case& tested : tokens > 1 ? chunks : decoding)
+    for (const std::string& name : presets)
+        for (const Case& tested : cases)
             time_case(find_preset(name), heads, tokens, tested, timer, bandwidth);
     return 0;
 } catch (const std::exception& error) {

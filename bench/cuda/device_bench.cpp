@@ -124,10 +124,14 @@ public:
 
     double time_us() const { return timer_.time_us(*graph_); }
 
-    /// Attention of sequence 0 on what the cache holds, of the judged tokens.
-    std::vector<float> expected_output() const override {
-        const SequenceView view = fetched().view(0);
-        const std::vector<float> queries = make_queries(attention_, 0);
+    int integer_rows() const override {
+        return shape_.format.k.quantized() ? attention_.rows() : 0;
+    }
+
+    /// Attention of a sequence on what the cache holds, of the judged tokens.
+    std::vector<float> expected_output(int sequence) const override {
+        const SequenceView view = fetched().view(sequence);
+        const std::vector<float> queries = make_queries(attention_, sequence);
         std::vector<float> out(queries.size());
         const auto token_elements = static_cast<std::ptrdiff_t>(attention_.token_elements());
         for (const int token : judged_tokens(attention_)) {
@@ -137,10 +141,10 @@ public:
             block.out = out.data() + token * token_elements;
             block.q_token_stride = block.out_token_stride = token_elements;
             block.q_head_stride = block.out_head_stride = attention_.head_dim;
-            block.first_position = attention_.first_position(0) + token;
+            block.first_position = attention_.first_position(sequence) + token;
             attention_reference(shape_, {&block, 1});
         }
-        return judged_output(attention_, out, 0);
+        return judged_output(attention_, out, sequence);
     }
 
     /// Of 32 tokens, a page being quantized meanwhile.
@@ -264,7 +268,7 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
                             static_cast<int>(options.presets.size())))
                     throw Stopped();
             }));
-    const std::vector<float> exact = exact_attention(options.attention, 0);
+    const std::vector<ExactOutput> exact = exact_outputs(options.attention);
     for (const auto& contender : contenders)
         bench.results.push_back(judge(options.attention, *contender, exact));
     bench.read_bandwidth_gb_per_s = timer.read_bandwidth() / kGigabyte;

@@ -9,7 +9,11 @@ cuDNN has no such mask for a chunk shorter than its context: there every query s
 compare the two.
 
     bench/peers/device_peers.py [--ours build-cuda/bench/cuda/cuda_attention_timing] [--presets base,small]
-                                [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--tokens 1] [--json FILE]
+                                [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--tokens 1]
+                                [--cases 1x8192,8x32768] [--peers flash,cudnn,xqa,gemv] [--json FILE]
+
+gemv: what the InnerQ paper compares with, the two products of attention alone, in fp16 by cuBLAS, one KV head a query
+head and one sequence. Ours beside it is all of attention.
 """
 
 import argparse
@@ -22,8 +26,8 @@ import sys
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-CASES = ((1, 8192), (1, 32768), (1, 131072), (8, 8192), (8, 32768), (32, 8192))
-CHUNK_CASES = ((1, 8192), (1, 32768), (1, 131072), (4, 32768))
+CASES = "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192"
+CHUNK_CASES = "1x8192,1x32768,1x131072,4x32768"
 FLUSH_BYTES = 128 << 20
 ROUNDS = 31
 PAGE_TOKENS = 64  # of XQA's pages
@@ -86,22 +90,41 @@ def xqa(dtype):
     return make
 
 
-def peers(tokens):
-    """Name and maker of calls of each peer there is."""
-    found = {"flash bf16": sdpa(SDPBackend.FLASH_ATTENTION), "cuDNN bf16": sdpa(SDPBackend.CUDNN_ATTENTION)}
-    if tokens > 1:
-        return found
-    try:
-        found["XQA bf16"] = xqa(torch.bfloat16)
-        found["XQA fp8"] = xqa(torch.float8_e4m3fn)
-    except ImportError:
-        print("FlashInfer is not installed: no XQA", file=sys.stderr)
+def gemv(product):
+    def make(batch, context, heads, _tokens):
+        q_heads, _, head_dim = heads
+        matrix = torch.randn(batch * q_heads, context, head_dim, device="cuda", dtype=torch.float16)
+        if product == "qK":
+            vector = torch.randn(batch * q_heads, head_dim, 1, device="cuda", dtype=torch.float16)
+            return lambda: torch.bmm(matrix, vector)
+        vector = torch.rand(batch * q_heads, 1, context, device="cuda", dtype=torch.float16)
+        return lambda: torch.bmm(vector, matrix)
+
+    return make
+
+
+def peers(wanted, tokens):
+    """Name and maker of calls of each peer there is; XQA and GEMV are for one token."""
+    found = {}
+    if "flash" in wanted:
+        found["flash bf16"] = sdpa(SDPBackend.FLASH_ATTENTION)
+    if "cudnn" in wanted:
+        found["cuDNN bf16"] = sdpa(SDPBackend.CUDNN_ATTENTION)
+    if "xqa" in wanted and tokens == 1:
+        try:
+            found["XQA bf16"] = xqa(torch.bfloat16)
+            found["XQA fp8"] = xqa(torch.float8_e4m3fn)
+        except ImportError as error:
+            print(f"FlashInfer is not installed, so no XQA: {error}", file=sys.stderr)
+    if "gemv" in wanted and tokens == 1:
+        found["cuBLAS q K fp16"] = gemv("qK")
+        found["cuBLAS a V fp16"] = gemv("aV")
     return found
 
 
-def our_times(program, presets, heads, tokens):
+def our_times(program, presets, heads, tokens, cases):
     """{(preset, batch, context): (microseconds, percent of the read bandwidth)}, and the program's first line."""
-    lines = subprocess.run([program, presets, *map(str, heads), str(tokens)], check=True, capture_output=True,
+    lines = subprocess.run([program, presets, *map(str, heads), str(tokens), cases], check=True, capture_output=True,
                            text=True).stdout.splitlines()
     times = {}
     for line in lines[1:]:
@@ -123,22 +146,25 @@ def main():
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--cases")
+    parser.add_argument("--peers", default="flash,cudnn,xqa")
     parser.add_argument("--json")
     options = parser.parse_args()
     heads = options.q_heads, options.kv_heads, options.head_dim
 
-    ours, head = our_times(options.ours, options.presets, heads, options.tokens)
+    cases = options.cases or (CHUNK_CASES if options.tokens > 1 else CASES)
+    ours, head = our_times(options.ours, options.presets, heads, options.tokens, cases)
     print(head)
     print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     flush = torch.ones(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    makers = peers(options.tokens)
+    makers = peers(options.peers.split(","), options.tokens)
     names = options.presets.split(",")
     share = "TFLOP/s" if options.tokens > 1 else "of read bandwidth"
     print("| sequences x context | " + " | ".join(f"`{name}`" for name in names) + f" | {share} | "
           + " | ".join(makers) + " |" + (" TFLOP/s |" if options.tokens > 1 else ""))
     print("|---" * (2 + len(names) + len(makers) + (options.tokens > 1)) + "|")
     report = []
-    for batch, context in CHUNK_CASES if options.tokens > 1 else CASES:
+    for batch, context in (map(int, case.split("x")) for case in cases.split(",")):
         row = {name: ours[name, batch, context][0] for name in names}
         for name, make in makers.items():
             try:

@@ -51,7 +51,7 @@ struct Rows {
 ///                 n_c = r_c / (median of r), brought closer to 1 by a factor of up to 1.4; within
 ///                 1/4096 .. 4096; 1 where a sum is 0
 ///       without queries, and m_c = max_t |k[t,c]|, M = 4 * (median of m):
-///                 n_c = sqrt(m_c), or m_c / sqrt(M) where m_c > M; 1 where m_c is 0
+///                 n_c = max(1, m_c / M): outliers come down to where being one begins
 ///
 /// Rotation gives every channel of a row the same rounding error e, and the logit one of
 /// |e| * |q n|, where |e| goes with |k / n|. The product is least at n_c^2 = |k_c| / |q_c|
@@ -83,6 +83,10 @@ struct TransformPolicy {
     static TransformPolicy from_preset(const Preset& preset);
     friend bool operator==(const TransformPolicy&, const TransformPolicy&) = default;
 };
+
+/// Key norms of one KV head from its keys alone, in place: `channels`, [head_dim], has the m_c of TransformPolicy
+/// and gets the n_c that it has without queries. Throws InvalidArgument for more channels than a head may have.
+void norms_from_magnitudes(std::span<float> channels);
 
 /// Of KeyNormPolicy::calibrated: fp16's smallest number, below which a norm would only amplify what fp16
 /// cannot hold.

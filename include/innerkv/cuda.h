@@ -48,6 +48,12 @@ struct DeviceInfo {
     std::size_t l2_bytes = 0;
 };
 
+/// A device has too little free memory.
+class OutOfMemory : public DeviceError {
+public:
+    using DeviceError::DeviceError;
+};
+
 /// Devices that the kernels run on; empty where there is none.
 std::vector<DeviceInfo> devices();
 /// Why devices() is empty, in a sentence; empty where it is not.

@@ -5,12 +5,16 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <ranges>
+#include <string>
 
 #include "cache/rows.h"
 #include "innerkv/codec.h"
+#include "innerkv/error.h"
 #include "transform/transform.h"
 
-namespace innerkv::paging {
+namespace innerkv {
+namespace paging {
 namespace {
 
 /// Smaller magnitudes are rounding errors of the mean, not data: fp16's smallest number.
@@ -84,7 +88,7 @@ bool prefill_norm(const Sample& sample, const Channels& centre, float threshold,
     return most > 0.0f && most >= threshold * least;
 }
 
-/// Lower median of what is above 0; 0 where nothing is.
+/// Lower median of what is above 0; 0 where nothing is. At most kMaxTransformedDim values.
 float median(const float* values, int count) {
     Channels sorted;
     float* const end =
@@ -130,15 +134,13 @@ bool balanced_norm(const Sample& sample, const Channels& centre, const float* qu
     return any;
 }
 
-/// Without queries: sqrt(largest), and of outliers so much that the bound's root is left.
-void bounded_norm(const Sample& sample, const Channels& centre, float* out) {
-    const Channels largest = magnitudes(sample, centre);
-    const float bound = kOutlier * median(largest.data(), sample.head_dim);
-    for (int c = 0; c < sample.head_dim; ++c) {
-        out[c] = 1.0f;
-        if (largest[c] == 0.0f) continue;
-        out[c] = largest[c] > bound ? largest[c] / std::sqrt(bound) : std::sqrt(largest[c]);
-    }
+/// False where all norms are 1.
+bool outlier_norm(const Sample& sample, const Channels& centre, float* out) {
+    Channels norms = magnitudes(sample, centre);
+    const std::span<float> channels(norms.data(), static_cast<std::size_t>(sample.head_dim));
+    norms_from_magnitudes(channels);
+    std::ranges::copy(channels, out);
+    return std::ranges::any_of(channels, [](float norm) { return norm != 1.0f; });
 }
 
 /// Writes the norm to `out`; false where it is to be dropped.
@@ -149,8 +151,7 @@ bool key_norm(const TransformPolicy& policy, const Sample& sample, const float* 
     if (policy.norm == KeyNormPolicy::prefill)
         return prefill_norm(sample, centre, policy.norm_threshold, out);
     if (query_power) return balanced_norm(sample, centre, query_power, out);
-    bounded_norm(sample, centre, out);
-    return true;
+    return outlier_norm(sample, centre, out);
 }
 
 } // namespace
@@ -194,4 +195,15 @@ void key_centre(int head_dim, int tokens, std::span<const std::byte* const> page
     }
 }
 
-} // namespace innerkv::paging
+} // namespace paging
+
+void norms_from_magnitudes(std::span<float> channels) {
+    if (channels.size() > kMaxTransformedDim)
+        throw InvalidArgument("norms of " + std::to_string(channels.size()) +
+                              " channels; a head has up to 256");
+    const float middle = paging::median(channels.data(), static_cast<int>(channels.size()));
+    const float bound = middle > 0.0f ? paging::kOutlier * middle : kLargestF16;
+    for (float& magnitude : channels) magnitude = std::clamp(magnitude / bound, 1.0f, kLargestF16);
+}
+
+} // namespace innerkv

@@ -26,6 +26,13 @@ void check_range(const char* name, std::int64_t value, std::int64_t least,
                           std::to_string(most));
 }
 
+void check_pages(const char* name, std::int64_t value, std::int64_t least) {
+    if (value >= least && value <= kMostOfOthers && value % kPageTokens == 0) return;
+    throw InvalidArgument("cache config: " + std::string(name) + " is " + std::to_string(value) +
+                          "; supported are multiples of 32, the tokens of a page, from " +
+                          std::to_string(least) + " to " + std::to_string(kMostOfOthers));
+}
+
 void check_bytes(double bytes) {
     if (bytes <= kMostBytes) return;
     throw InvalidArgument("cache config: it asks for " + std::to_string(bytes) +
@@ -35,11 +42,7 @@ void check_bytes(double bytes) {
 
 void check_windows(const CacheConfig& config) {
     check_range("sink_tokens", config.sink_tokens, 0);
-    check_range("recent_tokens", config.recent_tokens, 0);
-    if (config.recent_tokens % kPageTokens != 0)
-        throw InvalidArgument("cache config: recent_tokens is " +
-                              std::to_string(config.recent_tokens) +
-                              "; it must be a multiple of 32, the tokens of a page");
+    check_pages("recent_tokens", config.recent_tokens, 0);
     if (config.sliding_window.empty()) return;
     if (config.sliding_window.size() != static_cast<std::size_t>(config.layers))
         throw InvalidArgument("cache config: sliding_window has " +
@@ -51,13 +54,7 @@ void check_windows(const CacheConfig& config) {
 
 void check_policy(const CacheConfig& config) {
     const TransformPolicy& policy = config.transform;
-    if (policy.centre) {
-        check_range("transform.centre_epoch", policy.centre_epoch, kPageTokens);
-        if (policy.centre_epoch % kPageTokens != 0)
-            throw InvalidArgument("cache config: transform.centre_epoch is " +
-                                  std::to_string(policy.centre_epoch) +
-                                  "; it must be a multiple of 32, the tokens of a page");
-    }
+    if (policy.centre) check_pages("transform.centre_epoch", policy.centre_epoch, kPageTokens);
     if (calibrates(config))
         check_range("transform.calibration_tokens", policy.calibration_tokens, 1);
     if (!std::isfinite(policy.norm_threshold))

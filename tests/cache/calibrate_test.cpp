@@ -193,10 +193,22 @@ TEST(Calibrate, BalancedNormWithoutQueriesBoundsOutliers) {
         },
         [](int) { return 1.0f; }, false);
     ASSERT_EQ(norm.size(), 64u);
-    EXPECT_EQ(norm[3], 100.0f); // 400 / sqrt(4 * 4)
-    EXPECT_EQ(norm[4], 4.0f);
+    EXPECT_EQ(norm[3], 25.0f); // 400 / (4 * 4)
+    EXPECT_EQ(norm[4], 1.0f);
     EXPECT_EQ(norm[5], 1.0f);
-    EXPECT_EQ(norm[0], 2.0f);
+    EXPECT_EQ(norm[0], 1.0f);
+}
+
+TEST(Calibrate, NormsFromMagnitudes) {
+    // The lower median of 1, 2, 2, 3, 90, those above 0, is 2: what is above 8 comes down to it.
+    std::vector<float> channels = {0.0f, 2.0f, 90.0f, 3.0f, 1.0f, 2.0f, 0.0f};
+    norms_from_magnitudes(channels);
+    EXPECT_EQ(channels, (std::vector<float>{1.0f, 1.0f, 90.0f / 8.0f, 1.0f, 1.0f, 1.0f, 1.0f}));
+    std::vector<float> silent(64, 0.0f);
+    norms_from_magnitudes(silent);
+    EXPECT_EQ(silent, std::vector<float>(64, 1.0f));
+    std::vector<float> many(257, 1.0f);
+    EXPECT_THROW(norms_from_magnitudes(many), InvalidArgument);
 }
 
 TEST(Calibrate, QueriesThatAreNotFiniteAreRefused) {

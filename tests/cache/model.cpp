@@ -280,10 +280,7 @@ void Model::balance(const ModelLayer& layer, int head, ModelTransform& transform
     }
     if (layer.query_power.empty()) {
         const double bound = 4.0 * lower_median(largest);
-        for (const double m : largest)
-            transform.norm.push_back(m == 0.0    ? 1.0
-                                     : m > bound ? m / std::sqrt(bound)
-                                                 : std::sqrt(m));
+        for (const double m : largest) transform.norm.push_back(m > bound ? m / bound : 1.0);
         return;
     }
     std::vector<double> ratio(dim);

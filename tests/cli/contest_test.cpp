@@ -175,8 +175,10 @@ TEST(Contest, StopsWhereItIsTold) {
 
 /// Settings of windows stay; those of the key transform would be undone.
 TEST(SessionOptions, PaperCodecRefusesSettingsOfTheKeyTransform) {
-    for (const char* cache : {"base+norm=none", "base+centre=off", "k4v4+sink=4+rotate=off",
-                              "base+epoch=64", "base+calibration=64", "paper:base+norm=none"}) {
+    for (const char* cache :
+         {"base+norm=none", "base+centre=off", "k4v4+sink=4+rotate=off", "base+epoch=64",
+          "base+calibration=64", "paper:base+norm=none", "base+centre=on", "base+rotate=on",
+          "base+norm=balanced", "base+calibration=128", "base+epoch=256", "base+queries=on"}) {
         try {
             session_options(cache, 1000, "", kPaperCodec);
             ADD_FAILURE() << cache;

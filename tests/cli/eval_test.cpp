@@ -83,7 +83,7 @@ TEST(Planting, DepthsAndFacts) {
 
 TEST(Planting, RefusesADocumentOfFactsAlone) {
     EXPECT_THROW(plant(counting(300), {}, make_facts(11, 0), make_depths(11), 300, tokenize),
-                 Failure);
+                 UsageError);
 }
 
 std::vector<RowScore> some_rows(std::size_t count) {
@@ -248,6 +248,32 @@ TEST_F(JournalTest, BrokenLinesAreToldByNumber) {
                                     changed("\"tokens\"", "\"spoken\""),
                                     changed("\"log_likelihood\":[", "\"log_likelihood\":[[[[[")})
         EXPECT_NE(error_of(text).find(":2: "), std::string::npos) << text << error_of(text);
+    // In words of this program, with what to do.
+    for (const std::string& text : {header + "{\n", header + "NaN\n", header + "{\"item\":0}\n"})
+        EXPECT_NE(error_of(text).find(
+                      ":2: this is no finished item; without this line the item is measured again"),
+                  std::string::npos)
+            << error_of(text);
+    const auto first = [&](const std::string& name, const std::string& value) {
+        const std::size_t begin = line.find("\"" + name + "\":[") + name.size() + 4;
+        return header + line.substr(0, begin) + value + line.substr(line.find(',', begin));
+    };
+    for (const auto& [text, part] :
+         {std::pair{first("kld", "-5"), "a kld of -5"},
+          std::pair{first("kld", "1e300"), "a kld of 1e+300"},
+          std::pair{first("kld", "NaN"), "no finished item"},
+          std::pair{first("kld", "\"1\""), "kld holds what is not a number"},
+          std::pair{first("log_likelihood", "1"), "log_likelihood of 1 "},
+          std::pair{first("log_likelihood", "-1e7"), "log_likelihood of -1"},
+          std::pair{changed("\"tokens\":1000", "\"tokens\":0"), "tokens is 0, not a count of 1"},
+          std::pair{changed("\"tokens\":1000", "\"tokens\":2"), "3 rows from 2 tokens"},
+          std::pair{changed("\"bytes\":12345", "\"bytes\":0"), "bytes is 0"},
+          std::pair{changed("\"f16_bytes\":54321", "\"f16_bytes\":0"), "f16_bytes is 0"},
+          std::pair{changed("\"correct\"", "\"wrong\""), "correct is missing"}})
+        EXPECT_NE(error_of(text).find(part), std::string::npos) << part << ": " << error_of(text);
+    // Rounding is no damage.
+    write(first("kld", "-1e-7"));
+    EXPECT_NE(open().find(0), nullptr);
 }
 
 TEST_F(JournalTest, NamesThatAreNoUtf8AreTheSameAgain) {

@@ -81,6 +81,25 @@ TEST(Kld, Summary) {
     EXPECT_EQ(summarize({}).tokens, 0);
 }
 
+TEST(Kld, StandardErrorOfAMean) {
+    EXPECT_EQ(standard_error({}), std::nullopt);
+    EXPECT_EQ(standard_error(std::vector<double>{3.0}), std::nullopt);
+    EXPECT_EQ(standard_error(std::vector<double>{3.0, 3.0}), 0.0);
+    EXPECT_DOUBLE_EQ(*standard_error(std::vector<double>{1.0, 2.0}), 0.5);
+    // Deviations -2, -1, 0, 3: squares sum to 14.
+    EXPECT_DOUBLE_EQ(*standard_error(std::vector<double>{2.0, 3.0, 4.0, 7.0}),
+                     std::sqrt(14.0 / 3.0 / 4.0));
+}
+
+TEST(Kld, WhatNoModelGives) {
+    const double nan = std::nan("");
+    for (const RowScore& row : {RowScore{-1, 0}, RowScore{1e-6, -1e-6}, RowScore{-9e5, 9e5}})
+        EXPECT_TRUE(is_possible(row));
+    for (const RowScore& row : {RowScore{-1, -5}, RowScore{1, 0}, RowScore{-1, 1e300},
+                                RowScore{-1e7, 0}, RowScore{nan, 0}, RowScore{-1, nan}})
+        EXPECT_FALSE(is_possible(row)) << row.log_likelihood << " " << row.divergence;
+}
+
 TEST(Kld, RowsAreSharedOutOnce) {
     for (const int threads : {1, 2, 7}) {
         for (const std::size_t count : {0u, 1u, 5u, 100u}) {

@@ -87,12 +87,14 @@ class CalibrateTest(ProgramTest):
             self.fail_with(innerkv(*command, "--key-norm", "none"), 2, "--calibration", "--key-norm")
             self.fail_with(innerkv(*command, "--codec", "paper"), 2, "--calibration", "--codec")
         self.fail_with(innerkv(*evaluate, "--cache", "base,f16"), 2, "f16")
-        for cache in ("paper:base", "base+norm=none", "base+centre=off", "base+rotate=off",
-                      "base+calibration=64", "base+epoch=512"):
-            self.fail_with(innerkv(*evaluate, "--cache", f"k4v4,{cache}"), 2, "--calibration", cache,
-                           "names others")
+        self.fail_with(innerkv(*evaluate, "--cache", "k4v4,paper:base"), 2, "--calibration", "paper:base")
+        # Whatever the value: the defaults too.
+        for setting in ("norm=none", "centre=off", "rotate=off", "calibration=64", "epoch=512", "norm=balanced",
+                        "centre=on", "rotate=on", "calibration=128", "epoch=256", "queries=on"):
+            self.fail_with(innerkv(*evaluate, "--cache", f"k4v4,base+{setting}"), 2, "--calibration",
+                           f"undo {setting.split('=')[0]} of base+{setting}")
         self.fail_with(innerkv(*evaluate, "--cache", "sim:q4_0+rot"), 2, "--calibration",
-                       "somebody else's cache")
+                       "somebody else's cache", "without --calibration")
         # Windows are no part of a key transform: only the model is missing.
         self.fail_with(innerkv(*evaluate, "--cache", "base+sink=4+recent=64"), 1, "x")
 
@@ -102,7 +104,7 @@ class CalibrateTest(ProgramTest):
             self.fail_with(result, 2, path, "-o")
 
     def test_text_shorter_than_a_window(self):
-        self.fail_with(self.calibrate("--text", DATA / "README.md"), 1, 2048, "--ctx")
+        self.fail_with(self.calibrate("--text", DATA / "README.md"), 2, 2048, "--ctx")
         self.assertFalse(self.output.exists())
 
     def test_the_default_is_what_a_text_has(self):

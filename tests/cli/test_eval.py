@@ -80,7 +80,7 @@ class RecallTest(EvalTest):
 
     def test_no_room(self):
         result = innerkv(*arguments_of("recall", "--ctx", 512, "--depths", 40, "--documents", 1))
-        self.fail_with(result, 1, "40 facts", "--ctx", "--depths")
+        self.fail_with(result, 2, "--depths 40", "--ctx")
 
 
 class RepeatTest(EvalTest):
@@ -105,7 +105,7 @@ class RepeatTest(EvalTest):
 
     def test_text_is_too_short(self):
         self.fail_with(innerkv("eval", "repeat", "-m", RANDOM_MODEL, "--text", DATA / "README.md",
-                               "--ctx", 2000), 1, "document of 1744", "--ctx")
+                               "--ctx", 2000), 2, "document of 1744 tokens (--ctx 2000 less", "--passage 256", "smaller --ctx")
 
 
 class LongTest(EvalTest):

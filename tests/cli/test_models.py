@@ -97,7 +97,7 @@ class PlanTest(ProgramTest):
         self.assertLess(text.index("k8v8"), text.index("base"))
 
     def test_context_beyond_the_models(self):
-        self.fail_with(innerkv("plan", "-m", model(), "--context", 8193), 1, 8193, 8192)
+        self.fail_with(innerkv("plan", "-m", model(), "--context", 8193), 2, 8193, 8192)
 
 
 class UnusableModelTest(ProgramTest):

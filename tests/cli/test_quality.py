@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import model
 import plot_quality
 import quality
+import quality_reports
 import quality_runs
 import quality_tables
 import quality_texts
@@ -66,6 +67,43 @@ class ReportTest(unittest.TestCase):
         self.assertIn("2 chunks where 3 were", quality.incomplete({"chunks": 2}, quality_runs.RUNS[0]))
 
 
+    RUN = quality_runs.Run("x", "long", "novel", {}, ("base", "small"))
+
+    def good(self, measure="long"):
+        row = {name: 0.5 for name in quality_reports.FIGURES[measure]}
+        if measure == "long":
+            row |= {"by_position": [{"kld_mean": 0.1, "tokens": 9}] * 16, "generation": {"same": 1, "agreement": None}}
+        return {"against": {"cache": "f16", "ppl": 2.0, "accuracy": 0.5},
+                "results": [row | {"cache": name} for name in self.RUN.caches]}
+
+    def test_good_reports(self):
+        for measure in quality_reports.FIGURES:
+            quality_reports.check(self.good(measure), measure, self.RUN.caches)
+
+    def test_reports_of_a_wrong_shape_are_told(self):
+        def without(name):
+            return lambda report: report["results"][1].pop(name)
+
+        def put(name, value):
+            return lambda report: report["results"][1].update({name: value})
+
+        cases = ((lambda report: report.pop("results"), "no results"), (lambda report: report.pop("against"), "no against"),
+                 (lambda report: report.update(results={}), "no results that is of type list"),
+                 (lambda report: report["results"].__setitem__(0, 7), "a result is no object"),
+                 (lambda report: report["against"].pop("ppl"), "against has no figure ppl"), (without("cache"), "no cache"),
+                 (without("kld_mean"), "small has no figure kld_mean"), (put("ppl", "2"), "small has no figure ppl"),
+                 (put("ppl", True), "no figure ppl"), (put("top1", float("nan")), "no figure top1"), (put("ppl", None), "ppl"),
+                 (put("kld_standard_error", "x"), "no figure kld_standard_error"), (put("by_position", [1] * 16), "no object"),
+                 (put("by_position", []), "no 16 stretches"), (put("by_position", [{}] * 16), "no figure kld_mean"),
+                 (put("generation", {"same": 1, "agreement": "x"}), "agreement"), (without("generation"), "no generation"),
+                 (lambda report: report["results"].reverse(), "caches are small, base, not base, small"))
+        for change, part in cases:
+            report = self.good()
+            change(report)
+            with self.subTest(part=part), self.assertRaisesRegex(quality_reports.BadReport, part):
+                quality_reports.check(report, "long", self.RUN.caches)
+
+
 class RenderTest(unittest.TestCase):
     @staticmethod
     def reports(**klds):
@@ -88,6 +126,18 @@ class RenderTest(unittest.TestCase):
         self.assertIn("| `f16` | 16.00 |  | 20.00 |  |  |  |  |  |  |  |  |", both)
         self.assertIn("| `base` | 3.50 | 4.25 | 21.00 | 0.1250 | 0.250 | 50.0% |  |  |  |  |  |", both)
 
+    @staticmethod
+    def error_of(*rows):
+        return quality_tables.KLD.text([{"kld_mean": 0.25, **row} for row in rows])
+
+    def test_standard_errors(self):
+        self.assertEqual(self.error_of({"text": "a", "kld_standard_error": 0.0125}), "0.2500 ± 0.0125")
+        self.assertEqual(self.error_of({"text": "a"}), "0.2500")
+        self.assertEqual(self.error_of({"text": "a", "kld_standard_error": None}), "0.2500")
+        # The same windows in two reports, and a window each in two.
+        self.assertEqual(self.error_of(*[{"text": "a", "kld_standard_error": 0.0125}] * 2), "0.2500 ± 0.0125")
+        self.assertEqual(self.error_of({"text": "a"}, {"text": "b", "kld_mean": 0.75}), "0.5000 ± 0.2500")
+
     def test_the_command_names_what_the_table_shows(self):
         lines = quality_tables.command("wiki-2k", quality_tables.TABLES["parts"])
         self.assertEqual(lines[0], "innerkv eval ppl -m MODEL --text wiki.test.tokens --ctx 2048 --chunks 3 --cache \\")
@@ -100,6 +150,10 @@ class RenderTest(unittest.TestCase):
                                    self.reports(base=0.125))
         self.assertRegex(made, r"^a\n<!-- table presets -->\n\| cache (.*\n){3}<!-- end of table -->\nz\n$")
         self.assertEqual(quality_tables.fill(made, self.reports(base=0.125)), made)
+        # Of two tables the one that is not asked for stays.
+        two = made + "<!-- table norms -->\nold\n<!-- end of table -->\n"
+        self.assertEqual(quality_tables.fill(two, self.reports(base=0.125), ["presets"]), two)
+        self.assertIn("\nold\n", two)
         for document, part in (("no table", "no line"), ("<!-- table x -->\n<!-- end of table -->\n", "'x'"),
                                ("<!-- table presets -->\n", "0 tables"),
                                (made + made, "2 tables")):
@@ -172,6 +226,19 @@ class MeasureTest(unittest.TestCase):
         return subprocess.run([sys.executable, "-B", ROOT / "tools/quality.py", command, *map(str, arguments)],
                               capture_output=True, text=True, check=False, timeout=600)
 
+    def stub(self, text):
+        """A program that says it is innerkv and then does what a shell's text says."""
+        path = self.results / text.replace(" ", "-")
+        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo innerkv 0 && exit\n{text}\n')
+        path.chmod(0o755)
+        return path
+
+    def as_whole(self, name):
+        """A short run's report as if it had been made with the run's own options."""
+        model_name, _, run_name = name.partition("/")
+        run = next(run for run in quality_runs.RUNS if run.name == run_name and model_name in run.models)
+        self.change(name, lambda kept: kept.update(arguments=run.arguments()))
+
     def change(self, name, how):
         path = self.results / f"{name}.json"
         kept = json.loads(path.read_text())
@@ -202,26 +269,39 @@ class MeasureTest(unittest.TestCase):
         again = json.loads((self.results / "gemma3/validation.json").read_text())
         self.assertEqual(again["report"]["results"], kept["report"]["results"])
         document, picture = self.results / "x.md", self.results / "x.svg"
-        document.write_text("<!-- table norms -->\n<!-- end of table -->\n")
-        done = self.quality("tables", self.results, document, "--quick", "--plot", picture, "--only", *names)
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        other = "<!-- table novel -->\nas it was\n<!-- end of table -->\n"
+        empty = f"<!-- table norms -->\n<!-- end of table -->\n{other}"
+        document.write_text(empty)
+        # Figures of short runs are for no document, and are not taken for those of whole ones.
+        for more, part in ((["--quick"], "error: the figures of --quick "), ([], "error: .* has no report ")):
+            refused = self.quality("tables", self.results, document, *more)
+            self.assertEqual((refused.returncode, document.read_text()), (1, empty))
+            self.assertRegex(refused.stderr, f"^{part}.*\n$")
+        for path in paths:
+            self.as_whole(path.removesuffix(".json"))
+        done = self.quality("tables", self.results, document, "--plot", picture, "--only", *names)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, r"^quality: cells are empty where runs are missing: (?!.*novel).*\n$")
+        self.assertTrue(document.read_text().endswith(other))
         kld = again["report"]["results"][0]["kld_mean"]
         self.assertRegex(document.read_text(), rf"\n\| `base` \|  \| [\d.]+ \|  \| {kld:.4f} \|\n")
         self.assertEqual(len(xml.etree.ElementTree.parse(picture).getroot().findall("{*}circle")), 5 + 5)  # and the legend
         # Of another program, which is told; of another model, which is refused.
         self.change("gemma3/validation", lambda kept: kept["made_with"].update(program="other"))
-        done = self.quality("tables", self.results, document, "--quick", "--only", *names)
+        done = self.quality("tables", self.results, document, "--only", *names)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stderr, r"^quality: reports are not of one program: (?=.*other gemma3/validation).*\n$")
+        self.assertRegex(done.stderr, r"\nquality: reports are not of one program: (?=.*other gemma3/validation).*\n$")
         self.change("smollm2/validation", lambda kept: kept["made_with"].update(model="other"))
         filled = document.read_text()
-        done = self.quality("tables", self.results, document, "--quick", "--only", *names)
+        done = self.quality("tables", self.results, document, "--only", *names)
         self.assertEqual((done.returncode, document.read_text()), (1, filled))
         self.assertIn("error: reports are not of one model 'smollm2': ", done.stderr)
-        # Figures of short runs are not taken for those of whole ones.
-        refused = self.quality("tables", self.results, document)
-        self.assertEqual(refused.returncode, 1)
-        self.assertRegex(refused.stderr, r"^error: .* has no report .*\n$")
+        # A report that lacks something is named, and nothing is written.
+        self.change("smollm2/validation", lambda kept: kept["report"]["results"][0].pop("kld_mean"))
+        done = self.quality("tables", self.results, document, "--only", *names)
+        self.assertEqual((done.returncode, document.read_text()), (1, filled))
+        self.assertRegex(done.stderr, r"^error: .*/smollm2/validation.json is no report of this program: base has no "
+                                      r"figure kld_mean; remove it\n$")
 
     def test_a_run_that_was_stopped_goes_on(self):
         self.assertEqual(self.run_some("smollm2/validation").returncode, 0)
@@ -246,7 +326,7 @@ class MeasureTest(unittest.TestCase):
         made_with = {"program": "", "model": "", "text": ""}
         path.write_text(json.dumps({"arguments": [], "threads": 1, "made_with": made_with, "report": {}}))
         path.with_suffix(".journal").write_text("of those options")
-        self.assertEqual(self.run_some("smollm2/validation", program="/bin/false").returncode, 1)
+        self.assertEqual(self.run_some("smollm2/validation", program=self.stub("exit 1")).returncode, 1)
         self.assertEqual(list(self.results.glob("smollm2/*")), [])
         # What is half done then stays, and is used: this program says so by refusing what is no journal.
         path.with_suffix(".journal").write_text("no journal")
@@ -257,18 +337,22 @@ class MeasureTest(unittest.TestCase):
     def test_a_damaged_report(self):
         path = self.results / "smollm2/validation.json"
         path.parent.mkdir()
-        for content in ("{", "[]", "7", "{}", '{"arguments": []}'):
+        made_with = '"made_with": {"program": "", "model": "", "text": ""}'
+        for content in ("{", "[]", "7", "null", "[" * 100000, "{}", '{"arguments": []}', '{"arguments": 7, "threads": 1}',
+                        '{"arguments": [], "threads": 1, "made_with": {}, "report": {}}',
+                        f'{{"arguments": [], "threads": 1, {made_with}, "report": []}}'):
             path.write_text(content)
             result = self.run_some("smollm2/validation")
-            self.assertEqual((result.returncode, result.stderr),
-                             (1, f"error: {path} is no report of this program; remove it\n"))
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr, rf"^error: {path} is no report of this program: .*; remove it\n$")
 
     def test_what_cannot_run(self):
         for names, changes, part in ((("no-such-run",), {}, "'no-such-run'"),
                                      (("smollm2/validation",), {"texts": "nowhere"}, "nowhere/.* wiki.valid.tokens"),
-                                     (("*/validation",), {"program": "/bin/false"}, "2 runs failed: gemma3/val"),
-                                     (("smollm2/validation",), {"program": "nowhere"}, "1 runs failed"),
-                                     (("smollm2/validation",), {"program": "/bin/true"}, "1 runs failed")):
+                                     (("*/validation",), {"program": self.stub("exit 1")}, "2 runs failed: gemma3/val"),
+                                     (("smollm2/validation",), {"program": "nowhere"}, "cannot run nowhere: No such file.*make"),
+                                     (("smollm2/validation",), {"program": "/bin/false"}, "/bin/false is not innerkv"),
+                                     (("smollm2/validation",), {"program": self.stub("exit 0")}, "1 runs failed")):
             result = self.run_some(*names, **changes)
             self.assertEqual((result.returncode, result.stdout), (1, ""))
             self.assertRegex(result.stderr.splitlines()[-1], rf"^error: .*{part}")

@@ -186,13 +186,13 @@ class BadPromptTest(ProgramTest):
         self.assertEqual(plain["prompt_tokens"], marked["prompt_tokens"])
 
     def test_prompt_beyond_the_context(self):
-        self.fail_with(run("-f", DATA / "README.md", "--context", 64), 1, "64", "--context")
+        self.fail_with(run("-f", DATA / "README.md", "--context", 64), 2, "64", "--context")
         text = (DATA / "alice.txt").read_bytes() * 2
-        line = self.fail_with(run("-f", "-", stdin=text), 1, "8192")
+        line = self.fail_with(run("-f", "-", stdin=text), 2, "8192")
         self.assertRegex(line, r"the prompt has \d{5} tokens")
 
     def test_context_beyond_the_models(self):
-        self.fail_with(run("-p", "x", "--context", 10000), 1, 10000, 8192)
+        self.fail_with(run("-p", "x", "--context", 10000), 2, 10000, 8192)
 
     def test_output_is_utf8(self):
         result = run("-p", "Reply with many emoji: 🙂🚀🌊", "-n", 24, "--temp", 1.8, "--top-k", 0,

@@ -179,11 +179,19 @@ class InterruptTest(ProgramTest):
         process.communicate()
 
     def test_eval_before_the_first_window(self):
-        for options in ((), ("--json",)):
-            process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text",
-                                 DATA / "alice.txt", "--ctx", 512, *options)
-            process.wait_for(r"eval ppl \[")
-            self.nothing_was_done(*self.interrupted(process), bool(options))
+        for measure, *terms in (("ppl", "--ctx", 512), ("recall", "--ctx", 768, "--depths", 2), ("long", "--ctx", 512),
+                                ("repeat", "--ctx", 640, "--passage", 64)):
+            arguments = ("eval", measure, "--threads", 1, "--text", DATA / "alice.txt", *terms)
+            process = OnTerminal(*arguments, "-m", model(), "--json")
+            process.wait_for(rf"eval {measure} \[")
+            text, errors = self.interrupted(process)
+            self.nothing_was_done(text, errors, True)
+            # The fields of a run that was not stopped.
+            whole = self.json(innerkv(*arguments, "-m", RANDOM_MODEL, "--json"))
+            self.assertEqual(list(json.loads(text)), list(whole))
+        process = OnTerminal("eval", "ppl", "-m", model(), "--threads", 1, "--text", DATA / "alice.txt", "--ctx", 512)
+        process.wait_for(r"eval ppl \[")
+        self.nothing_was_done(*self.interrupted(process), False)
 
     def test_bench_while_caches_are_filled(self):
         for options in ((), ("--json",)):

@@ -107,7 +107,26 @@ class WrongUsageTest(ProgramTest):
 
     def test_unknown_option(self):
         for command in COMMANDS:
-            self.fail_with(innerkv(*command.split(), "--frobnicate"), 2, f"{command} --help")
+            self.fail_with(innerkv(*command.split(), "--frobnicate"), 2, "there is no option --frobnicate",
+                           f"{command} --help")
+        for command in ((), ("eval",), ("bench",)):
+            self.fail_with(innerkv(*command, "--frobnicate"), 2, "there is no option --frobnicate", "--help")
+
+    def test_too_much(self):
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "y"), 2, "'y' is one argument too many", "run --help")
+        self.fail_with(innerkv("plan", "-m", "x", "--context", 9, "--context", 9), 2,
+                       "--context is given more than once", "plan --help")
+        self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--cache", "base", "--cache", "f16"), 2, "--cache is given")
+
+    def test_limits_are_in_the_help(self):
+        for command, limits in (("eval ppl", ("--ctx N:64..16777216", "--chunks N:1..")),
+                                ("eval recall", ("--ctx N:512..", "--depths N:2..40", "--documents N:1..")),
+                                ("eval repeat", ("--ctx N:512..", "--passage N:16..1048576")),
+                                ("eval long", ("--ctx N:128..", "--starts N:0..4096", "--generate N:1..1048576")),
+                                ("calibrate", ("--ctx N:256..",)), ("run", ("--chunk N:multiple of 32",))):
+            text = self.succeed(innerkv(*command.split(), "--help"))
+            for limit in limits:
+                self.assertIn(limit, text)
 
     def test_missing_options(self):
         self.fail_with(innerkv("run", "-p", "x"), 2, "--model")
@@ -129,8 +148,8 @@ class WrongUsageTest(ProgramTest):
             self.fail_with(innerkv(*arguments), 2, option, "empty", "--help")
 
     def test_option_without_value(self):
-        self.fail_with(innerkv("run", "-m"), 2)
-        self.fail_with(innerkv("plan", "-m", "x", "--context"), 2)
+        self.fail_with(innerkv("run", "-m"), 2, "--model needs a value: FILE")
+        self.fail_with(innerkv("plan", "-m", "x", "--context"), 2, "--context needs a value: N:1..")
 
     def test_unknown_preset_lists_those_there_are(self):
         plan = self.json(innerkv("plan", "-m", model(), "--context", 100, "--json"))
@@ -213,6 +232,20 @@ class WrongUsageTest(ProgramTest):
                            option, "'sim:q3_0'", "base", "paper:PRESET", "sim:q4_0[+rot][+windows]",
                            "sim:kivi2", "llama:q8_0[+rot]")
         self.fail_with(innerkv("run", "-m", "x", "-p", "x", "--cache", "sim:q4_0"), 2, "sim:q4_0", "base")
+
+    def test_settings(self):
+        """All before a file is opened, as wrong usage, in the setting's own name."""
+        evaluate = ("eval", "ppl", "-m", "x", "--text", "x")
+        for settings, part in (("sink=4x", "'4x' is not a whole number"), ("sink=4+sink=8", "sink is named twice"),
+                               ("recent=33", "multiple of 32"), ("epoch=100", "multiple of 32"),
+                               ("calibration=0", "from 1 to"), ("sinks=4", "no setting 'sinks=4'")):
+            for option in ("--cache", "--against"):
+                line = self.fail_with(innerkv(*evaluate, option, f"base+{settings}"), 2, option, part)
+                self.assertNotIn("transform", line)
+        for setting in ("centre=on", "rotate=on", "norm=balanced", "calibration=128", "epoch=256"):
+            self.fail_with(innerkv(*evaluate, "--codec", "paper", "--cache", f"k4v4,base+{setting}"), 2, "--codec paper",
+                           f"undo {setting.split('=')[0]} of base+{setting}", "paper:PRESET")
+        self.fail_with(innerkv(*evaluate, "--cache", "base+norm=none", "--key-norm", "prefill"), 2, "base+norm=none")
 
     def test_prompt_that_is_not_utf8(self):
         self.fail_with(innerkv("run", "-m", "x", "-p", b"caf\xe9".decode("utf-8", "surrogateescape")),

@@ -14,17 +14,6 @@ class DeviceArguments : public OnDevice {
 protected:
     DeviceArguments() : batch_(shape_of(find_preset("base").format(64), 4, 2)) {}
 
-    template <typename Exception>
-    void expect_refused(const std::function<void()>& call, const std::string& message) {
-        try {
-            call();
-            FAIL() << "not refused: " << message;
-        } catch (const Exception& error) {
-            EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
-        }
-        EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-    }
-
     Batch batch_;
 };
 

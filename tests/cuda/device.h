@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "fixture.h"
@@ -41,6 +43,18 @@ private:
 };
 
 void expect_success(cudaError_t status);
+
+/// `call` throws an Exception whose message has `message` in it, and leaves no error behind.
+template <typename Exception>
+void expect_refused(const std::function<void()>& call, const std::string& message) {
+    try {
+        call();
+        FAIL() << "not refused: " << message;
+    } catch (const Exception& error) {
+        EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
 
 /// What `work` enqueues on a stream, captured.
 class Graph {

@@ -26,7 +26,7 @@ TEST(CacheStoreCommit, ThrowsWhileAPartHasNotRun) {
     const Preset& preset = find_preset("base");
     CacheConfig config = CacheConfig::from_preset(preset, 1, 2, 64);
     config.max_tokens = 64;
-    CacheStore store(config, true);
+    CacheStore store(config, make_options("f16", 64));
     const std::vector<float> values(2 * 64, 1.0f);
     const Rows rows{values.data(), RowType::f32, 2 * 64, 64};
     ASSERT_EQ(store.start_append(0, {.tokens = 1, .k = rows, .v = rows}), 2);

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "innerkv/error.h"
 #include "runner/runner.h"
@@ -30,19 +32,58 @@ TEST(Settings, StandBehindAnyPreset) {
     EXPECT_EQ(paper.transform.norm, KeyNormPolicy::prefill);
 }
 
-TEST(Settings, AreRefusedByName) {
-    for (const std::string setting : {"sink", "sink=", "sink=4x", "sink=99999999999", "norm=on",
-                                      "rotate=1", "windows", "", "Sink=4"}) {
-        SCOPED_TRACE(setting);
-        try {
-            make_options("base+" + setting, 100);
-            FAIL() << "accepted";
-        } catch (const InvalidArgument& error) {
-            EXPECT_NE(std::string(error.what()).find("no setting '" + setting + "'"),
-                      std::string::npos)
-                << error.what();
-        }
+/// Values are not told apart from the preset's own by comparing.
+TEST(Settings, OfTheKeyTransformAreToldByName) {
+    using Names = std::vector<std::string>;
+    EXPECT_EQ(make_options("base", 100).named_transform, Names());
+    EXPECT_EQ(make_options("base+sink=32+recent=96", 100).named_transform, Names());
+    EXPECT_EQ(make_options("base+centre=on+rotate=on+norm=balanced", 100).named_transform,
+              (Names{"centre", "rotate", "norm"}));
+    EXPECT_EQ(make_options("base+calibration=128+sink=4+epoch=256", 100).named_transform,
+              (Names{"calibration", "epoch"}));
+}
+
+std::string refusal_of(const std::string& contender) {
+    try {
+        make_options(contender, 100);
+    } catch (const InvalidArgument& error) {
+        return error.what();
     }
+    return "accepted";
+}
+
+TEST(Settings, UnknownOnesAreRefusedWithThoseThereAre) {
+    for (const std::string setting : {"windows", "", "Sink=4", "sinks=4", "=4"}) {
+        const std::string refusal = refusal_of("base+" + setting);
+        EXPECT_NE(refusal.find("no setting '" + setting + "'"), std::string::npos) << refusal;
+        EXPECT_NE(refusal.find("sink=N, recent=N"), std::string::npos) << refusal;
+    }
+}
+
+TEST(Settings, ValuesAreRefusedWithWhatThereIs) {
+    const std::pair<std::string, std::string> cases[] = {
+        {"sink", "sink: '' is not a whole number of tokens from 0"},
+        {"sink=", "sink=: '' is not a whole number"},
+        {"sink=4x", "sink=4x: '4x' is not a whole number"},
+        {"sink=-1", "'-1' is not a whole number of tokens from 0 to 16777216"},
+        {"sink=99999999999", "'99999999999' is not"},
+        {"sink=16777217", "'16777217' is not"},
+        {"recent=33", "'33' is not a multiple of 32 tokens from 0"},
+        {"calibration=0", "'0' is not a whole number of tokens from 1"},
+        {"epoch=0", "'0' is not a multiple of 32 tokens from 32"},
+        {"epoch=100", "'100' is not a multiple of 32"},
+        {"norm=on", "'on' is not none, prefill or balanced"},
+        {"rotate=1", "'1' is not on or off"},
+        {"sink=4+sink=8", "sink is named twice"},
+        {"norm=none+epoch=64+norm=none", "norm is named twice"}};
+    for (const auto& [settings, part] : cases) {
+        const std::string refusal = refusal_of("base+" + settings);
+        EXPECT_NE(refusal.find(part), std::string::npos) << settings << ": " << refusal;
+    }
+}
+
+TEST(Settings, AreNotForACacheThatQuantizesNothing) {
+    EXPECT_NE(refusal_of("f16+sink=4").find("f16 quantizes nothing"), std::string::npos);
 }
 
 } // namespace

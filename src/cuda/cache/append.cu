@@ -36,7 +36,7 @@ __device__ ChannelSample sample_of(const LayerParams& layer, const SlotState& sl
 }
 
 __global__ void __launch_bounds__(kPageThreads)
-    settle_kernel(const __grid_constant__ AppendParams params, int calibration_tokens) {
+    settle_kernel(const __grid_constant__ AppendParams params) {
     __shared__ CalibrationShared shared;
     const LayerParams& layer = params.layer;
     const LayerRule& rule = layer.rule;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kPageThreads)
     const std::int64_t recent_first = rule.grid_page(slot.extent.recent_first);
     if (step.settle.calibrate)
         calibrate_head(shared, layer, slot,
-                       sample_of(layer, slot, recent_first, calibration_tokens, head), head);
+                       sample_of(layer, slot, recent_first, rule.calibration_tokens, head), head);
     for (std::int64_t epoch = step.settle.new_epochs.first; epoch < step.settle.new_epochs.last;
          ++epoch) {
         // Its first page is leaving the recent window: with the pages behind it, it is still there.
@@ -251,16 +251,9 @@ __global__ void __launch_bounds__(kPageThreads)
 
 } // namespace
 
-cudaError_t launch_append(const AppendParams& params, int slots, int calibration_tokens,
-                          Stream stream) {
-    const auto heads = static_cast<unsigned>(params.layer.kv_heads);
-    const auto count = static_cast<unsigned>(slots);
-    if (params.layer.rule.quantizes)
-        settle_kernel<<<dim3(heads, count), kPageThreads, 0, stream>>>(params, calibration_tokens);
-    const auto blocks =
-        static_cast<unsigned>(2 * params.page_blocks + params.row_blocks + params.query_blocks);
-    append_kernel<<<dim3(blocks, heads, count), kPageThreads, 0, stream>>>(params);
-    return cudaPeekAtLastError();
+AppendKernels append_kernels() {
+    return {reinterpret_cast<const void*>(&settle_kernel),
+            reinterpret_cast<const void*>(&append_kernel), kPageThreads};
 }
 
 } // namespace innerkv::cuda

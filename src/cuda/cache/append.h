@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches of an append. Host side.
+// The two kernels of an append. Host side.
 #pragma once
-
-#include <cuda_runtime_api.h>
-
-#include "cuda/cache/state.h"
 
 namespace innerkv::cuda {
 
-/// `slots`: of the cache; `calibration_tokens`: of the policy.
-cudaError_t launch_append(const AppendParams& params, int slots, int calibration_tokens,
-                          Stream stream);
+/// Functions of one AppendParams (state.h).
+struct AppendKernels {
+    const void* settle; ///< grid [kv_heads, slots]
+    const void* append; ///< grid [all blocks of a KV head, kv_heads, slots]; follows settle
+    int threads;        ///< of a block
+};
+
+AppendKernels append_kernels();
 
 } // namespace innerkv::cuda

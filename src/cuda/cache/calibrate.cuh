@@ -123,13 +123,15 @@ __device__ inline float balanced_norm(CalibrationShared& shared, const ChannelSa
     return norm;
 }
 
-/// Without queries: sqrt(largest), and of outliers so much that the bound's root is left.
-__device__ inline float bounded_norm(CalibrationShared& shared, const ChannelSample& sample,
-                                     float centre, bool exists) {
+/// Without queries: outliers come down to the bound (norms_from_magnitudes).
+__device__ inline float outlier_norm(CalibrationShared& shared, const ChannelSample& sample,
+                                     float centre, bool exists, bool& kept) {
     const float largest = exists ? magnitude(sample, centre) : 0.0f;
-    const float bound = kOutlier * median(shared, largest, sample.channel, sample.head_dim);
-    if (largest == 0.0f) return 1.0f;
-    return largest > bound ? largest / sqrtf(bound) : sqrtf(largest);
+    const float middle = median(shared, largest, sample.channel, sample.head_dim);
+    const float bound = middle > 0.0f ? kOutlier * middle : kLargestF16;
+    const float norm = fminf(fmaxf(largest / bound, 1.0f), kLargestF16);
+    kept = __syncthreads_or(exists && norm != 1.0f) != 0;
+    return norm;
 }
 
 /// Of one KV head of a slot, from the calibration tokens, into the slot's arrays. All threads call it.
@@ -149,7 +151,7 @@ __device__ inline void calibrate_head(CalibrationShared& shared, const LayerPara
         norm = balanced_norm(shared, sample, centre,
                              exists ? slot.query_power[slot.query_buffer][at] : 0.0f, exists, kept);
     else
-        norm = bounded_norm(shared, sample, centre, exists);
+        norm = outlier_norm(shared, sample, centre, exists, kept);
     if (exists) slot.norm[at] = kept ? norm : 1.0f;
     if (sample.channel == 0) slot.has_norm[head] = kept ? 1 : 0;
 }
