@@ -190,7 +190,8 @@ int main(int argc, char** argv) try {
     const char* usual = tokens > 1 ? "1x8192,1x32768,1x131072,4x32768"
                                    : "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192";
     std::vector<Case> cases;
-    for (const std::string& text : split(argc > 6 ? argv[6] : usual)) cases.push_back(case_of(text));
+    for (const std::string& text : split(argc > 6 ? argv[6] : usual))
+        cases.push_back(case_of(text));
     const bench::DeviceTimer timer;
     const double bandwidth = timer.read_bandwidth();
     std::printf("%s, %d query heads on %d, %d channels; reading %.0f GB/s\n",

@@ -280,8 +280,18 @@ cuda::Attention& SharedDeviceCache::attention_for(const AttentionShape& shape,
     limits.device = device_;
     limits.max_sequences = config().max_sequences;
     limits.max_query_tokens = max_query_tokens;
-    kernels_.push_back(
-        std::make_unique<Kernel>(Kernel{shape, max_query_tokens, cuda::Attention(shape, limits)}));
+    if (max_query_tokens > 1) limits.max_history_tokens = config().max_tokens;
+    const auto add = [&] {
+        kernels_.push_back(std::make_unique<Kernel>(
+            Kernel{shape, max_query_tokens, cuda::Attention(shape, limits)}));
+    };
+    try {
+        add();
+    } catch (const cuda::OutOfMemory&) {
+        if (limits.max_history_tokens == 0) throw;
+        limits.max_history_tokens = 0; // slower, but there
+        add();
+    }
     return kernels_.back()->attention;
 }
 

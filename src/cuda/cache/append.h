@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two kernels of an append. Host side.
+// The kernels of an append: two, or one for up to a page of tokens. Host side.
 #pragma once
 
 namespace innerkv::cuda {
@@ -8,6 +8,7 @@ namespace innerkv::cuda {
 struct AppendKernels {
     const void* settle; ///< grid [kv_heads, slots]
     const void* append; ///< grid [all blocks of a KV head, kv_heads, slots]; follows settle
+    const void* step;   ///< instead of both: grid [1, kv_heads, slots]
     int threads;        ///< of a block
 };
 

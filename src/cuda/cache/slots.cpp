@@ -238,8 +238,13 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
                                kernel_arguments, 0, append.stream),
               "launching an append");
     };
-    if (launch.layer.rule.quantizes) run(kernels.settle, dim3(heads, static_cast<unsigned>(slots)));
-    run(kernels.append, dim3(blocks, heads, static_cast<unsigned>(slots)));
+    const auto count = static_cast<unsigned>(slots);
+    if (launch.row_blocks == 1) {
+        run(kernels.step, dim3(1, heads, count));
+        return;
+    }
+    if (launch.layer.rule.quantizes) run(kernels.settle, dim3(heads, count));
+    run(kernels.append, dim3(blocks, heads, count));
 }
 
 void DeviceCache::Impl::check_faults() {
