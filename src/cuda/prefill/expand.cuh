@@ -12,6 +12,18 @@ namespace innerkv::cuda {
 
 inline constexpr int kExpandWarps = 4; ///< of a block
 
+/// Where byte `offset` of a page, a multiple of 16, goes.
+template <class C>
+__device__ inline int place_in_page(int offset) {
+    if (offset < C::kValueOffset) {
+        constexpr int kBytes = C::Key::block_bytes;
+        return offset / kBytes * kBytes + place_in<typename C::Key>(offset % kBytes);
+    }
+    constexpr int kBytes = C::Value::block_bytes;
+    const int side = offset - C::kValueOffset;
+    return C::kValueOffset + side / kBytes * kBytes + place_in<typename C::Value>(side % kBytes);
+}
+
 /// What a warp has in shared memory.
 template <class C>
 struct alignas(128) Expansion {
