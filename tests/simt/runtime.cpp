@@ -86,6 +86,8 @@ simt::Place place(dim3 size) { return {size.x, size.y, size.z}; }
 
 } // namespace
 
+// Parameters have names of this project's kind.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
 extern "C" {
 
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -223,7 +225,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStat
 cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, void** arguments,
                              std::size_t shared_bytes, cudaStream_t /*stream*/) {
     const AppendKernels append = append_kernels();
-    const bool of_append = function == append.settle || function == append.append;
+    const bool of_append =
+        function == append.settle || function == append.append || function == append.step;
     const auto kernel = of_append ? bind<AppendParams>(function, arguments)
                                   : bind<AttentionParams>(function, arguments);
     const auto work = [kernel, blocks, threads, shared_bytes] {
@@ -263,3 +266,4 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t /*stream*/)
 }
 
 } // extern "C"
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
