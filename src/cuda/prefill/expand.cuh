@@ -12,6 +12,18 @@ namespace innerkv::cuda {
 
 inline constexpr int kExpandWarps = 4; ///< of a block
 
+/// Where byte `offset` of a page, a multiple of 16, goes.
+template <class C>
+__device__ inline int place_in_page(int offset) {
+    if (offset < C::kValueOffset) {
+        constexpr int kBytes = C::Key::block_bytes;
+        return offset / kBytes * kBytes + place_in<typename C::Key>(offset % kBytes);
+    }
+    constexpr int kBytes = C::Value::block_bytes;
+    const int side = offset - C::kValueOffset;
+    return C::kValueOffset + side / kBytes * kBytes + place_in<typename C::Value>(side % kBytes);
+}
+
 /// What a warp has in shared memory.
 template <class C>
 struct alignas(128) Expansion {
@@ -61,21 +73,24 @@ struct GroupTerms {
 };
 
 template <class S>
-__device__ inline GroupTerms group_terms(const RowScales& rows, int row, int position) {
-    const float unit = 1.0f / static_cast<float>(1 << position);
+__device__ inline GroupTerms group_terms(const RowScales& rows, bool second, int position) {
+    const float unit = __uint_as_float(static_cast<std::uint32_t>(127 - position) << 23);
+    const float scale = second ? rows.scale[1] : rows.scale[0];
+    const float zero = second ? rows.zero[1] : rows.zero[0];
     if constexpr (S::kind == CodecKind::affine) {
-        const float scale = rows.scale[row] * 0x1p112f;
-        return {scale * unit, scale * 0.125f * (rows.zero[row] - middle_eighths(S::bits))};
+        const float whole = scale * 0x1p112f;
+        return {whole * unit, whole * 0.125f * (zero - middle_eighths(S::bits))};
     } else if constexpr (S::kind == CodecKind::symmetric) {
-        return {rows.scale[row] * unit, -static_cast<float>(S::codec.bias()) * rows.scale[row]};
+        return {scale * unit, -static_cast<float>(S::codec.bias()) * scale};
     } else {
-        return {rows.scale[row] * unit, rows.zero[row]};
+        return {scale * unit, zero};
     }
 }
 
 /// Byte `index` of a quad as a float: put where a float from 2^23 on counts in ones.
 __device__ inline float code_of(std::uint32_t quad, int index) {
-    return __uint_as_float(__byte_perm(quad, 0x4b000000, 0x7440 + index)) - 8388608.0f;
+    return __uint_as_float(__byte_perm(quad, 0x4b000000, 0x7440u + static_cast<unsigned>(index))) -
+           8388608.0f;
 }
 
 template <class S>
@@ -115,72 +130,84 @@ constexpr float hadamard_factor() {
     return kSize == 64 ? 0.125f : kSize == 128 ? 0.08838834764f : 0.0625f;
 }
 
-/// Keys of a page: lane 4g + i has 8 channels from 8i on of every 32, of tokens 2g, 2g + 1, 16 + 2g, 17 + 2g.
+/// A token's channels that lane i of its four has.
+template <class C>
+__device__ inline void write_key(const Expansion<C>& shared, const RowMemory<C>& memory,
+                                 const float (&key)[16 * C::kBlocks], int i) {
+#pragma unroll
+    for (int at = 0; at < 2 * C::kBlocks; ++at) { // halves of blocks
+        std::uint32_t halves[4];
+#pragma unroll
+        for (int c = 0; c < 8; c += 4) {
+            const int channel = 32 * at + 8 * i + c;
+            const float* from = key + 8 * at + c;
+            const float4 norm = *reinterpret_cast<const float4*>(shared.norm + channel);
+            const float4 centre = *reinterpret_cast<const float4*>(shared.centre + channel);
+            halves[c / 2] =
+                saturated_halves(fmaf(from[0], norm.x, centre.x), fmaf(from[1], norm.y, centre.y));
+            halves[c / 2 + 1] =
+                saturated_halves(fmaf(from[2], norm.z, centre.z), fmaf(from[3], norm.w, centre.w));
+        }
+        *reinterpret_cast<uint4*>(memory.piece(at / 2, 4 * (at % 2) + i)) = {halves[0], halves[1],
+                                                                             halves[2], halves[3]};
+    }
+}
+
+/// Keys of a page: lane 4g + i has 8 channels from 8i on of every 32, of tokens 2g, 2g + 1, 16 + 2g, 17 + 2g. One token at
+/// a time in a loop: unrolled, instructions do not fit their cache.
 template <class C>
 __device__ void expand_keys(const Expansion<C>& shared, const Place& place, bool rotate, int lane) {
     using Key = typename C::Key;
-    constexpr int kElements = 16 * C::kBlocks; // of a token: [block][half][8]
+    constexpr int kElements = 16 * C::kBlocks; // of a token: [block][high][8]
     const int g = lane / 4;
     const int i = lane % 4;
     QuadPair quads[C::kBlocks];
 #pragma unroll
     for (int block = 0; block < C::kBlocks; ++block)
         quads[block] = load_quads<Key::bits>(shared.page + block * Key::block_bytes, g, i);
+#pragma unroll 1
+    for (int n = 0; n < 4; ++n) {
+        const bool upper = n >= 2;
+        const bool second = n % 2 != 0;
+        float key[kElements];
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+        for (int block = 0; block < C::kBlocks; ++block)
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            float key[kElements];
+            for (int high = 0; high < 2; ++high) {
+                const int tile = 2 * high + (upper ? 1 : 0);
+                const unsigned char* scales =
+                    shared.page + block * Key::block_bytes + Key::code_bytes;
+                const GroupTerms terms = group_terms<Key>(load_scales<Key>(scales, tile, g), second,
+                                                          upper ? position_of<Key>(2 * high + 1)
+                                                                : position_of<Key>(2 * high));
 #pragma unroll
-            for (int block = 0; block < C::kBlocks; ++block)
+                for (int q = 0; q < 2; ++q) {
+                    const auto& of_tiles = quads[block].quad[q];
+                    const std::uint32_t lower_quad =
+                        second ? of_tiles[2 * high][1] : of_tiles[2 * high][0];
+                    const std::uint32_t upper_quad =
+                        second ? of_tiles[2 * high + 1][1] : of_tiles[2 * high + 1][0];
+                    const std::uint32_t quad = upper ? upper_quad : lower_quad;
 #pragma unroll
-                for (int high = 0; high < 2; ++high) {
-                    const int tile = 2 * high + half;
-                    const unsigned char* scales =
-                        shared.page + block * Key::block_bytes + Key::code_bytes;
-                    const GroupTerms terms = group_terms<Key>(load_scales<Key>(scales, tile, g),
-                                                              row, position_of<Key>(tile));
-#pragma unroll
-                    for (int c = 0; c < 8; ++c)
-                        key[16 * block + 8 * high + c] =
-                            fmaf(code_of(quads[block].quad[c / 4][tile][row], c % 4), terms.factor,
-                                 terms.add);
+                    for (int c = 0; c < 4; ++c)
+                        key[16 * block + 8 * high + 4 * q + c] =
+                            fmaf(code_of(quad, c), terms.factor, terms.add);
                 }
-            if (rotate) {
-                cross_elements(key, 1);
-                cross_elements(key, 2);
-                cross_elements(key, 4);
-                cross_lanes(key, 1, lane);
-                cross_lanes(key, 2, lane);
-#pragma unroll
-                for (int step = 8; step < hadamard_channels<C>() / 4; step *= 2)
-                    cross_elements(key, step);
             }
-            const int token = 16 * half + 2 * g + row;
-            if (token < place.begin || token >= place.end) continue;
-            const RowMemory<C> memory(place, place.first_row + token);
+        if (rotate) {
+            cross_elements(key, 1);
+            cross_elements(key, 2);
+            cross_elements(key, 4);
+            cross_lanes(key, 1, lane);
+            cross_lanes(key, 2, lane);
 #pragma unroll
-            for (int block = 0; block < C::kBlocks; ++block)
-#pragma unroll
-                for (int high = 0; high < 2; ++high) {
-                    const int channel = 64 * block + 32 * high + 8 * i;
-                    std::uint32_t halves[4];
-#pragma unroll
-                    for (int c = 0; c < 8; c += 4) {
-                        const float* from = key + 16 * block + 8 * high + c;
-                        const float4 norm =
-                            *reinterpret_cast<const float4*>(shared.norm + channel + c);
-                        const float4 centre =
-                            *reinterpret_cast<const float4*>(shared.centre + channel + c);
-                        halves[c / 2] = saturated_halves(fmaf(from[0], norm.x, centre.x),
-                                                         fmaf(from[1], norm.y, centre.y));
-                        halves[c / 2 + 1] = saturated_halves(fmaf(from[2], norm.z, centre.z),
-                                                             fmaf(from[3], norm.w, centre.w));
-                    }
-                    *reinterpret_cast<uint4*>(memory.piece(block, 4 * high + i)) = {
-                        halves[0], halves[1], halves[2], halves[3]};
-                }
+            for (int step = 8; step < hadamard_channels<C>() / 4; step *= 2)
+                cross_elements(key, step);
         }
+        const int token = (upper ? 16 : 0) + 2 * g + (second ? 1 : 0);
+        if (token >= place.begin && token < place.end)
+            write_key(shared, RowMemory<C>(place, place.first_row + token), key, i);
+    }
 }
 
 /// Values of a page, into the second half of a tile: lane 4g + i has channels 2g, 2g + 1 of every 16, of tokens 8i ..
@@ -205,16 +232,19 @@ __device__ void expand_values(const Expansion<C>& shared, const Place& place, bo
 #pragma unroll
             for (int row = 0; row < 2; ++row)
                 terms[8 * block + 2 * tile + row] =
-                    group_terms<Value>(rows, row, position_of<Value>(tile));
+                    group_terms<Value>(rows, row != 0, position_of<Value>(tile));
         }
     }
-#pragma unroll
+#pragma unroll 1
     for (int t = 0; t < 8; ++t) {
         float value[kElements];
 #pragma unroll
-        for (int e = 0; e < kElements; ++e)
-            value[e] = fmaf(code_of(quads[e / 8].quad[t / 4][e / 2 % 4][e % 2], t % 4),
-                            terms[e].factor, terms[e].add);
+        for (int e = 0; e < kElements; ++e) {
+            const auto& quad = quads[e / 8].quad;
+            value[e] =
+                fmaf(code_of(t < 4 ? quad[0][e / 2 % 4][e % 2] : quad[1][e / 2 % 4][e % 2], t % 4),
+                     terms[e].factor, terms[e].add);
+        }
         if (rotate) {
             cross_elements(value, 1);
             cross_lanes(value, 4, lane);
