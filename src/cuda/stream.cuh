@@ -18,7 +18,7 @@ __device__ inline int place_in(int offset) {
 /// Pages first, first + step, ... of a run: `count` of them. Keys and values come apart: while one side of a page is read,
 /// its other side, or the next page's, takes the place of the side that was read before. So half a page less than the
 /// ring is on its way at most. With more, multiprocessors compete for the memory and some of them lose: the slowest one
-/// took 20% longer than the mean, which is now 3%.
+/// took 18% longer than the mean, which is now 3%.
 template <class C>
 class PageStream {
 public:
