@@ -2,6 +2,7 @@
 #include "attention_bench.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include <fmt/format.h>
@@ -72,9 +73,10 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
     result.gb_per_s = bytes / kGigabyte / (result.median_us * 1e-6);
     result.percent_of_read_bandwidth = 100.0 * result.gb_per_s / machine.read_bandwidth_gb_per_s;
     result.floor_us = 1e6 * bytes / kGigabyte / machine.read_bandwidth_gb_per_s;
-    if (result.arithmetic_error >= 0) {
-        const double products_us =
-            1e6 * attention.multiply_accumulates() / kGigabyte / machine.dot_gmac_per_s;
+    if (result.integer_rows > 0) {
+        const bool alone = result.integer_rows <= attention.rows();
+        const double products_us = 1e6 * attention.multiply_accumulates() / kGigabyte /
+                                   (alone ? machine.dot_gmac_per_s : machine.shared_dot_gmac_per_s);
         result.floor_us = std::max(result.floor_us, products_us);
     }
     result.times_floor = result.median_us / result.floor_us;
@@ -82,18 +84,32 @@ void add_times(const AttentionBenchResult& machine, const AttentionCase& attenti
 }
 
 ContenderResult judge(const AttentionCase& attention, Contender& contender,
-                      const std::vector<float>& exact) {
+                      std::span<const ExactOutput> exact) {
     contender.wake();
     contender.run();
     contender.rest();
-    const std::vector<float> output = judged_output(attention, contender.output(), 0);
     ContenderResult result;
     result.name = contender.name();
     result.bytes_read = contender.bytes_read();
-    result.relative_error = relative_error(output, exact);
-    result.cosine = cosine(output, exact);
-    const std::vector<float> expected = contender.expected_output();
-    if (!expected.empty()) result.arithmetic_error = relative_error(output, expected);
+    result.cosine = 1;
+    // NaN is the largest.
+    const auto larger = [](double a, double b) { return std::isnan(a) || a > b ? a : b; };
+    for (const auto& [sequence, rows] : exact) {
+        const std::vector<float> output = judged_output(attention, contender.output(), sequence);
+        const std::vector<float> expected = contender.expected_output(sequence);
+        for (std::size_t at = 0; at < rows.size(); at += attention.token_elements()) {
+            const auto token = [&](const std::vector<float>& all) {
+                return std::span(all).subspan(at, attention.token_elements());
+            };
+            result.relative_error =
+                larger(result.relative_error, relative_error(token(output), token(rows)));
+            result.cosine = -larger(-result.cosine, -cosine(token(output), token(rows)));
+            if (!expected.empty())
+                result.arithmetic_error =
+                    larger(result.arithmetic_error, relative_error(token(output), token(expected)));
+        }
+    }
+    result.integer_rows = contender.integer_rows();
     check(result);
     return result;
 }
@@ -103,16 +119,23 @@ namespace {
 AttentionBenchResult measure(const AttentionBenchOptions& options) {
     AttentionBenchResult bench;
     bench.isa = select_isa(options.isa);
-    const DotInstruction& instruction = dot_instruction(bench.isa, options.attention.rows());
+    const int rows = options.attention.rows();
+    const DotInstruction& instruction = dot_instruction(bench.isa, rows);
     bench.dot_instruction = instruction.name;
 
     ThreadPool pool(options.threads);
     const auto contenders = make_contenders(options, bench.isa, pool);
     report(options, "checking results", 0, 1);
-    const std::vector<float> exact = exact_attention(options.attention, 0);
+    const std::vector<ExactOutput> exact = exact_outputs(options.attention);
+    AttentionCase forks = options.attention;
+    forks.shared = true;
+    const std::vector<ExactOutput> exact_forks =
+        options.shared ? exact_outputs(forks) : std::vector<ExactOutput>();
     std::vector<Contender*> turns;
     for (const auto& contender : contenders) {
-        bench.results.push_back(judge(options.attention, *contender, exact));
+        const bool shared = contender->name().ends_with(":shared");
+        bench.results.push_back(shared ? judge(forks, *contender, exact_forks)
+                                       : judge(options.attention, *contender, exact));
         turns.push_back(contender.get());
     }
 
@@ -121,6 +144,11 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     MemoryStream memory(pool, options.memory_bytes);
     bench.read_bandwidth_gb_per_s = memory.read_bandwidth() / kGigabyte;
     bench.dot_gmac_per_s = dot_rate(pool, instruction) / kGigabyte;
+    if (options.shared) {
+        const DotInstruction& shared = dot_instruction(bench.isa, rows * options.attention.batch);
+        bench.shared_dot_instruction = shared.name;
+        bench.shared_dot_gmac_per_s = dot_rate(pool, shared) / kGigabyte;
+    }
     pool.rest();
 
     TurnHooks hooks;

@@ -33,7 +33,8 @@ struct ContenderResult {
     double gb_per_s = 0; ///< 1e9 bytes, by the median
     double percent_of_read_bandwidth = 0;
     double ratio = 0;       ///< its median over the first preset's
-    double floor_us = 0;    ///< what its bytes take at the read bandwidth; ours: or its products
+    double floor_us = 0;    ///< what its bytes take at the read bandwidth, or its integer products
+    int integer_rows = 0;   ///< Contender::integer_rows
     double times_floor = 0; ///< its median over that
     double min_times_floor = 0;
     double append_us =
@@ -49,6 +50,9 @@ struct AttentionBenchResult {
     std::string dot_instruction;
     double read_bandwidth_gb_per_s = 0;
     double dot_gmac_per_s = 0;
+    std::string
+        shared_dot_instruction; ///< of forks, which more rows meet; empty: none were measured
+    double shared_dot_gmac_per_s = 0;
     double floor_us = 0; ///< of the first preset: the longer of reading its bytes and its products
     int rounds = 0;      ///< 0: stopped before the first was done; nothing else is told then
     std::vector<ContenderResult> results;
@@ -56,10 +60,10 @@ struct AttentionBenchResult {
 
 class Contender;
 
-/// Runs a contender once and judges its first sequence's output by the exact result. Fills what does not
-/// depend on time; throws Error where the output is wrong.
+/// Runs a contender once and judges its output by the exact one: each judged token on its own, the worst of them
+/// counts. Fills what does not depend on time; throws Error where the output is wrong.
 ContenderResult judge(const AttentionCase& attention, Contender& contender,
-                      const std::vector<float>& exact);
+                      std::span<const ExactOutput> exact);
 
 /// Fills what does: medians, rates, shares of the machine's limits, which are known.
 void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,

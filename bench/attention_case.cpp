@@ -131,6 +131,13 @@ std::vector<float> exact_attention(const AttentionCase& attention, int sequence)
     return out;
 }
 
+std::vector<ExactOutput> exact_outputs(const AttentionCase& attention) {
+    std::vector<ExactOutput> outputs{{0, exact_attention(attention, 0)}};
+    const int last = attention.batch - 1;
+    if (last > 0) outputs.push_back({last, exact_attention(attention, last)});
+    return outputs;
+}
+
 std::vector<float> judged_output(const AttentionCase& attention, std::span<const float> output,
                                  int sequence) {
     const std::size_t size = attention.query_elements();

@@ -64,6 +64,14 @@ std::vector<float> make_queries(const AttentionCase& attention, int sequence);
 /// The query tokens by which a sequence's output is judged: the first and the last.
 std::vector<int> judged_tokens(const AttentionCase& attention);
 
+/// What a sequence's output is judged by: attention of its judged tokens in double precision.
+struct ExactOutput {
+    int sequence = 0;
+    std::vector<float> rows; ///< as exact_attention has them
+};
+/// Of the first sequence and the last, the longest of a ragged batch.
+std::vector<ExactOutput> exact_outputs(const AttentionCase& attention);
+
 /// Attention of the judged tokens of one sequence in double precision, [judged, q_heads, head_dim], logits
 /// scaled by 1 / sqrt(head_dim).
 std::vector<float> exact_attention(const AttentionCase& attention, int sequence);

@@ -35,9 +35,12 @@ public:
     /// the least of several. -1: not known.
     virtual double append_us() { return -1; }
 
-    /// The right answer on what this contender's cache holds after rounding, for sequence 0's judged tokens,
+    /// The right answer on what this contender's cache holds after rounding, for a sequence's judged tokens,
     /// [judged, q_heads, head_dim]: what its arithmetic is judged by. Empty: not known.
-    virtual std::vector<float> expected_output() const { return {}; }
+    virtual std::vector<float> expected_output(int /*sequence*/) const { return {}; }
+    /// Rows of queries that meet a key-value head's pages, which are multiplied as integers; 0: they are not, and its
+    /// floor is what it reads.
+    virtual int integer_rows() const { return 0; }
 };
 
 /// Called before each chunk of tokens that a cache is filled with; may throw.

@@ -40,19 +40,25 @@ std::string name_of(const std::string& cache) {
     return cache.find(':') == std::string::npos ? "innerkv:" + cache : cache;
 }
 
+/// Tokens generated before each context.
+int generated(const DecodeBenchOptions& options) { return options.repeats * options.tokens; }
+
 /// One contender through all contexts.
 class Measurement {
 public:
     Measurement(const std::shared_ptr<runner::Model>& model, const DecodeBenchOptions& options,
                 const std::string& cache)
         : options_(options), name_(name_of(cache)), weights_(model->info().file_bytes) {
+        // libllama's own copies are counted with what its session takes.
+        if (!cache.starts_with("llama:")) weights_ += model->copied_bytes();
         release_freed_memory();
         before_ = resident_anonymous_bytes();
         runner::SessionOptions session = runner::make_options(cache, options.contexts.back());
         session.threads = options.threads;
+        session.forward_only = true;
         if (session.rival.empty()) session.isa = options.isa;
         session_ = std::make_unique<runner::Session>(model, session);
-        prompt_ = random_tokens(*model, options.contexts.back() - options.tokens, options.seed);
+        prompt_ = random_tokens(*model, options.contexts.back(), options.seed);
     }
 
     /// False: stopped.
@@ -61,13 +67,11 @@ public:
             DecodeResult result;
             result.name = name_;
             result.context = context;
-            if (!read_prompt(context - options_.tokens)) return false;
-            result.prompt_tokens_per_s = static_cast<double>(session_->length()) / prompt_seconds_;
+            if (!read_prompt(context - generated(options_))) return false;
+            result.prompt_tokens_per_s = static_cast<double>(read_) / prompt_seconds_;
             std::vector<double> rates;
             for (int repeat = 0; repeat < options_.repeats; ++repeat) {
-                if (!report("decode", repeat * options_.tokens,
-                            std::int64_t{options_.repeats} * options_.tokens))
-                    return false;
+                if (!report("decode", repeat * options_.tokens, generated(options_))) return false;
                 rates.push_back(options_.tokens / generate());
             }
             result.decode_tokens_per_s = median(rates);
@@ -95,22 +99,20 @@ private:
             return going_on;
         });
         prompt_seconds_ += seconds_since(start);
+        read_ += session_->length() - static_cast<std::int64_t>(done);
         next_ = session_->logits().empty() ? 0 : most_likely(session_->logits());
         return going_on;
     }
 
-    /// Seconds; the session is back at the prompt's end then.
+    /// Seconds. The next repeat goes on from there: caches with a sliding window cannot be cut back.
     double generate() {
-        const std::int64_t length = session_->length();
-        Token token = next_;
         const auto start = Clock::now();
         for (int i = 0; i < options_.tokens; ++i) {
-            session_->decode(token);
-            token = most_likely(session_->logits());
+            session_->decode(next_);
+            next_ = most_likely(session_->logits());
         }
         const double seconds = seconds_since(start);
         sample_memory();
-        session_->truncate(length);
         return seconds;
     }
 
@@ -123,26 +125,31 @@ private:
     std::size_t peak_ = 0;
     std::vector<Token> prompt_;
     std::unique_ptr<runner::Session> session_;
+    std::int64_t read_ = 0; ///< tokens of the prompt so far
     double prompt_seconds_ = 0;
     Token next_ = 0;
 };
 
-void check(const runner::Model& model, const DecodeBenchOptions& options) {
-    const int longest = options.contexts.empty() ? 0 : options.contexts.back();
-    if (options.contexts.empty() || !std::ranges::is_sorted(options.contexts) ||
-        options.contexts.front() <= options.tokens || longest > model.info().context_length)
-        throw InvalidArgument(
-            "contexts of " + std::to_string(options.tokens + 1) + " to " +
-            std::to_string(model.info().context_length) + " tokens are supported: more than the " +
-            std::to_string(options.tokens) + " that are generated, and no more than " +
-            model.info().path + " was trained for");
-}
-
 } // namespace
+
+void require_contexts(const DecodeBenchOptions& options, int longest) {
+    int before = 0;
+    for (const int context : options.contexts) {
+        if (context > longest)
+            throw InvalidArgument("--context " + std::to_string(context) + " is beyond the " +
+                                  std::to_string(longest) + " tokens that the model was made for");
+        if (context - before <= generated(options))
+            throw InvalidArgument("--context " + std::to_string(context) + " leaves no prompt" +
+                                  (before > 0 ? " after " + std::to_string(before) : "") +
+                                  " before --repeats " + std::to_string(options.repeats) +
+                                  " of --tokens " + std::to_string(options.tokens));
+        before = context;
+    }
+}
 
 std::vector<DecodeResult> run_decode_bench(const std::shared_ptr<runner::Model>& model,
                                            const DecodeBenchOptions& options) {
-    check(*model, options);
+    require_contexts(options, model->info().context_length);
     std::vector<DecodeResult> results;
     for (const std::string& cache : options.caches)
         if (!Measurement(model, options, cache).run(results)) break;

@@ -16,8 +16,8 @@ namespace innerkv::bench {
 struct DecodeBenchOptions {
     std::vector<std::string> caches; ///< contenders as runner::make_options has them, at least one
     std::vector<int> contexts;       ///< ascending; the longest fits the model
-    int tokens = 32;                 ///< generated at a time, up to the context
-    int repeats = 3;                 ///< how often, from the same prompt
+    int tokens = 32;                 ///< generated at a time
+    int repeats = 3;                 ///< how often, one after the other, the last up to the context
     int threads = 1;
     std::string isa; ///< of presets; empty: the best there is
     std::uint32_t seed = 1;
@@ -30,10 +30,14 @@ struct DecodeResult {
     int context = 0;                     ///< tokens in the cache when the last one is generated
     double decode_tokens_per_s = 0;      ///< median of the repeats
     double best_decode_tokens_per_s = 0; ///< of the fastest
-    double prompt_tokens_per_s = 0;      ///< of all `context - tokens` of the prompt
+    double prompt_tokens_per_s = 0;      ///< of all that were not generated
     /// Weights, and what the session took besides: cache and buffers. 0: the system does not say.
     std::size_t peak_bytes = 0;
 };
+
+/// Throws InvalidArgument where a context is longer than `longest`, the model's, or has no room for a prompt between
+/// the one before and the tokens that are generated.
+void require_contexts(const DecodeBenchOptions& options, int longest);
 
 /// Contenders come one after another, each alone in memory, and each goes through all contexts: its prompt is
 /// continued from one to the next. The prompt is random tokens; generated ones are the most likely. Throws

@@ -104,10 +104,15 @@ public:
         return least;
     }
 
-    std::vector<float> expected_output() const override {
+    int integer_rows() const override {
+        if (!shape_.format.k.quantized()) return 0;
+        return attention_.rows() * (attention_.shared ? attention_.batch : 1);
+    }
+
+    std::vector<float> expected_output(int sequence) const override {
         std::vector<SequenceView> views;
         std::vector<float> out(queries_.size());
-        QueryBlock block = make_blocks(views, out.data()).front();
+        QueryBlock block = make_blocks(views, out.data())[static_cast<std::size_t>(sequence)];
         block.tokens = 1;
         for (const int token : judged_tokens(attention_)) {
             QueryBlock one = block;
@@ -117,7 +122,7 @@ public:
             one.first_position += token;
             attention_reference(shape_, {&one, 1});
         }
-        return judged_output(attention_, out, 0);
+        return judged_output(attention_, out, sequence);
     }
 
 private:

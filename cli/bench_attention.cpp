@@ -30,7 +30,7 @@ constexpr int kMostRepeats = 1000000;
 
 constexpr const char* kExamples =
     R"(Ratios are medians over the first preset's. An error is the relative error of the output against double
-precision on unrounded data; a contender with a wrong result is refused.
+precision on the data before quantization; a contender with a wrong result is refused.
 
 Examples:
   innerkv bench attention --context 2048
@@ -54,10 +54,9 @@ struct BenchOptions {
 void check_device_options(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     if (!options.peers.empty() || options.bench.shared || !options.bench.isa.empty() ||
-        attention.ragged || attention.tokens > 1)
-        throw UsageError(
-            "--device cuda measures presets alone, one token of sequences of one length; "
-            "--peer, --shared, --isa, --ragged and --tokens are for --device cpu");
+        attention.ragged)
+        throw UsageError("--device cuda measures presets alone, on sequences of one length; "
+                         "--peer, --shared, --isa and --ragged are for --device cpu");
     if (cuda::devices().empty())
         throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
 }
@@ -126,24 +125,30 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
         if (result.arithmetic_error >= 0) entry["arithmetic_error"] = result.arithmetic_error;
         results.push_back(std::move(entry));
     }
-    return {{"head_dim", attention.head_dim},
-            {"q_heads", attention.q_heads},
-            {"kv_heads", attention.kv_heads},
-            {"context", attention.context},
-            {"batch", attention.batch},
-            {"tokens", attention.tokens},
-            {"ragged", attention.ragged},
-            {"threads", options.bench.threads},
-            {"device", options.device},
-            {"isa", measured.isa},
-            {"cold", options.bench.cold},
-            {"rounds", measured.rounds},
-            {"interrupted", interrupted()},
-            {"read_bandwidth_gb_per_s", measured.read_bandwidth_gb_per_s},
-            {"dot_instruction", measured.dot_instruction},
-            {"dot_gmac_per_s", measured.dot_gmac_per_s},
-            {"floor_us", measured.floor_us},
-            {"results", results}};
+    Json report = {{"head_dim", attention.head_dim},
+                   {"q_heads", attention.q_heads},
+                   {"kv_heads", attention.kv_heads},
+                   {"context", attention.context},
+                   {"batch", attention.batch},
+                   {"tokens", attention.tokens},
+                   {"ragged", attention.ragged},
+                   {"seed", attention.seed},
+                   {"threads", options.bench.threads},
+                   {"device", options.device},
+                   {"isa", measured.isa},
+                   {"cold", options.bench.cold},
+                   {"rounds", measured.rounds},
+                   {"interrupted", interrupted()},
+                   {"read_bandwidth_gb_per_s", measured.read_bandwidth_gb_per_s},
+                   {"dot_instruction", measured.dot_instruction},
+                   {"dot_gmac_per_s", measured.dot_gmac_per_s},
+                   {"floor_us", measured.floor_us},
+                   {"results", results}};
+    if (options.bench.shared) {
+        report["shared_dot_instruction"] = measured.shared_dot_instruction;
+        report["shared_dot_gmac_per_s"] = measured.shared_dot_gmac_per_s;
+    }
+    return report;
 }
 
 std::string to_text(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
@@ -158,19 +163,23 @@ std::string to_text(const BenchOptions& options, const bench::AttentionBenchResu
         options.bench.threads, options.bench.threads > 1 ? "s" : "",
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
         measured.dot_instruction, measured.dot_gmac_per_s);
+    if (options.bench.shared)
+        text += fmt::format("forks: {} {:.0f} GMAC/s\n", measured.shared_dot_instruction,
+                            measured.shared_dot_gmac_per_s);
     Table table({"contender", "median us", "min us", "ratio", "floor us", "x floor", "min x floor",
-                 "MB read", "GB/s", "% of reading", "error", "append us"});
+                 "MB read", "GB/s", "% of reading", "error", "arithmetic", "append us"});
     for (const bench::ContenderResult& result : measured.results)
-        table.add({result.name, fmt::format("{:.1f}", result.median_us),
-                   fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
-                   fmt::format("{:.0f}", result.floor_us),
-                   fmt::format("{:.2f}", result.times_floor),
-                   fmt::format("{:.2f}", result.min_times_floor),
-                   fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
-                   fmt::format("{:.2f}", result.gb_per_s),
-                   fmt::format("{:.0f}", result.percent_of_read_bandwidth),
-                   fmt::format("{:.4f}", result.relative_error),
-                   result.append_us >= 0 ? fmt::format("{:.0f}", result.append_us) : "-"});
+        table.add(
+            {result.name, fmt::format("{:.1f}", result.median_us),
+             fmt::format("{:.1f}", result.min_us), fmt::format("{:.2f}", result.ratio),
+             fmt::format("{:.0f}", result.floor_us), fmt::format("{:.2f}", result.times_floor),
+             fmt::format("{:.2f}", result.min_times_floor),
+             fmt::format("{:.2f}", static_cast<double>(result.bytes_read) / 1e6),
+             fmt::format("{:.2f}", result.gb_per_s),
+             fmt::format("{:.0f}", result.percent_of_read_bandwidth),
+             fmt::format("{:.4f}", result.relative_error),
+             result.arithmetic_error >= 0 ? fmt::format("{:.4f}", result.arithmetic_error) : "-",
+             result.append_us >= 0 ? fmt::format("{:.0f}", result.append_us) : "-"});
     return text + table.text();
 }
 

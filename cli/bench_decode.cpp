@@ -2,13 +2,17 @@
 // `innerkv bench decode`: prompt and generation of a model, on our caches and in libllama.
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <memory>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "bench_commands.h"
 #include "decode_bench.h"
 #include "errors.h"
+#include "innerkv/attention.h"
+#include "innerkv/error.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
 #include "log.h"
@@ -44,7 +48,17 @@ void check_peer(const std::string& name) {
                                        "' is no rival here; libllama's are llama:TYPE, "
                                        "as in llama:f16,llama:q8_0,llama:q4_0",
                                    0);
-    runner::make_options(name, 1);
+    const std::vector<std::string> all = runner::rival_names();
+    std::vector<std::string> known;
+    std::ranges::copy_if(all, std::back_inserter(known),
+                         [](const std::string& rival) { return rival.starts_with("llama:"); });
+    try {
+        runner::make_options(name, 1);
+    } catch (const InvalidArgument&) {
+        throw CLI::ValidationError(fmt::format("'{}' is no cache of libllama's; there are {}", name,
+                                               fmt::join(known, ", ")),
+                                   0);
+    }
 }
 
 bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::ModelInfo& info) {
@@ -54,10 +68,11 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
         for (std::string& name : split_list(options.peers)) bench.caches.push_back(std::move(name));
     std::ranges::sort(bench.contexts);
     if (bench.threads == 0) bench.threads = runner::available_cores();
-    check_context("--context", bench.contexts.back(), info);
-    if (bench.contexts.front() <= bench.tokens)
-        throw UsageError(fmt::format("--context {} leaves no prompt before --tokens {}",
-                                     bench.contexts.front(), bench.tokens));
+    try {
+        bench::require_contexts(bench, info.context_length);
+    } catch (const InvalidArgument& error) {
+        throw UsageError(error.what());
+    }
     return bench;
 }
 
@@ -71,9 +86,10 @@ Json to_json(const BenchOptions& options, const bench::DecodeBenchOptions& bench
                            {"best_decode_tokens_per_s", result.best_decode_tokens_per_s},
                            {"prompt_tokens_per_s", result.prompt_tokens_per_s},
                            {"peak_bytes", result.peak_bytes}});
-    return {{"model", options.model},   {"threads", bench.threads}, {"tokens", bench.tokens},
-            {"repeats", bench.repeats}, {"seed", bench.seed},       {"interrupted", interrupted()},
-            {"results", entries}};
+    return {{"model", options.model},       {"threads", bench.threads},
+            {"tokens", bench.tokens},       {"repeats", bench.repeats},
+            {"seed", bench.seed},           {"interrupted", interrupted()},
+            {"isa", select_isa(bench.isa)}, {"results", entries}};
 }
 
 std::string to_text(const bench::DecodeBenchOptions& bench,
@@ -102,13 +118,10 @@ int bench_decode(const BenchOptions& options) {
     const bench::DecodeBenchOptions bench = complete(options, model->info());
     catch_interrupts();
     const std::vector<bench::DecodeResult> results = measure(model, bench);
-    if (results.empty()) {
-        log_error("interrupted before the first context was done");
-        return kInterrupted;
-    }
+    if (results.empty()) log_error("interrupted before the first context was done");
     if (options.json)
         write_json(to_json(options, bench, results));
-    else
+    else if (!results.empty())
         write_output(to_text(bench, results));
     return interrupted() ? kInterrupted : kSuccess;
 }
@@ -140,7 +153,7 @@ void add_bench_decode(CLI::App& parent, Action& action) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens))
         ->capture_default_str();
-    command->add_option("--repeats", options->bench.repeats, "How often, from the same prompt")
+    command->add_option("--repeats", options->bench.repeats, "How often, the last up to --context")
         ->type_name("N")
         ->check(whole_range(1, kMostRepeats))
         ->capture_default_str();

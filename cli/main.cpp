@@ -33,7 +33,7 @@ bool is_option(const std::string& word) { return word.starts_with('-'); }
 
 /// What cannot be in the words of the parsing library, which knows neither command nor user.
 std::string told(const CLI::App& command, const CLI::ParseError& error) {
-    const std::string text = error.what();
+    std::string text = error.what();
     const std::string option = text.substr(0, text.find(':'));
     const std::vector<std::string> rest = command.remaining();
     for (const std::string& word : rest)

@@ -74,24 +74,29 @@ ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes) {
     return context;
 }
 
+PoolPtr make_thread_pool(int threads, std::uint32_t polling) {
+    const auto new_pool = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
+    const auto free_pool = cpu_function<PoolPtr::deleter_type>("ggml_threadpool_free");
+    ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+    params.poll = polling;
+    PoolPtr pool(new_pool && free_pool ? new_pool(&params) : nullptr, free_pool);
+    if (!pool) {
+        throw Error("ggml could not start " + std::to_string(threads) + " threads");
+    }
+    return pool;
+}
+
 CpuBackend::CpuBackend(int threads, std::uint32_t polling)
-    : backend_(ggml_backend_dev_init(cpu_device(), nullptr)) {
+    : pool_(make_thread_pool(threads, polling)),
+      backend_(ggml_backend_dev_init(cpu_device(), nullptr)) {
     const auto set_threads =
         cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
-    const auto new_pool = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
     const auto set_pool =
         cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool");
-    const auto free_pool = cpu_function<FreePool>("ggml_threadpool_free");
-    if (!backend_ || !set_threads || !new_pool || !set_pool || !free_pool) {
+    if (!backend_ || !set_threads || !set_pool) {
         throw Error("ggml's CPU backend cannot be started");
     }
     set_threads(backend_.get(), threads);
-    ggml_threadpool_params params = ggml_threadpool_params_default(threads);
-    params.poll = polling;
-    pool_ = {new_pool(&params), free_pool};
-    if (!pool_) {
-        throw Error("ggml could not start " + std::to_string(threads) + " threads");
-    }
     set_pool(backend_.get(), pool_.get());
 }
 

@@ -29,11 +29,17 @@ using BufferPtr = std::unique_ptr<ggml_backend_buffer, FreeBuffer>;
 /// A context for `tensors` descriptors (data elsewhere) and, where wanted, a graph of so many nodes.
 ContextPtr make_context(std::size_t tensors, std::size_t graph_nodes = 0);
 
+using PoolPtr = std::unique_ptr<ggml_threadpool, void (*)(ggml_threadpool*)>;
+
+/// Threads that live from graph to graph; between graphs they poll for `polling` times 131,072 pauses before they
+/// sleep. Throws Error where they cannot be started.
+PoolPtr make_thread_pool(int threads, std::uint32_t polling);
+
 /// Threads that compute graphs. They live as long as the object: starting them for every token would
 /// cost more than a small model's layers.
 class CpuBackend {
 public:
-    /// Between graphs the threads poll for `polling` times 131,072 pauses before they sleep.
+    /// `polling`: as in make_thread_pool.
     explicit CpuBackend(int threads, std::uint32_t polling);
     ggml_backend_t get() const { return backend_.get(); }
     /// Throws Error where ggml reports a failure.
@@ -43,9 +49,8 @@ private:
     struct Free {
         void operator()(ggml_backend_t backend) const { ggml_backend_free(backend); }
     };
-    using FreePool = void (*)(ggml_threadpool*);
 
-    std::unique_ptr<ggml_threadpool, FreePool> pool_{nullptr, nullptr};
+    PoolPtr pool_;
     std::unique_ptr<ggml_backend, Free> backend_; ///< uses the pool, and so goes first
 };
 

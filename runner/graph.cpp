@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "graph.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <new>
 #include <numeric>
 #include <vector>
@@ -9,15 +11,44 @@
 namespace innerkv::runner {
 namespace {
 
-constexpr std::size_t kNodesPerLayer = 48;
+constexpr std::size_t kNodesPerLayer = 64;
+
+/// Tokens from which on a weight's expansion costs less than the faster product saves.
+constexpr int kExpandedTokens = 32;
+
+/// Types whose products of many rows take ggml 1.4 (q8_0) to 3.5 (q4_1) times as long as expansion and the products
+/// of floats; those of the other types half as long (two Sapphire Rapids cores, 512 rows by 576 x 1536). In layouts
+/// of ggml's own, which are no host memory, all are fast.
+bool multiplies_slowly(const ggml_tensor* weight) {
+    constexpr ggml_type kSlow[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
+                                   GGML_TYPE_Q8_0};
+    return std::ranges::find(kSlow, weight->type) != std::end(kSlow) &&
+           ggml_backend_buffer_is_host(weight->buffer);
+}
+
+/// Elements of the largest of the layers' weights that are worth expanding.
+std::int64_t largest_expansion(const Weights& weights) {
+    std::int64_t largest = 0;
+    for (const LayerWeights& w : weights.layers) {
+        for (const ggml_tensor* weight :
+             {w.qkv, w.q, w.k, w.v, w.attention_out, w.ffn_gate, w.ffn_up, w.ffn_down}) {
+            if (weight && multiplies_slowly(weight)) {
+                largest = std::max(largest, ggml_nelements(weight));
+            }
+        }
+    }
+    return largest;
+}
 
 /// Adds a model's layers to a graph. Shapes in comments as ggml counts: innermost first.
 class Builder {
 public:
+    /// `expanded`: fp32 memory for one weight of a layer at a time; null: products with weights as they are.
     Builder(const Parameters& model, const Weights& weights, ggml_context* context,
-            ggml_tensor* positions, ggml_tensor* output_rows)
-        : model_(model), weights_(weights), context_(context), positions_(positions),
-          output_rows_(output_rows) {}
+            ggml_cgraph* graph, ggml_tensor* positions, ggml_tensor* output_rows,
+            ggml_tensor* expanded)
+        : model_(model), weights_(weights), context_(context), graph_(graph), positions_(positions),
+          output_rows_(output_rows), expanded_(expanded) {}
 
     /// [embedding_dim, tokens]
     ggml_tensor* embed(ggml_tensor* token_ids) const {
@@ -50,7 +81,8 @@ public:
 
     /// [vocabulary_size, outputs]
     ggml_tensor* logits(ggml_tensor* x) const {
-        x = linear(weights_.output, norm(x, weights_.output_norm), weights_.output_bias);
+        x = ggml_mul_mat(context_, weights_.output, norm(x, weights_.output_norm));
+        x = biased(x, weights_.output_bias);
         if (model_.logit_soft_cap > 0.0f) {
             x = ggml_scale(context_, x, 1.0f / model_.logit_soft_cap);
             x = ggml_scale(context_, ggml_tanh(context_, x), model_.logit_soft_cap);
@@ -72,9 +104,25 @@ private:
     ggml_tensor* post_norm(ggml_tensor* x, ggml_tensor* weight) const {
         return weight ? norm(x, weight) : x;
     }
-    ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* x, ggml_tensor* bias) const {
-        x = ggml_mul_mat(context_, weight, x);
+    ggml_tensor* biased(ggml_tensor* x, ggml_tensor* bias) const {
         return bias ? ggml_add(context_, x, bias) : x;
+    }
+    ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* x, ggml_tensor* bias) const {
+        const bool expands = expanded_ && multiplies_slowly(weight);
+        return biased(expands ? product_of_expanded(weight, x) : ggml_mul_mat(context_, weight, x),
+                      bias);
+    }
+
+    /// The weights of all layers share the memory that they are expanded in. A graph runs in the order in which
+    /// nodes come into it: x first, then the weight, then their product, before the next weight.
+    ggml_tensor* product_of_expanded(ggml_tensor* weight, ggml_tensor* x) const {
+        ggml_build_forward_expand(graph_, x);
+        const std::int64_t in = weight->ne[0];
+        ggml_tensor* const floats = ggml_view_2d(context_, expanded_, in, weight->ne[1],
+                                                 static_cast<std::size_t>(in) * sizeof(float), 0);
+        ggml_tensor* const product = ggml_mul_mat(context_, ggml_cpy(context_, weight, floats), x);
+        ggml_build_forward_expand(graph_, product);
+        return product;
     }
 
     ggml_tensor* feed_forward(ggml_tensor* x, const LayerWeights& w) const {
@@ -131,8 +179,10 @@ private:
     const Parameters& model_;
     const Weights& weights_;
     ggml_context* context_;
+    ggml_cgraph* graph_;
     ggml_tensor* positions_;
     ggml_tensor* output_rows_;
+    ggml_tensor* expanded_;
 };
 
 ggml_tensor* integer_input(ggml_context* context, int size) {
@@ -154,7 +204,7 @@ std::vector<std::int32_t> counting_from(std::int64_t first, int count) {
 } // namespace
 
 Graph::Graph(const Parameters& model, const Weights& weights, std::span<LayerAttention> attention,
-             int tokens, int outputs)
+             int tokens, int outputs, bool expand_weights)
     : tokens_(tokens), outputs_(outputs) {
     const std::size_t layers = weights.layers.size();
     const std::size_t nodes = (layers + 1) * kNodesPerLayer;
@@ -165,7 +215,14 @@ Graph::Graph(const Parameters& model, const Weights& weights, std::span<LayerAtt
     if (outputs > 0 && outputs < tokens) {
         output_rows_ = integer_input(context_.get(), outputs);
     }
-    const Builder builder(model, weights, context_.get(), positions_, output_rows_);
+    ggml_tensor* expanded = nullptr;
+    if (const std::int64_t size = largest_expansion(weights);
+        size > 0 && expand_weights && tokens >= kExpandedTokens) {
+        expanded = ggml_new_tensor_1d(context_.get(), GGML_TYPE_F32, size);
+        ggml_set_input(expanded);
+    }
+    const Builder builder(model, weights, context_.get(), graph_, positions_, output_rows_,
+                          expanded);
     ggml_tensor* x = builder.embed(token_ids_);
     for (std::size_t i = 0; i + 1 < layers; ++i) {
         x = builder.layer(x, i, attention[i]);

@@ -17,9 +17,9 @@ namespace innerkv::runner {
 class Graph {
 public:
     /// Logits are computed for the last `outputs` of the tokens. `attention`: one per layer, which must
-    /// outlive the graph.
+    /// outlive the graph. `expand_weights`: SessionOptions::expand_weights.
     Graph(const Parameters& model, const Weights& weights, std::span<LayerAttention> attention,
-          int tokens, int outputs);
+          int tokens, int outputs, bool expand_weights);
 
     int tokens() const { return tokens_; }
     int outputs() const { return outputs_; }

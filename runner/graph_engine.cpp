@@ -33,7 +33,8 @@ class GraphEngine final : public Engine {
 public:
     GraphEngine(std::shared_ptr<Model> model, const SessionOptions& options)
         : model_(std::move(model)), store_(make_store(*model_, options)),
-          backend_(options.threads, kPolling), driver_(*store_, options.arithmetic, options.isa) {
+          backend_(options.threads, kPolling), driver_(*store_, options.arithmetic, options.isa),
+          expand_weights_(options.expand_weights) {
         const Parameters& parameters = ModelAccess::parts(*model_).parameters;
         for (int layer = 0; layer < parameters.layers; ++layer) {
             attention_.push_back(
@@ -84,7 +85,7 @@ private:
             slot.reset();
             const auto& parts = ModelAccess::parts(*model_);
             slot = std::make_unique<Graph>(parts.parameters, parts.weights, attention_, tokens,
-                                           outputs);
+                                           outputs, expand_weights_);
         }
         return *slot;
     }
@@ -93,6 +94,7 @@ private:
     std::unique_ptr<KvStore> store_;
     CpuBackend backend_;
     AttentionDriver driver_;
+    bool expand_weights_;
     std::vector<LayerAttention> attention_; ///< [layers]
     std::unique_ptr<Graph> decode_graph_;
     std::unique_ptr<Graph> chunk_graph_;

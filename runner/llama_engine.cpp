@@ -16,6 +16,8 @@
 namespace innerkv::runner {
 namespace {
 
+constexpr std::uint32_t kPolling = 50; ///< between graphs, as llama.cpp's programs do
+
 constexpr const char* kRotationOff = "LLAMA_ATTN_ROT_DISABLE";
 
 /// An environment variable for as long as the object lives: libllama reads this one when a context is
@@ -64,7 +66,7 @@ class LlamaEngine final : public Engine {
 public:
     LlamaEngine(const ModelInfo& info, const SessionOptions& options, const Rival& rival)
         : info_(info), config_(cache_config(info, options)), type_(find_type(rival.type)),
-          batch_(options.chunk) {
+          batch_(options.chunk), pool_(make_thread_pool(options.threads, kPolling)) {
         if (rival.cache.k.codec) {
             rival.cache.k.codec->check(info_.head_dim);
         }
@@ -78,7 +80,8 @@ public:
         params.n_ctx = static_cast<std::uint32_t>(options.context);
         params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(options.chunk);
         params.n_threads = params.n_threads_batch = options.threads;
-        params.swa_full = true; // windows by the mask alone, so that any length can be returned to
+        // true: windows by the mask alone, so that any length can be returned to.
+        params.swa_full = !options.forward_only;
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
         params.type_k = params.type_v = type_;
         const Environment rotation(kRotationOff, rival.rotate ? "0" : "1");
@@ -87,6 +90,8 @@ public:
             throw Error("libllama cannot make a context with a cache of " + rival.type + ": " +
                         log.first_error());
         }
+        // Without one, threads are started for every graph.
+        llama_attach_threadpool(context_.get(), pool_.get(), nullptr);
     }
 
     std::span<const float> process(std::span<const Token> tokens, std::int64_t position,
@@ -168,6 +173,7 @@ private:
     CacheConfig config_; ///< of fp16, to compare with
     ggml_type type_;
     Batch batch_;
+    PoolPtr pool_; ///< outlives the context that uses it
     std::unique_ptr<llama_model, FreeModel> model_;
     std::unique_ptr<llama_context, FreeLlamaContext> context_;
 };

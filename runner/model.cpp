@@ -76,6 +76,7 @@ std::shared_ptr<Model> Model::load(const std::string& path) {
 }
 
 const ModelInfo& Model::info() const { return impl_->info; }
+std::size_t Model::copied_bytes() const { return impl_->weights.copied_bytes(); }
 
 std::vector<Token> Model::tokenize(std::string_view text, bool bos, bool special) const {
     return impl_->vocabulary.tokenize(text, bos, special);

@@ -65,6 +65,8 @@ public:
     ~Model();
 
     const ModelInfo& info() const;
+    /// Of weights that were copied into a layout that is multiplied faster; the rest is the file's own pages.
+    std::size_t copied_bytes() const;
 
     /// `special`: text such as "<|im_end|>" becomes one token. `bos`: add the model's first token
     /// where its vocabulary asks for one.
@@ -96,6 +98,12 @@ struct SessionOptions {
     int threads = 0;            ///< 0: all cores
     int chunk = 512;            ///< prompt tokens a graph processes at once; a multiple of 32
     bool exact_prefill = false; ///< keep the whole prompt fp16 until it is complete
+    /// Chunks of 32 tokens and more multiply by weights expanded to fp32, one weight at a time, where that is faster
+    /// (types q4_0 to q8_0). It takes 4 bytes for each element of the largest of a layer's weights. false: as in
+    /// decoding, where activations are rounded to 8 bits.
+    bool expand_weights = true;
+    /// The session is never cut back: libllama then keeps no more than a model's sliding windows need.
+    bool forward_only = false;
     Arithmetic arithmetic = Arithmetic::integer;
     std::string isa; ///< empty: automatic
     /// Somebody else's cache instead of the preset's, as rival_names() has them; empty: none. Norms,

@@ -304,4 +304,12 @@ Weights::Weights(const GgufFile& file, const Parameters& model) {
     reader.check_all_used(model);
 }
 
+std::size_t Weights::copied_bytes() const {
+    std::size_t bytes = 0;
+    for (std::size_t i = 1; i < buffers_.size(); ++i) {
+        bytes += ggml_backend_buffer_get_size(buffers_[i].get());
+    }
+    return bytes;
+}
+
 } // namespace innerkv::runner

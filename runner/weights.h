@@ -49,9 +49,12 @@ public:
     ggml_tensor* rope_factors = nullptr;
     std::vector<LayerWeights> layers;
 
+    /// Model::copied_bytes
+    std::size_t copied_bytes() const;
+
 private:
     friend class WeightReader;
-    std::vector<BufferPtr> buffers_;
+    std::vector<BufferPtr> buffers_; ///< the mapped file, then copies
     std::vector<ContextPtr> contexts_;
 };
 

@@ -26,6 +26,7 @@ class Model:
     q_heads: int
     kv_heads: int
     type: Type = Type.F32
+    stored: Type = None  # another type for the same values (of NAME, called NAME-as-f32)
     layers: int = 3
     embedding_dim: int = 0  # 0: q_heads * head_dim
     ffn_dim: int = 512
@@ -55,6 +56,7 @@ MODELS = {
     "llama-q8_0": Model("llama", 64, 4, 2, Type.Q8_0),
     "llama-q4_0": Model("llama", 64, 4, 2, Type.Q4_0, tied=False),
     "llama-q4_1": Model("llama", 64, 4, 2, Type.Q4_1),
+    "llama-q4_1-as-f32": Model("llama", 64, 4, 2, Type.Q4_1, stored=Type.F32),
     "llama-q5_0": Model("llama", 64, 4, 2, Type.Q5_0),
     "llama-head80": Model("llama", 80, 4, 2),
     "llama-head96": Model("llama", 96, 4, 4, tied=False),
@@ -164,6 +166,7 @@ class Tensors:
     def __init__(self, writer, model, seed):
         self.writer = writer
         self.type = model.type
+        self.stored = model.stored or model.type
         self.random = np.random.default_rng(seed)
 
     def matrix(self, name, rows, columns, scale=1.0):
@@ -171,12 +174,14 @@ class Tensors:
         self.add(name, values * np.float32(scale / np.sqrt(columns)))
 
     def add(self, name, values):
-        if self.type in (Type.F32, Type.F16):
-            dtype = np.float32 if self.type == Type.F32 else np.float16
+        if self.stored != self.type:
+            values = gguf.quants.dequantize(gguf.quants.quantize(values, self.type), self.type)
+        if self.stored in (Type.F32, Type.F16):
+            dtype = np.float32 if self.stored == Type.F32 else np.float16
             self.writer.add_tensor(name, values.astype(dtype))
         else:
-            data = gguf.quants.quantize(values, self.type)
-            self.writer.add_tensor(name, data, raw_dtype=self.type)
+            data = gguf.quants.quantize(values, self.stored)
+            self.writer.add_tensor(name, data, raw_dtype=self.stored)
 
     def vector(self, name, size, mean, deviation):
         values = self.random.standard_normal(size, dtype=np.float32) * np.float32(deviation)
@@ -225,7 +230,7 @@ def write_model(path, name, model):
     writer.add_name(f"random {name}")
     add_metadata(writer, model)
     (add_sentence_piece if model.sentence_piece else add_byte_pairs)(writer)
-    tensors = Tensors(writer, model, zlib.crc32(name.encode()))
+    tensors = Tensors(writer, model, zlib.crc32(name.removesuffix("-as-f32").encode()))
     # Embeddings are small beside what layers add, and logits spread by about 2, tied or not: then a
     # fault anywhere shows in the logits.
     embedding = 0.3 / (np.sqrt(model.width) if model.architecture.startswith("gemma") else 1.0)

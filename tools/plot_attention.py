@@ -54,7 +54,7 @@ def label_place(x, y, taken):
 
 
 def draw(report, title):
-    points = [(r["name"], r["bytes_read"] / 2**20, r["median_us"] / 1e3)
+    points = [(r["name"], r["bytes_read"] / 2**20, r["min_us"] / 1e3)
               for r in report["results"]]
     bandwidth = report["read_bandwidth_gb_per_s"] * 1e9 / 2**20 / 1e3  # MiB a millisecond
     x = Log([p[1] for p in points], LEFT, WIDTH - RIGHT)
@@ -69,7 +69,7 @@ def draw(report, title):
         out += [line(LEFT, y.at(tick), WIDTH - RIGHT, y.at(tick)),
                 text(LEFT - 8, y.at(tick) + 4, f"{tick:g}", "end")]
     out += [text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "MiB of keys and values read a step"),
-            text(LEFT - 66, TOP - 10, "milliseconds a step", "start", size=12)]
+            text(LEFT - 66, TOP - 10, "milliseconds a step, least", "start", size=12)]
     ends = [2.0**x.low, 2.0**x.high]
     ends = [min(max(end, 2.0**y.low * bandwidth), 2.0**y.high * bandwidth) for end in ends]
     out += [line(x.at(ends[0]), y.at(ends[0] / bandwidth), x.at(ends[1]), y.at(ends[1] / bandwidth),
@@ -90,6 +90,8 @@ def main():
     arguments = parser.parse_args()
     try:
         report = json.load(sys.stdin)
+        if not report["results"]:
+            sys.exit("plot_attention.py: the report has no results: it was interrupted")
         print(draw(report, arguments.title))
     except (ValueError, KeyError, TypeError) as error:
         sys.exit(f"plot_attention.py: not the JSON of `innerkv bench attention`: {error!r}")

@@ -17,6 +17,7 @@ import sys
 
 from plot_attention import BOTTOM, HEIGHT, LEFT, OURS, RIGHT, THEIRS, TOP, WIDTH, Log, line, text
 
+SHAPE = ("model", "head_dim", "q_heads", "kv_heads", "batch", "tokens", "threads")
 LABELS = 150  # to the right of the lines' ends
 
 
@@ -48,7 +49,7 @@ def draw(reports, title):
            f'font-family="sans-serif"><rect width="100%" height="100%" fill="white"/>',
            text(WIDTH / 2, 22, title, size=16),
            text((LEFT + WIDTH - RIGHT - LABELS) / 2, HEIGHT - 14, "tokens in the cache"),
-           text(LEFT - 66, TOP - 10, "tokens a second" if decode else "milliseconds a step",
+           text(LEFT - 66, TOP - 10, "tokens a second, most" if decode else "milliseconds a step, least",
                 "start", size=12)]
     for tick in x.ticks():
         out += [line(x.at(tick), TOP, x.at(tick), HEIGHT - BOTTOM),
@@ -78,8 +79,16 @@ def main():
         for name in arguments.reports:
             with open(name, encoding="utf-8") as file:
                 reports.append(json.load(file))
+            if not reports[-1]["results"]:
+                sys.exit(f"plot_contexts.py: {name} has no results: it was interrupted")
+        shapes = {tuple(report.get(name) for name in SHAPE) for report in reports}
+        if len(shapes) > 1:
+            sys.exit(f"plot_contexts.py: the reports differ in {', '.join(SHAPE)}: one line needs "
+                     "measurements that differ in their context alone")
         print(draw(reports, arguments.title))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except OSError as error:
+        sys.exit(f"plot_contexts.py: {error}")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         sys.exit(f"plot_contexts.py: not the JSON of `innerkv bench`: {error!r}")
 
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention on a device in microseconds, the second-level cache cold: a table by preset, batch and context.
+// Attention on a device in microseconds, the second-level cache cold: a table by preset, batch and context. The last
+// `tokens` tokens of a context ask: 1 as in decoding, more as in a prompt's chunk, which then is fp16.
 //
-//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim]
+//     cuda_attention_timing [preset,...] [q_heads] [kv_heads] [head_dim] [tokens] [batchxcontext,...]
 //
 // Pages are quantized from Gaussian rows, a few of them, copied to as many places as the context has. Two figures
 // (device_timer.h): events around a replay of a CUDA graph that holds one call, and the time of a call inside a graph.
@@ -38,6 +39,25 @@ struct Case {
     std::int64_t context;
 };
 
+/// "8x32768"
+Case case_of(const std::string& text) {
+    std::istringstream from(text);
+    Case result{};
+    char by = 0;
+    if (!(from >> result.batch >> by >> result.context) || by != 'x' || result.batch < 1 ||
+        result.context < 256)
+        throw std::runtime_error("\"" + text +
+                                 "\" is no case; one is BATCHxCONTEXT, of at least 256 tokens");
+    return result;
+}
+
+std::vector<std::string> split(const std::string& list) {
+    std::istringstream from(list);
+    std::vector<std::string> parts;
+    for (std::string part; std::getline(from, part, ',');) parts.push_back(part);
+    return parts;
+}
+
 /// Host pages that sequences are made of.
 struct Pages {
     std::vector<std::vector<unsigned char>> memory;
@@ -72,8 +92,15 @@ PageRun run_of(const Pages& pages, const PageFormat& format, std::int64_t first,
     return {table, format.page_bytes(), first, tokens};
 }
 
-void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, const Case& tested,
+struct Heads {
+    int query;
+    int key_value;
+    int dim;
+};
+
+void time_case(const Preset& preset, const Heads& heads, int tokens, const Case& tested,
                const bench::DeviceTimer& timer, double bandwidth) {
+    const auto [q_heads, kv_heads, head_dim] = heads;
     AttentionShape shape;
     shape.q_heads = q_heads;
     shape.kv_heads = kv_heads;
@@ -84,7 +111,8 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
     const Pages dense(windows, kv_heads, 4);
     std::vector<const std::byte*> tables[3];
     SequenceView view;
-    const std::int64_t recent = all_f16 ? tested.context - 32 : 96 + tested.context % 32;
+    const std::int64_t recent =
+        all_f16 ? tested.context - 32 : 96 + (tokens / 32 * 32) + tested.context % 32;
     view.sink = run_of(dense, windows, 0, 32, tables[0]);
     if (!all_f16)
         view.quantized =
@@ -102,10 +130,11 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
         view.centres = {epochs, 8, 0};
     }
     const std::vector<cuda::SequenceQueries> asked(static_cast<std::size_t>(tested.batch),
-                                                   {&view, tested.context - 1, 1});
+                                                   {&view, tested.context - tokens, tokens});
     const cuda::DeviceSequences sequences(shape, asked);
-    cuda::Attention attention(shape, {0, tested.batch, 1, 0});
-    const auto elements = static_cast<std::size_t>(tested.batch * q_heads * head_dim);
+    cuda::Attention attention(
+        shape, {0, tested.batch, tokens, 0, tokens > 1 ? tested.batch * tested.context : 0});
+    const auto elements = static_cast<std::size_t>(tested.batch * tokens * q_heads * head_dim);
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
     std::vector<std::uint16_t> host(elements);
@@ -123,22 +152,27 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
     call.q_type = call.out_type = RowType::f16;
     call.q_head_stride = call.out_head_stride = head_dim;
     call.q_token_stride = call.out_token_stride = q_heads * head_dim;
-    call.q_sequence_stride = call.out_sequence_stride = q_heads * head_dim;
+    call.q_sequence_stride = call.out_sequence_stride = tokens * q_heads * head_dim;
     call.stream = timer.stream();
     const auto work = [&] { attention.run(call); };
     const bench::DeviceGraph graph = timer.capture(work);
-    std::vector<double> samples;
-    for (int round = 0; round < 31; ++round) samples.push_back(timer.time_us(graph));
+    std::vector<double> samples(31);
+    for (double& sample : samples) sample = timer.time_us(graph);
     const double events = median(samples);
     const double inside = timer.time_inside_graph_us(work);
     const double bytes =
         static_cast<double>(tested.batch) * kv_heads *
         (static_cast<double>(view.quantized.pages.size() * shape.format.page_bytes()) +
          static_cast<double>((32 + recent) * 4 * head_dim));
-    std::printf("%-7s %3d x %-7ld events %7.1f us  alone %7.1f us  %8.2f MB  %6.0f GB/s  %4.1f%%\n",
+    std::printf("%-7s %3d x %-7ld events %7.1f us  alone %7.1f us  %8.2f MB  %6.0f GB/s  %4.1f%%",
                 std::string(preset.name).c_str(), tested.batch, static_cast<long>(tested.context),
                 events, inside, bytes / 1e6, bytes / inside / 1e3,
                 1e8 * bytes / inside / bandwidth);
+    if (tokens > 1) { // two products, each a multiplication and an addition a channel
+        const double seen = static_cast<double>(tested.context) - 0.5 * (tokens - 1);
+        std::printf("  %4.0f TFLOP/s", 4.0 * static_cast<double>(elements) * seen / events / 1e6);
+    }
+    std::printf("\n");
     std::fflush(stdout);
     check(cudaFree(q));
     check(cudaFree(out));
@@ -147,19 +181,25 @@ void time_case(const Preset& preset, int q_heads, int kv_heads, int head_dim, co
 } // namespace
 
 int main(int argc, char** argv) try {
-    std::string names = argc > 1 ? argv[1] : "base";
-    const int q_heads = argc > 2 ? std::atoi(argv[2]) : 32;
-    const int kv_heads = argc > 3 ? std::atoi(argv[3]) : 8;
-    const int head_dim = argc > 4 ? std::atoi(argv[4]) : 128;
+    const std::vector<std::string> presets = split(argc > 1 ? argv[1] : "base");
+    const auto number = [&](int index, int otherwise) {
+        return argc > index ? std::atoi(argv[index]) : otherwise;
+    };
+    const Heads heads{number(2, 32), number(3, 8), number(4, 128)};
+    const int tokens = number(5, 1);
+    const char* usual = tokens > 1 ? "1x8192,1x32768,1x131072,4x32768"
+                                   : "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192";
+    std::vector<Case> cases;
+    for (const std::string& text : split(argc > 6 ? argv[6] : usual))
+        cases.push_back(case_of(text));
     const bench::DeviceTimer timer;
     const double bandwidth = timer.read_bandwidth();
     std::printf("%s, %d query heads on %d, %d channels; reading %.0f GB/s\n",
-                cuda::devices().at(0).name.c_str(), q_heads, kv_heads, head_dim, bandwidth / 1e9);
-    std::istringstream list(names);
-    for (std::string name; std::getline(list, name, ',');)
-        for (const Case& tested : {Case{1, 8192}, Case{1, 32768}, Case{1, 131072}, Case{8, 8192},
-                                   Case{8, 32768}, Case{32, 8192}})
-            time_case(find_preset(name), q_heads, kv_heads, head_dim, tested, timer, bandwidth);
+                cuda::devices().at(0).name.c_str(), heads.query, heads.key_value, heads.dim,
+                bandwidth / 1e9);
+    for (const std::string& name : presets)
+        for (const Case& tested : cases)
+            time_case(find_preset(name), heads, tokens, tested, timer, bandwidth);
     return 0;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

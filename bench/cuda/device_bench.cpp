@@ -15,7 +15,8 @@
 namespace innerkv::bench {
 namespace {
 
-constexpr int kAppendTokens = 512;
+/// What one append brings: a chunk that asks is one append.
+int append_tokens(const AttentionCase& attention) { return std::max(512, attention.tokens); }
 constexpr double kGigabyte = 1e9;
 
 void check(cudaError_t status, const char* what) {
@@ -59,7 +60,7 @@ CacheConfig config_of(const AttentionCase& attention, const Preset& preset) {
         CacheConfig::from_preset(preset, 1, attention.kv_heads, attention.head_dim);
     config.max_tokens = attention.context * attention.batch;
     config.max_sequences = attention.batch;
-    config.max_append = kAppendTokens;
+    config.max_append = append_tokens(attention);
     return config;
 }
 
@@ -71,22 +72,30 @@ AttentionShape shape_of(const AttentionCase& attention, const Preset& preset) {
     return shape;
 }
 
+cuda::AttentionLimits limits_of(const AttentionCase& attention) {
+    cuda::AttentionLimits limits;
+    limits.max_sequences = attention.batch;
+    limits.max_query_tokens = attention.tokens;
+    if (attention.tokens > 1) limits.max_history_tokens = attention.batch * attention.context;
+    return limits;
+}
+
 class DeviceContender final : public Contender {
 public:
     DeviceContender(const AttentionCase& attention, const Preset& preset, const DeviceTimer& timer,
                     const Checkpoint& checkpoint)
         : attention_(attention), preset_(preset), timer_(timer),
           cache_(config_of(attention, preset)), shape_(shape_of(attention, preset)),
-          kernel_(shape_, {0, attention.batch, 1, 0}), k_(chunk_elements()), v_(chunk_elements()),
+          kernel_(shape_, limits_of(attention)), k_(chunk_elements()), v_(chunk_elements()),
           q_(sequences() * attention.query_elements()),
           out_(sequences() * attention.query_elements()) {
         for (int slot = 0; slot < attention_.batch; ++slot) {
             cache_.create();
             cache_.reserve(slot, attention_.context);
         }
-        // The last token by itself: what a decode step finds.
-        append(0, attention_.context - 1, checkpoint);
-        append(attention_.context - 1, attention_.context, checkpoint);
+        // The last tokens by themselves: what a decode step finds, or a prompt's chunk, which is fp16 then.
+        append(0, attention_.context - attention_.tokens, checkpoint);
+        append(attention_.context - attention_.tokens, attention_.context, checkpoint);
         cache_.verify();
         std::vector<float> queries;
         for (int slot = 0; slot < attention_.batch; ++slot)
@@ -115,28 +124,34 @@ public:
 
     double time_us() const { return timer_.time_us(*graph_); }
 
-    /// Attention of sequence 0 on what the cache holds.
-    std::vector<float> expected_output() const override {
-        const SequenceView view = fetched().view(0);
-        const std::vector<float> queries = make_queries(attention_, 0);
+    int integer_rows() const override {
+        return shape_.format.k.quantized() ? attention_.rows() : 0;
+    }
+
+    /// Attention of a sequence on what the cache holds, of the judged tokens.
+    std::vector<float> expected_output(int sequence) const override {
+        const SequenceView view = fetched().view(sequence);
+        const std::vector<float> queries = make_queries(attention_, sequence);
         std::vector<float> out(queries.size());
-        QueryBlock block;
-        block.sequence = &view;
-        block.q = queries.data();
-        block.out = out.data();
-        block.q_token_stride = block.out_token_stride =
-            static_cast<std::ptrdiff_t>(attention_.query_elements());
-        block.q_head_stride = block.out_head_stride = attention_.head_dim;
-        block.first_position = attention_.context - 1;
-        attention_reference(shape_, {&block, 1});
-        return out;
+        const auto token_elements = static_cast<std::ptrdiff_t>(attention_.token_elements());
+        for (const int token : judged_tokens(attention_)) {
+            QueryBlock block;
+            block.sequence = &view;
+            block.q = queries.data() + token * token_elements;
+            block.out = out.data() + token * token_elements;
+            block.q_token_stride = block.out_token_stride = token_elements;
+            block.q_head_stride = block.out_head_stride = attention_.head_dim;
+            block.first_position = attention_.first_position(sequence) + token;
+            attention_reference(shape_, {&block, 1});
+        }
+        return judged_output(attention_, out, sequence);
     }
 
     /// Of 32 tokens, a page being quantized meanwhile.
     double append_us() override {
         constexpr int kAppends = 32;
         AttentionCase one = attention_;
-        one.batch = 1;
+        one.batch = one.tokens = 1;
         one.context = std::int64_t{kPageTokens} * kAppends;
         cuda::DeviceCache cache(config_of(one, preset_));
         cache.reserve(cache.create(), one.context);
@@ -154,7 +169,8 @@ public:
 private:
     std::size_t sequences() const { return static_cast<std::size_t>(attention_.batch); }
     std::size_t chunk_elements() const {
-        return sequences() * kAppendTokens * attention_.row_elements();
+        return sequences() * static_cast<std::size_t>(append_tokens(attention_)) *
+               attention_.row_elements();
     }
 
     const cuda::HostSequence& fetched() const {
@@ -179,7 +195,8 @@ private:
         std::vector<std::uint16_t> halves[2];
         while (first < end) {
             checkpoint();
-            const std::int64_t tokens = std::min<std::int64_t>(kAppendTokens, end - first);
+            const std::int64_t tokens =
+                std::min<std::int64_t>(append_tokens(attention_), end - first);
             const std::size_t count = static_cast<std::size_t>(tokens) * attention_.row_elements();
             for (int side = 0; side < 2; ++side) {
                 rows[side].resize(count);
@@ -206,8 +223,10 @@ private:
         call.q = q_.get();
         call.out = out_.get();
         call.q_head_stride = call.out_head_stride = attention_.head_dim;
-        call.q_token_stride = call.out_token_stride = call.q_sequence_stride =
-            call.out_sequence_stride = static_cast<std::ptrdiff_t>(attention_.query_elements());
+        call.q_token_stride = call.out_token_stride =
+            static_cast<std::ptrdiff_t>(attention_.token_elements());
+        call.q_sequence_stride = call.out_sequence_stride =
+            static_cast<std::ptrdiff_t>(attention_.query_elements());
         call.stream = timer_.stream();
         return call;
     }
@@ -220,7 +239,7 @@ private:
     cuda::Attention kernel_;
     DeviceArray<std::uint16_t> k_; ///< [sequence, token, kv_head, head_dim]: what is appended next
     DeviceArray<std::uint16_t> v_;
-    DeviceArray<float> q_; ///< [sequence, q_head, head_dim]
+    DeviceArray<float> q_; ///< [sequence, token, q_head, head_dim]
     DeviceArray<float> out_;
     std::vector<float> output_;
     std::unique_ptr<DeviceGraph> graph_;
@@ -249,7 +268,7 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
                             static_cast<int>(options.presets.size())))
                     throw Stopped();
             }));
-    const std::vector<float> exact = exact_attention(options.attention, 0);
+    const std::vector<ExactOutput> exact = exact_outputs(options.attention);
     for (const auto& contender : contenders)
         bench.results.push_back(judge(options.attention, *contender, exact));
     bench.read_bandwidth_gb_per_s = timer.read_bandwidth() / kGigabyte;

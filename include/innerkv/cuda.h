@@ -48,6 +48,12 @@ struct DeviceInfo {
     std::size_t l2_bytes = 0;
 };
 
+/// A device has too little free memory.
+class OutOfMemory : public DeviceError {
+public:
+    using DeviceError::DeviceError;
+};
+
 /// Devices that the kernels run on; empty where there is none.
 std::vector<DeviceInfo> devices();
 /// Why devices() is empty, in a sentence; empty where it is not.
@@ -114,10 +120,16 @@ struct AttentionLimits {
     /// Blocks of threads of a launch; 0: as many as the device holds at once. Fewer leave multiprocessors to
     /// others.
     int max_blocks = 0;
+    /// Memory for chunks: sequences with 160 query rows a KV head and more have what they see written out as fp16
+    /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim bytes each;
+    /// a sequence that finds no room is read page by page for every few queries, many times slower. 0: all are,
+    /// and on other devices than those of compute capability 9.0.
+    std::int64_t max_history_tokens = 0;
 };
 
 inline constexpr int kMaxSequences = 256;
-inline constexpr int kMaxQueryTokens = 1024;
+inline constexpr int kMaxQueryTokens = 1 << 16;
+inline constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
 
 /// Queries and outputs in device memory, [sequence, token, q_head, head_dim], last dimension contiguous;
 /// strides in elements.
@@ -140,8 +152,8 @@ struct AttentionCall {
 
 /// Attention of one layer for up to max_sequences sequences, with memory of its own for partial results:
 /// calls of one object must follow each other on the device. Results are those of attention.h with
-/// Arithmetic::integer within the same bounds; fp16 windows are multiplied in fp16 with fp32 sums. They do
-/// not depend on the order in which blocks run, but on the device's number of multiprocessors.
+/// Arithmetic::integer within the same bounds; fp16 windows, and all that chunks see, are multiplied in fp16 with
+/// fp32 sums. They do not depend on the order in which blocks run, but on the device's number of multiprocessors.
 class Attention {
 public:
     /// Allocates. Throws InvalidArgument where shape or limits are not supported, Unavailable, DeviceError.
@@ -150,7 +162,7 @@ public:
     Attention(Attention&&) noexcept;
     Attention& operator=(Attention&&) noexcept;
 
-    /// Enqueues one launch. Throws InvalidArgument for a pointer or stream of another device and for
+    /// Enqueues one launch, four where there is memory for chunks. Throws InvalidArgument for a pointer or stream of another device and for
     /// strides and counts out of range, DeviceError where the launch is refused; then nothing has run.
     void run(const AttentionCall& call);
 

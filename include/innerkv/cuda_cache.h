@@ -3,8 +3,8 @@
 // host. A step is append() and cuda::Attention::run on sequences(layer): both enqueue a fixed number of launches of a
 // fixed shape, so that a CUDA graph captured once is right while sequences grow.
 //
-// Sequences are slots, 0 .. max_sequences - 1, and every call is for all slots: rows of a slot that is not in use, or
-// that brings no token, are not looked at. Host calls (create, reserve, ...) wait for the device.
+// Sequences are slots, 0 .. max_sequences - 1, and a call is for all of them or a range: rows of a slot that is not in
+// use, or that brings no token, are not looked at. Host calls (create, reserve, ...) wait for the device.
 #pragma once
 
 #include <cstddef>
@@ -30,14 +30,15 @@ struct DeviceRows {
 struct DeviceAppend {
     int layer = 0;
     int max_tokens = 1; ///< of a slot, up to CacheConfig::max_append
-    /// [max_sequences] in device memory: how many tokens each slot brings, max_tokens at most; null: max_tokens
-    /// each.
+    /// [slots] in device memory: how many tokens each slot brings, max_tokens at most; null: max_tokens each.
     const std::int32_t* tokens = nullptr;
     DeviceRows k;
     DeviceRows v;
     DeviceRows q = {}; ///< as AppendRows::q
     int q_heads = 0;
     Stream stream = nullptr;
+    int first_slot = 0; ///< rows are those of slots first_slot .. first_slot + slots - 1
+    int slots = 0;      ///< 0: all from first_slot on
 };
 
 /// A sequence's cache in host memory, as SequenceView shows it; of one layer after the other.
@@ -58,7 +59,7 @@ private:
 };
 
 /// Calls of one object must not overlap on the host; appends and attention of one layer must follow each other on the
-/// device. Not there, other than in innerkv::Cache: exact_prefill, forks, truncate() into quantized pages.
+/// device. Not there, other than in innerkv::Cache: exact_prefill, truncate() into quantized pages.
 class DeviceCache {
 public:
     /// Takes all memory at once. Throws InvalidArgument where the config is not supported, Unavailable,
@@ -73,6 +74,14 @@ public:
     /// A slot for a new, empty sequence. Throws OutOfPages where all are in use.
     int create();
     void remove(int slot);
+
+    /// A slot with the same contents and room for as many tokens. Quantized pages are shared, windows copied. Throws
+    /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages.
+    int fork(int slot);
+
+    /// Slot i becomes what slot sources[i] was; slots that are in nobody's place are removed. Where a source is there
+    /// more than once the others are forks. Throws as fork() and remove() do, and nothing has changed.
+    void reorder(std::span<const int> sources);
 
     /// Takes pages so that the slot may grow to `length` tokens in all. Throws OutOfPages, and nothing has changed,
     /// where there are too few.
@@ -89,7 +98,8 @@ public:
     void verify();
 
     /// Keeps the first `length` tokens in every layer. Throws InvalidArgument where that cuts into quantized
-    /// pages, or a window has dropped what the shorter sequence needs; 0 always works.
+    /// pages, or a window has dropped what the shorter sequence needs. 0 works always, but for OutOfPages where the
+    /// slot shares pages with a fork and there are too few others.
     void truncate(int slot, std::int64_t length);
 
     std::int64_t length(int slot, int layer) const;
@@ -102,6 +112,9 @@ public:
     /// has seen so far are not in a view: move a sequence before its first tokens or behind its calibration.
     int load(std::span<const SequenceView> layers);
     HostSequence fetch(int slot) const;
+
+    /// Pages that hold tokens now, forks' own counted each, and their bytes; bytes_reserved as bytes(). Waits.
+    CacheUsage usage() const;
 
     std::size_t bytes() const; ///< of device memory held
 

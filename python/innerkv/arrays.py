@@ -24,13 +24,16 @@ def readable(array: Array) -> Array:
 
 
 def empty_like(array: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-    """An array of the same library, and of the same type unless `dtype` names another.
+    """An array of the same library and in the same place, and of the same type unless `dtype` names another.
 
-    numpy for libraries that are neither numpy nor torch: float32 then, since numpy lacks bfloat16.
+    numpy for libraries that are neither numpy, torch nor CuPy: float32 then, since numpy lacks bfloat16.
     """
     if is_torch(array):
         torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=array.dtype if dtype is None else getattr(torch, dtype))
+        kind = array.dtype if dtype is None else getattr(torch, dtype)
+        return torch.empty(shape, dtype=kind, device=array.device)
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"].empty(shape, array.dtype if dtype is None else dtype)
     own = array.dtype if isinstance(array, np.ndarray) else np.dtype(np.float32)
     return np.empty(shape, own if dtype is None else dtype)
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from . import _core
 from .arrays import Array, empty_like, readable
-from .planning import make_config, plan
+from .device import DeviceCore, device_index
+from .planning import make_config, plan, window_list
 
 Spans = Sequence[tuple[int, int]]
 
@@ -42,7 +45,8 @@ class Cache:
             query sees are dropped. One number for all layers, or one a layer, 0 or None for none.
         exact_prefill: keep prompts in fp16 until `settle` is called.
         paper: the codecs and the key transform of the InnerQ paper instead of the preset's own.
-        device: "cpu"; there is no other in this version.
+        device: "cpu", or "cuda" or "cuda:N" where this build has CUDA. There all memory is taken at once, and
+            `docs/python.md` tells what else is different.
 
     Any number of threads may call one cache: calls wait for each other. The interpreter's lock is released
     meanwhile, so other caches and Python go on.
@@ -63,33 +67,36 @@ class Cache:
         paper: bool = False,
         device: str = "cpu",
     ) -> None:
-        if str(device) != "cpu":
-            raise ValueError(f"device {device!s}; this build of innerkv has kernels for cpu alone")
+        index = device_index(device)
         self.layers = layers
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.preset = preset
-        self._core = _core.SharedCache(
-            make_config(
-                layers,
-                kv_heads,
-                head_dim,
-                preset,
-                paper=paper,
-                max_tokens=max_tokens,
-                max_sequences=max_sequences,
-                max_append=max_append,
-                sliding_window=sliding_window,
-                exact_prefill=exact_prefill,
-            )
+        self._page_bytes = _core.page_bytes(preset, paper, head_dim)
+        self.device = "cpu" if index is None else f"cuda:{index}"
+        config = make_config(
+            layers,
+            kv_heads,
+            head_dim,
+            preset,
+            paper=paper,
+            max_tokens=max_tokens,
+            max_sequences=max_sequences,
+            max_append=max_append,
+            sliding_window=sliding_window,
+            exact_prefill=exact_prefill,
         )
+        if index is None:
+            self._core = _core.SharedCache(config)
+        else:
+            self._core = DeviceCore(config, index, window_list(sliding_window, layers), max_append)
 
     plan = staticmethod(plan)
 
     def __repr__(self) -> str:
         return (
             f"innerkv.Cache({self.layers}, {self.kv_heads}, {self.head_dim}, {self.preset!r}): "
-            f"{self.nbytes} bytes in use"
+            f"{self.nbytes} bytes on {self.device}"
         )
 
     def create(self) -> int:
@@ -126,7 +133,7 @@ class Cache:
                 count where it is None.
 
         ValueError at values that are not finite or beyond fp16, OutOfPages where the cache is full; it is then
-        as it was.
+        as it was. On a device `verify` tells of such values.
         """
         sequences, (k, v, q) = _batch(sequences, k, v, q)
         self._core.append(layer, sequences, k, v, q, spans)
@@ -194,7 +201,8 @@ class Cache:
     def truncate(self, sequence: int, length: int) -> None:
         """Keeps the first `length` tokens of every layer.
 
-        ValueError where a sliding window has dropped tokens that the shorter sequence needs; 0 always works.
+        ValueError where a sliding window has dropped tokens that the shorter sequence needs, on a device also where
+        it would cut into quantized pages; 0 always works.
         """
         self._core.truncate(sequence, length)
 
@@ -203,7 +211,11 @@ class Cache:
         self._core.settle(sequence)
 
     def reserve(self, sequence: int, tokens: int) -> None:
-        """OutOfPages unless so many more tokens fit into every layer. Changes nothing."""
+        """OutOfPages unless so many more tokens fit into every layer.
+
+        On the CPU it changes nothing. On a device it takes their pages: do so before a graph is captured, which cannot
+        take any.
+        """
         self._core.reserve(sequence, tokens)
 
     def length(self, sequence: int, layer: int = 0) -> int:
@@ -213,9 +225,23 @@ class Cache:
     def usage(self) -> Usage:
         return Usage(**self._core.usage())
 
+    def verify(self) -> None:
+        """Waits for the device, and tells what appends since the last call refused: ValueError for values that are not
+        finite, OutOfPages where no pages were reserved. Such a sequence stays as it was, its results are NaN, and it
+        takes no more tokens until this was called. On the CPU appends tell at once."""
+        if self.device != "cpu":
+            self._core.verify()
+
+    def pages(self, layer: int, sequence: int) -> np.ndarray:
+        """A copy of the quantized pages, uint8 [pages, kv_heads, bytes of a page]; the same on every device."""
+        raw = np.frombuffer(self._core.pages(sequence, layer), np.uint8)
+        return raw.reshape(-1, self.kv_heads, self._page_bytes)
+
     @property
     def nbytes(self) -> int:
-        """Bytes in use: pages, windows and transforms of all sequences."""
+        """Bytes in use: pages, windows and transforms of all sequences. On a device all that was taken."""
+        if self.device != "cpu":
+            return self._core.core.bytes()
         return self._core.usage()["bytes_in_use"]
 
 

@@ -3,22 +3,52 @@
 // is done: checks are the library's and shared_cache's, defaults and documentation innerkv/*.py's.
 #pragma once
 
+#include <string>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include "innerkv/cache.h"
+#include "innerkv/view.h"
 #include "tensor.h"
 
 namespace innerkv::python {
 
-using Input = nanobind::ndarray<nanobind::ro, nanobind::device::cpu>;
-using Output = nanobind::ndarray<nanobind::device::cpu>;
+/// Wherever they are.
+using AnyInput = nanobind::ndarray<nanobind::ro>;
+using AnyOutput = nanobind::ndarray<>;
 
-/// Throws InvalidArgument where `array` is not four-dimensional, of another type than fp32, fp16 or bf16, or
+/// Throw InvalidArgument where `array` is not four-dimensional, of another type than fp32, fp16 or bf16, or
 /// its last dimension is not contiguous.
-Tensor tensor_from(const char* name, const Input& array);
-Tensor tensor_from(const char* name, const Output& array);
+Tensor convert(const char* name, const AnyInput& array);
+Tensor convert(const char* name, const AnyOutput& array);
+/// And where it is not in main memory.
+Tensor tensor_from(const char* name, const AnyInput& array);
+Tensor tensor_from(const char* name, const AnyOutput& array);
+
+/// Of DLPack's device type and number, for messages.
+std::string place_name(int type, int id);
+
+/// [pages, kv_heads, page bytes]
+nanobind::bytes quantized_pages(const CacheConfig& config, const SequenceView& view);
+
+template <class AnyCache>
+nanobind::dict usage_dict(const AnyCache& cache) {
+    CacheUsage used;
+    {
+        const nanobind::gil_scoped_release released;
+        used = cache.usage();
+    }
+    nanobind::dict result;
+    result["quantized_pages"] = used.quantized_pages;
+    result["f16_pages"] = used.f16_pages;
+    result["bytes_in_use"] = used.bytes_in_use;
+    result["bytes_reserved"] = used.bytes_reserved;
+    return result;
+}
 
 void bind_cache(nanobind::module_& module);
+void bind_device(nanobind::module_& module);
 void bind_codecs(nanobind::module_& module);
 void bind_plan(nanobind::module_& module);
 

@@ -24,46 +24,8 @@ using Sequences = std::vector<std::int32_t>;
 using Spans = std::optional<std::vector<std::pair<std::int64_t, std::int64_t>>>;
 using Positions = std::optional<std::vector<std::int64_t>>;
 
-RowType type_of(const char* name, nb::dlpack::dtype type) {
-    using Code = nb::dlpack::dtype_code;
-    const auto code = static_cast<Code>(type.code);
-    if (type.lanes == 1) {
-        if (code == Code::Float && type.bits == 32) return RowType::f32;
-        if (code == Code::Float && type.bits == 16) return RowType::f16;
-        if (code == Code::Bfloat && type.bits == 16) return RowType::bf16;
-    }
-    throw InvalidArgument(std::string(name) + " has elements of another type (" +
-                          std::to_string(type.bits) +
-                          " bits); supported are float32, float16 and bfloat16");
-}
-
-template <class Array>
-Tensor convert(const char* name, const Array& array) {
-    if (array.ndim() != 4)
-        throw InvalidArgument(std::string(name) + " has " + std::to_string(array.ndim()) +
-                              " dimensions; it must have four: [sequences, tokens, heads, "
-                              "head_dim]");
-    Tensor tensor;
-    // Inputs are only read: Tensor serves both directions.
-    tensor.data =
-        static_cast<std::byte*>(const_cast<void*>(static_cast<const void*>(array.data())));
-    tensor.type = type_of(name, array.dtype());
-    for (std::size_t i = 0; i < 4; ++i) {
-        tensor.shape[i] = static_cast<std::int64_t>(array.shape(i));
-        tensor.strides[i] = static_cast<std::ptrdiff_t>(array.stride(i));
-        if (tensor.strides[i] < 0)
-            throw InvalidArgument(std::string(name) + " runs backwards; make it contiguous");
-    }
-    if (tensor.strides[3] != 1 && tensor.shape[3] > 1)
-        throw InvalidArgument(std::string(name) +
-                              ": channels of a head do not lie side by side (the last dimension's "
-                              "stride is " +
-                              std::to_string(tensor.strides[3]) + "); make it contiguous");
-    return tensor;
-}
-
 /// [sequences, heads, tokens, head_dim], as transformers has it, with its middle dimensions exchanged.
-Tensor heads_first(const char* name, const Input& array) {
+Tensor heads_first(const char* name, const AnyInput& array) {
     Tensor tensor = tensor_from(name, array);
     std::swap(tensor.shape[1], tensor.shape[2]);
     std::swap(tensor.strides[1], tensor.strides[2]);
@@ -79,9 +41,10 @@ Batch batch_from(Sequences sequences, const Spans& spans) {
     return batch;
 }
 
-float* log_sum_exp_from(const std::optional<Output>& array, const Tensor& q) {
+float* log_sum_exp_from(const std::optional<AnyOutput>& array, const Tensor& q) {
     if (!array) return nullptr;
-    const bool fits = array->ndim() == 3 && array->dtype() == nb::dtype<float>() &&
+    const bool fits = array->device_type() == nb::device::cpu::value && array->ndim() == 3 &&
+                      array->dtype() == nb::dtype<float>() &&
                       array->shape(0) == static_cast<std::size_t>(q.sequences()) &&
                       array->shape(1) == static_cast<std::size_t>(q.tokens()) &&
                       array->shape(2) == static_cast<std::size_t>(q.heads()) &&
@@ -92,8 +55,8 @@ float* log_sum_exp_from(const std::optional<Output>& array, const Tensor& q) {
     return static_cast<float*>(array->data());
 }
 
-void append(SharedCache& cache, int layer, Sequences sequences, const Input& k, const Input& v,
-            const std::optional<Input>& q, const Spans& spans) {
+void append(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k,
+            const AnyInput& v, const std::optional<AnyInput>& q, const Spans& spans) {
     const Batch batch = batch_from(std::move(sequences), spans);
     const Tensor keys = tensor_from("k", k);
     const Tensor values = tensor_from("v", v);
@@ -102,8 +65,8 @@ void append(SharedCache& cache, int layer, Sequences sequences, const Input& k, 
     cache.append(layer, batch, keys, values, q ? &queries : nullptr);
 }
 
-void attend(const SharedCache& cache, int layer, Sequences sequences, const Input& q,
-            const Output& out, const std::optional<Output>& log_sum_exp, const Spans& spans,
+void attend(const SharedCache& cache, int layer, Sequences sequences, const AnyInput& q,
+            const AnyOutput& out, const std::optional<AnyOutput>& log_sum_exp, const Spans& spans,
             const Positions& first_positions, float scale, float soft_cap,
             std::optional<int> sliding_window, bool exact, const std::string& isa) {
     const Batch batch = batch_from(std::move(sequences), spans);
@@ -121,8 +84,8 @@ void attend(const SharedCache& cache, int layer, Sequences sequences, const Inpu
     cache.attend(layer, batch, question);
 }
 
-void step(SharedCache& cache, int layer, Sequences sequences, const Input& k, const Input& v,
-          const Input& q, const Output& out, const Spans& spans, float scale, float soft_cap,
+void step(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k, const AnyInput& v,
+          const AnyInput& q, const AnyOutput& out, const Spans& spans, float scale, float soft_cap,
           int sliding_window) {
     const Batch batch = batch_from(std::move(sequences), spans);
     const Tensor keys = heads_first("k", k);
@@ -137,6 +100,12 @@ void step(SharedCache& cache, int layer, Sequences sequences, const Input& k, co
     cache.step(layer, batch, keys, values, question);
 }
 
+nb::bytes pages(const SharedCache& cache, std::int32_t sequence, int layer) {
+    return cache.with_view(layer, sequence, [&](const SequenceView& view) {
+        return quantized_pages(cache.config(), view);
+    });
+}
+
 CacheConfig config_with(const std::string& preset, bool paper, int layers, int kv_heads,
                         int head_dim, std::int64_t max_tokens, int max_sequences, int max_append,
                         std::vector<int> sliding_window, bool exact_prefill) {
@@ -147,20 +116,6 @@ CacheConfig config_with(const std::string& preset, bool paper, int layers, int k
     config.sliding_window = std::move(sliding_window);
     config.exact_prefill = exact_prefill;
     return config;
-}
-
-nb::dict usage(const SharedCache& cache) {
-    CacheUsage used;
-    {
-        const nb::gil_scoped_release released;
-        used = cache.usage();
-    }
-    nb::dict result;
-    result["quantized_pages"] = used.quantized_pages;
-    result["f16_pages"] = used.f16_pages;
-    result["bytes_in_use"] = used.bytes_in_use;
-    result["bytes_reserved"] = used.bytes_reserved;
-    return result;
 }
 
 nb::dict plan_of(const CacheConfig& config) {
@@ -174,9 +129,6 @@ nb::dict plan_of(const CacheConfig& config) {
 }
 
 } // namespace
-
-Tensor tensor_from(const char* name, const Input& array) { return convert(name, array); }
-Tensor tensor_from(const char* name, const Output& array) { return convert(name, array); }
 
 void bind_cache(nb::module_& module) {
     nb::class_<CacheConfig>(module, "CacheConfig")
@@ -193,7 +145,8 @@ void bind_cache(nb::module_& module) {
         .def("settle", &SharedCache::settle, "sequence"_a, Released())
         .def("reserve", &SharedCache::reserve, "sequence"_a, "tokens"_a, Released())
         .def("length", &SharedCache::length, "sequence"_a, "layer"_a, Released())
-        .def("usage", usage)
+        .def("usage", [](const SharedCache& cache) { return usage_dict(cache); })
+        .def("pages", pages, "sequence"_a, "layer"_a)
         .def("append", append, "layer"_a, "sequences"_a, "k"_a, "v"_a, "q"_a.none(),
              "spans"_a.none())
         .def("attend", attend, "layer"_a, "sequences"_a, "q"_a, "out"_a, "log_sum_exp"_a.none(),

@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "innerkv/attention.h"
+#include "innerkv/cuda.h"
 #include "innerkv/error.h"
 #include "thread_pool.h"
 
@@ -15,8 +16,8 @@ namespace nb = nanobind;
 namespace innerkv::python {
 namespace {
 
-/// InvalidArgument is Python's ValueError, OutOfPages innerkv.OutOfPages, which is a MemoryError, anything
-/// else of the library RuntimeError: each with the library's text.
+/// InvalidArgument is Python's ValueError, OutOfPages innerkv.OutOfPages, which is a MemoryError, a device's
+/// OutOfMemory MemoryError, anything else of the library RuntimeError: each with the library's text.
 void translate_exceptions(nb::module_& module) {
     static nb::handle out_of_pages;
     out_of_pages = nb::exception<OutOfPages>(module, "OutOfPages", PyExc_MemoryError);
@@ -29,6 +30,8 @@ void translate_exceptions(nb::module_& module) {
             PyErr_SetString(PyExc_ValueError, error.what());
         } catch (const OutOfPages& error) {
             PyErr_SetString(out_of_pages.ptr(), error.what());
+        } catch (const cuda::OutOfMemory& error) {
+            PyErr_SetString(PyExc_MemoryError, error.what());
         } catch (const Error& error) {
             PyErr_SetString(PyExc_RuntimeError, error.what());
         }
@@ -50,6 +53,7 @@ NB_MODULE(_core, module) {
     module.attr("__version__") = INNERKV_VERSION;
     translate_exceptions(module);
     bind_cache(module);
+    bind_device(module);
     bind_codecs(module);
     bind_plan(module);
     module.def("available_isas", isas,

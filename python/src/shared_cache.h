@@ -54,6 +54,12 @@ public:
     void reserve(std::int32_t sequence, int tokens);
     std::int64_t length(std::int32_t sequence, int layer) const;
     CacheUsage usage() const;
+    /// work(view of a sequence), with the cache as it is meanwhile.
+    template <class Work>
+    auto with_view(int layer, std::int32_t sequence, Work work) const {
+        const std::lock_guard lock(mutex_);
+        return work(cache_.view(layer, SequenceId{sequence}));
+    }
 
     /// `q` may be null.
     void append(int layer, const Batch& batch, const Tensor& k, const Tensor& v, const Tensor* q);

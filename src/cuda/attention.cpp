@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/kernels/table.h"
 #include "cuda/params.h"
+#include "cuda/prefill/prefill.h"
 
 namespace innerkv::cuda {
 namespace {
@@ -25,9 +26,14 @@ void check_limits(const AttentionLimits& limits) {
     if (limits.max_blocks < 0)
         throw InvalidArgument("cuda attention: up to " + std::to_string(limits.max_blocks) +
                               " blocks; it must be positive, or 0 for as many as fit");
+    if (limits.max_history_tokens < 0 || limits.max_history_tokens > kMaxHistoryTokens)
+        throw InvalidArgument("cuda attention: memory for histories of " +
+                              std::to_string(limits.max_history_tokens) +
+                              " tokens; supported are up to 2^30, and 0 for none");
 }
 
 constexpr int kMostRows = 1 << 20; ///< of a sequence's KV head
+constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
 
 /// Threads of a launch, the same for all lengths.
 struct Grid {
@@ -42,37 +48,33 @@ int attribute(cudaDeviceAttr name, int device) {
     return value;
 }
 
-/// As many warps as a multiprocessor takes, in blocks as large as possible.
-Grid make_grid(const KernelEntry& kernel, int padded_dim, int device) {
+/// As many warps as a multiprocessor takes, in blocks of up to `most_warps` each.
+Grid make_grid(const KernelEntry& kernel, int padded_dim, int device, int most_warps) {
     const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     Grid best;
-    int most_warps = 0;
-    for (int warps = kMaxWarps; warps >= kLeastWarps; warps /= 2) {
+    int resident_warps = 0;
+    for (int warps = most_warps; warps >= kLeastWarps; warps /= 2) {
         const int bytes = kernel.block_bytes + warps * kernel.warp_bytes;
         if (bytes > most) continue;
         check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   bytes),
+                                   most),
               "asking for shared memory");
         int blocks = 0;
         check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
                   &blocks, kernel.function, warps * kWarpSize, static_cast<std::size_t>(bytes)),
               "asking how many blocks fit");
-        if (blocks * warps <= most_warps) continue;
-        if (merge_bytes(kernel.rows, padded_dim, warps * kWarpSize,
-                        most_parts(blocks * multiprocessors)) > warps * kernel.warp_bytes)
+        if (blocks * warps <= resident_warps) continue;
+        if (merge_bytes(kernel.rows, padded_dim, warps * kWarpSize) > warps * kernel.warp_bytes)
             continue;
-        most_warps = blocks * warps;
+        resident_warps = blocks * warps;
         best = {warps, blocks * multiprocessors, bytes};
     }
-    if (most_warps == 0)
+    if (resident_warps == 0)
         throw Unavailable("cuda attention: a block for this format needs " +
                           std::to_string(kernel.block_bytes + kLeastWarps * kernel.warp_bytes) +
                           " bytes of shared memory, device " + std::to_string(device) + " has " +
                           std::to_string(most) + " for a block");
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               best.shared_bytes),
-          "asking for shared memory");
     return best;
 }
 
@@ -82,10 +84,12 @@ struct Attention::Impl {
     AttentionShape shape;
     AttentionLimits limits;
     KernelEntry kernel;
-    Grid grid;
+    Grid wide;   ///< few blocks of many warps: fewer parts to merge
+    Grid narrow; ///< more blocks, for more items than there are wide ones
     int max_strips = 0;
     DeviceMemory partials;
     DeviceMemory counters; ///< the next segment, then arrivals of items
+    Prefill prefill;
 
     Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
         : shape(attention_shape), limits(attention_limits) {
@@ -100,20 +104,27 @@ struct Attention::Impl {
         kernel = find_kernel(shape.format, packed);
         require_device(limits.device);
         const DeviceScope scope(limits.device);
-        grid = make_grid(kernel, shape.format.padded_dim(), limits.device);
-        if (limits.max_blocks > 0) grid.blocks = std::min(grid.blocks, limits.max_blocks);
+        const int padded_dim = shape.format.padded_dim();
+        wide = make_grid(kernel, padded_dim, limits.device, kMaxWarps);
+        narrow = make_grid(kernel, padded_dim, limits.device, kMaxWarps / 2);
+        for (Grid* grid : {&wide, &narrow})
+            if (limits.max_blocks > 0) grid->blocks = std::min(grid->blocks, limits.max_blocks);
         max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
             static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));
-        partials =
-            DeviceMemory(limits.device,
-                         static_cast<std::size_t>(most_slots(grid.blocks)) * floats * sizeof(float),
-                         "partial results");
+        partials = DeviceMemory(
+            limits.device,
+            static_cast<std::size_t>(most_slots(std::max(wide.blocks, narrow.blocks))) * floats *
+                sizeof(float),
+            "partial results");
         const auto items = static_cast<std::size_t>(limits.max_sequences) *
                            static_cast<std::size_t>(shape.kv_heads) *
                            static_cast<std::size_t>(max_strips);
         counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
         check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
+        if (rows >= kLeastChunkRows)
+            prefill =
+                Prefill(shape, limits.device, limits.max_sequences, limits.max_history_tokens);
     }
 
     int group() const { return shape.q_heads / shape.kv_heads; }
@@ -129,6 +140,14 @@ struct Attention::Impl {
         arguments.check_pointer(call.out, "out");
         if (call.log_sum_exp != nullptr) arguments.check_pointer(call.log_sum_exp, "log_sum_exp");
         arguments.check_stream(call.stream);
+    }
+
+    /// Items that a call may have.
+    std::int64_t items(const AttentionCall& call) const {
+        return std::int64_t{call.count} * shape.kv_heads * max_strips;
+    }
+    const Grid& grid_of(const AttentionCall& call) const {
+        return items(call) <= wide.blocks ? wide : narrow;
     }
 
     AttentionParams params_of(const AttentionCall& call) const {
@@ -152,6 +171,7 @@ struct Attention::Impl {
         params.count = call.count;
         params.max_query_tokens = limits.max_query_tokens;
         params.max_strips = max_strips;
+        params.parts = static_cast<int>(grid_of(call).blocks / items(call));
         params.q_heads = shape.q_heads;
         params.kv_heads = shape.kv_heads;
         params.group = group();
@@ -166,7 +186,12 @@ struct Attention::Impl {
         if (call.count == 0) return;
         check_call(call);
         const DeviceScope scope(limits.device);
+        const Grid& grid = grid_of(call);
         AttentionParams params = params_of(call);
+        if (prefill.ready()) {
+            prefill.run(params, call.stream);
+            params.sequences = prefill.others();
+        }
         void* arguments[] = {&params};
         check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(grid.blocks)),
                                dim3(static_cast<unsigned>(grid.warps * kWarpSize)), arguments,
@@ -182,6 +207,8 @@ Attention::Attention(Attention&&) noexcept = default;
 Attention& Attention::operator=(Attention&&) noexcept = default;
 
 void Attention::run(const AttentionCall& call) { impl_->run(call); }
-std::size_t Attention::bytes() const { return impl_->partials.bytes() + impl_->counters.bytes(); }
+std::size_t Attention::bytes() const {
+    return impl_->partials.bytes() + impl_->counters.bytes() + impl_->prefill.bytes();
+}
 
 } // namespace innerkv::cuda

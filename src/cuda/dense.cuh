@@ -34,8 +34,10 @@ struct DenseWalk {
 
     __device__ void keys(const BlockShared<C>& shared, const unsigned char* page, int first,
                          Visible readable, int position);
-    __device__ void values(const unsigned char* page, int first, Visible readable, int position,
-                           std::uint32_t b0, std::uint32_t b1);
+    __device__ void load_values(const unsigned char* page, int first, Visible readable,
+                                int position, int span, uint4 (&tokens)[4]) const;
+    __device__ void add_values(const uint4 (&tokens)[4], int span, std::uint32_t b0,
+                               std::uint32_t b1);
     __device__ void attend(const BlockShared<C>& shared, const RowRules& rules,
                            const unsigned char* page, int first, Visible readable, int position);
     __device__ void write_state(float* sums, RowState (*states)[kMaxWarps]);
@@ -46,49 +48,51 @@ __device__ inline void DenseWalk<C>::keys(const BlockShared<C>& shared, const un
                                           int first, Visible readable, int position) {
     const bool upper = position + g >= readable.begin && position + g < readable.end;
     const bool lower = position + g + 8 >= readable.begin && position + g + 8 < readable.end;
-    float logits[4] = {};
+    float logits[2][4] = {}; // two chains of products
 #pragma unroll
     for (int span = 0; span < 2 * C::kBlocks; ++span) {
         const int channel = 32 * span + 8 * i;
-        multiply_span<C>(logits, shared.q_half, load(page, first + g, channel, upper),
+        multiply_span<C>(logits[span % 2], shared.q_half, load(page, first + g, channel, upper),
                          load(page, first + g + 8, channel, lower), span, thread);
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-        exchange[(2 * i + c) * C::kExchangeStride + g] = logits[c];
-        exchange[(2 * i + c) * C::kExchangeStride + g + 8] = logits[2 + c];
+        exchange[(2 * i + c) * C::kExchangeStride + g] = logits[0][c] + logits[1][c];
+        exchange[(2 * i + c) * C::kExchangeStride + g + 8] = logits[0][2 + c] + logits[1][2 + c];
     }
     __syncwarp();
 }
 
-/// Lane 4g + i reads 8 channels from 8g on of tokens 4i .. 4i + 3; a pair of channels is two rows of a product.
+/// Lane 4g + i reads 8 channels from 8g on of tokens 4i .. 4i + 3 of a span of 64.
 template <class C>
-__device__ inline void DenseWalk<C>::values(const unsigned char* page, int first, Visible readable,
-                                            int position, std::uint32_t b0, std::uint32_t b1) {
+__device__ inline void DenseWalk<C>::load_values(const unsigned char* page, int first,
+                                                 Visible readable, int position, int span,
+                                                 uint4 (&tokens)[4]) const {
     const unsigned char* rows = page + std::int64_t{2} * kPageTokens * head_dim;
 #pragma unroll
-    for (int span = 0; span < C::kBlocks; ++span) {
-        uint4 token[4];
+    for (int t = 0; t < 4; ++t) {
+        const int at = position + 4 * i + t;
+        tokens[t] = load(rows, first + 4 * i + t, 64 * span + 8 * g,
+                         at >= readable.begin && at < readable.end);
+    }
+}
+
+/// A pair of channels is two rows of a product.
+template <class C>
+__device__ inline void DenseWalk<C>::add_values(const uint4 (&tokens)[4], int span,
+                                                std::uint32_t b0, std::uint32_t b1) {
 #pragma unroll
-        for (int t = 0; t < 4; ++t) {
-            const int at = position + 4 * i + t;
-            token[t] = load(rows, first + 4 * i + t, 64 * span + 8 * g,
-                            at >= readable.begin && at < readable.end);
-        }
+    for (int j = 0; j < 4; ++j) {
+        std::uint32_t pair[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            std::uint32_t pair[4];
-#pragma unroll
-            for (int t = 0; t < 4; ++t)
-                pair[t] = j == 0   ? token[t].x
-                          : j == 1 ? token[t].y
-                          : j == 2 ? token[t].z
-                                   : token[t].w;
-            multiply_f16(out[span][j], __byte_perm(pair[0], pair[1], 0x5410),
-                         __byte_perm(pair[0], pair[1], 0x7632),
-                         __byte_perm(pair[2], pair[3], 0x5410),
-                         __byte_perm(pair[2], pair[3], 0x7632), b0, b1);
-        }
+        for (int t = 0; t < 4; ++t)
+            pair[t] = j == 0   ? tokens[t].x
+                      : j == 1 ? tokens[t].y
+                      : j == 2 ? tokens[t].z
+                               : tokens[t].w;
+        multiply_f16(out[span][j], __byte_perm(pair[0], pair[1], 0x5410),
+                     __byte_perm(pair[0], pair[1], 0x7632), __byte_perm(pair[2], pair[3], 0x5410),
+                     __byte_perm(pair[2], pair[3], 0x7632), b0, b1);
     }
 }
 
@@ -103,6 +107,12 @@ template <class C>
 __device__ inline void DenseWalk<C>::attend(const BlockShared<C>& shared, const RowRules& rules,
                                             const unsigned char* page, int first, Visible readable,
                                             int position) {
+    // Values are asked for with the keys where there are registers for them.
+    constexpr bool kEarly = C::kBlocks <= 2;
+    uint4 tokens[C::kBlocks][4];
+#pragma unroll
+    for (int span = 0; span < C::kBlocks && kEarly; ++span)
+        load_values(page, first, readable, position, span, tokens[span]);
     keys(shared, page, first, readable, position);
     const float4 four = *reinterpret_cast<const float4*>(exchange + g * C::kExchangeStride + 4 * i);
     float logits[4] = {four.x * scale, four.y * scale, four.z * scale, four.w * scale};
@@ -135,7 +145,11 @@ __device__ inline void DenseWalk<C>::attend(const BlockShared<C>& shared, const 
         p[t] = fast_exp2(logits[t] - state.reference);
         state.weight += p[t];
     }
-    values(page, first, readable, position, two_halves(p[0], p[1]), two_halves(p[2], p[3]));
+#pragma unroll
+    for (int span = 0; span < C::kBlocks; ++span) {
+        if constexpr (!kEarly) load_values(page, first, readable, position, span, tokens[span]);
+        add_values(tokens[span], span, two_halves(p[0], p[1]), two_halves(p[2], p[3]));
+    }
 }
 
 template <class C>

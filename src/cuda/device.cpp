@@ -37,6 +37,17 @@ DeviceInfo info_of(int device) {
             static_cast<std::size_t>(properties.l2CacheSize)};
 }
 
+/// Throws OutOfMemory with what is free.
+[[noreturn]] void throw_out_of_memory(const std::string& attempt) {
+    static_cast<void>(cudaGetLastError());
+    std::size_t free = 0;
+    std::size_t total = 0;
+    static_cast<void>(cudaMemGetInfo(&free, &total));
+    throw OutOfMemory("cuda: " + attempt + " failed: out of memory; " + std::to_string(free) +
+                      " of " + std::to_string(total) +
+                      " bytes are free. Ask for fewer tokens or sequences, or free memory");
+}
+
 std::string too_old(const DeviceInfo& info) {
     return "device " + std::to_string(info.index) + " (" + info.name + ") has compute capability " +
            std::to_string(info.major) + "." + std::to_string(info.minor) + "; the kernels need 8.0";
@@ -47,7 +58,11 @@ std::string too_old(const DeviceInfo& info) {
 void check(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
     static_cast<void>(cudaGetLastError());
-    throw DeviceError("cuda: " + what + " failed: " + cudaGetErrorString(status));
+    std::string message = "cuda: " + what + " failed: " + cudaGetErrorString(status);
+    if (status == cudaErrorStreamCaptureUnsupported || status == cudaErrorStreamCaptureImplicit)
+        message +=
+            "; what allocates or waits for the device must be done before a graph is captured";
+    throw DeviceError(message);
 }
 
 std::vector<DeviceInfo> devices() {
@@ -94,8 +109,11 @@ DeviceMemory::DeviceMemory(int device, std::size_t bytes, const std::string& wha
     if (bytes == 0) return;
     const DeviceScope scope(device);
     void* data = nullptr;
-    check(cudaMalloc(&data, bytes), "allocating " + std::to_string(bytes) + " bytes for " + what +
-                                        " on device " + std::to_string(device));
+    const std::string attempt = "allocating " + std::to_string(bytes) + " bytes for " + what +
+                                " on device " + std::to_string(device);
+    const cudaError_t status = cudaMalloc(&data, bytes);
+    if (status == cudaErrorMemoryAllocation) throw_out_of_memory(attempt);
+    check(status, attempt);
     data_ = std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(data), Free{device});
 }
 

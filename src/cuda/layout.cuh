@@ -23,11 +23,11 @@ struct Config {
     static constexpr int kDim = 64 * kBlocks;
     static constexpr int kValueOffset = kBlocks * Key::block_bytes;
     static constexpr int kPageBytes = kValueOffset + kBlocks * Value::block_bytes;
-    static constexpr int kStages = kPageBytes <= 2304 ? 4 : kPageBytes <= 4096 ? 3 : 2;
+    static constexpr int kPages = kPageBytes <= 2304 ? 2 : 1; ///< of a warp's ring (stream.cuh)
     /// Sums of both kinds of pages lie here once all pages have been read.
     static constexpr int kStateBytes = 2 * kRows * kDim * 4;
     static constexpr int kRingBytes =
-        kStages * kPageBytes > kStateBytes ? kStages* kPageBytes : kStateBytes;
+        kPages * kPageBytes > kStateBytes ? kPages* kPageBytes : kStateBytes;
     /// Logits of a page, [halves of channels][rows][32], rows kExchangeStride floats apart.
     static constexpr int kExchangeStride = 36;
     static constexpr int kExchangeFloats = 8 * kExchangeStride;
@@ -70,18 +70,49 @@ struct Item {
     int first_slot; ///< where part 0 leaves its state, the others behind it; unless there is one part alone
 };
 
-/// Units of parts. Every block has a large one at first; then blocks take small ones as they come free, since equal
-/// parts do not take equal times.
-struct Sizes {
-    float equal; ///< of all work, a block's share
-    float large;
-    float small; ///< 0: items are cut into large parts alone, no more in all than there are blocks
+struct PageRange {
+    int first;
+    int last;
+    __device__ int count() const { return last - first; }
 };
 
+/// A KV head's units, in this order: what takes longest to come first.
+struct HeadWork {
+    PageRange sink; ///< of kDenseTokens tokens
+    PageRange recent;
+    PageRange quantized; ///< pages
+    __device__ int dense_tiles() const { return sink.count() + recent.count(); }
+    __device__ int units() const { return max(1, quantized.count() + kDenseUnits * dense_tiles()); }
+};
+
+/// Epochs of some pages.
+struct EpochWork {
+    int pages; ///< of an epoch
+    int first; ///< epoch of the first page, whose place in it is `first_page`
+    int first_page;
+    int end; ///< first if there are no pages
+};
+
+/// An item's part as every warp needs it.
+struct Task {
+    Item item;
+    HeadWork work;
+    PageRange pages; ///< of the quantized run
+    PageRange tiles; ///< of fp16 pages, counted from the sink's first on
+    EpochWork epochs;
+};
+
+/// How a launch's items are cut into segments. Alike, into parts of which every block has one, where they are nearly of
+/// one length; otherwise so that no part is too long for one block each; otherwise into large parts, of which every
+/// block has one at first, and small ones that blocks take as they come free.
 struct Plan {
-    Sizes sizes;
-    int large_segments;
-    int segments; ///< small ones behind the large ones
+    float equal; ///< units of all items, a block's share
+    float small; ///< units of a small part, about
+    float chunk; ///< over 0: items are cut into parts of at most so many units, no more than blocks
+    int uniform; ///< 1: every item is cut into so many parts
+    int large_parts;    ///< then
+    int large_segments; ///< of all items, in front
+    int segments;
 };
 
 /// Segments and slots.
@@ -97,7 +128,8 @@ struct alignas(128) BlockShared {
     int units[kMaxSequences];        ///< of an item of each sequence; 0: it has no items
     Counts first[kMaxSequences + 1]; ///< of the sequences in front
     Plan plan;
-    int next_segment;
+    int segment; ///< that the block has
+    Task task;
     int last_arrival;
     int faulty[C::kRows];
     int visible_begin[C::kRows];
@@ -111,7 +143,6 @@ struct alignas(128) BlockShared {
     float offsets[kMaxEpochs][C::kRows];
     alignas(16) signed char q_codes[C::kRows][C::kDim];
     alignas(16) std::uint16_t q_half[C::kRows][C::kDim];
-    alignas(16) std::uint16_t q_rest[C::kRows][C::kDim]; ///< what fp16 leaves of q
     alignas(16) float merged[C::kRows][C::kDim];
     alignas(16) float merged_dense[C::kRows][C::kDim]; ///< of fp16 pages
 };

@@ -13,34 +13,37 @@ __device__ inline float state_factor(float own, float reference) {
     return own == kNoReference ? 0.0f : fast_exp2(own - reference);
 }
 
-/// What each warp's sums count, of quantized and of fp16 pages, and the state of all. Lanes of the first warps have a
-/// row's warps, eight side by side.
+/// What each warp's sums count, of quantized and of fp16 pages, and the state of all: a lane has a warp of a row, the
+/// row's warps side by side. All threads call it.
 template <class C>
 __device__ void merge_warp_states(BlockShared<C>& shared, int kinds, MergedState* states,
                                   const Thread& thread) {
-    const int row = static_cast<int>(threadIdx.x) / kMaxWarps;
-    const int w = static_cast<int>(threadIdx.x) % kMaxWarps;
-    if (thread.warp >= C::kRows * kMaxWarps / kWarpSize) return;
-    RowState own[2];
+#pragma unroll 1
+    for (int at = static_cast<int>(threadIdx.x); at < C::kRows * kMaxWarps;
+         at += static_cast<int>(blockDim.x)) {
+        const int row = at / kMaxWarps;
+        const int w = at % kMaxWarps;
+        RowState own[2];
 #pragma unroll
-    for (int kind = 0; kind < 2; ++kind)
-        own[kind] = kind < kinds && w < thread.warps ? shared.warp_states[kind][row][w]
-                                                     : RowState{kNoReference, 0.0f};
-    float reference = fmaxf(own[0].reference, own[1].reference);
-#pragma unroll
-    for (int step = 1; step < kMaxWarps; step *= 2)
-        reference = fmaxf(reference, __shfl_xor_sync(~0u, reference, step));
-    float weights[2];
-#pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-        const float factor = state_factor(own[kind].reference, reference);
-        shared.warp_factors[kind][row][w] = factor;
-        weights[kind] = factor * own[kind].weight;
+        for (int kind = 0; kind < 2; ++kind)
+            own[kind] = kind < kinds && w < thread.warps ? shared.warp_states[kind][row][w]
+                                                         : RowState{kNoReference, 0.0f};
+        float reference = fmaxf(own[0].reference, own[1].reference);
 #pragma unroll
         for (int step = 1; step < kMaxWarps; step *= 2)
-            weights[kind] += __shfl_xor_sync(~0u, weights[kind], step);
+            reference = fmaxf(reference, __shfl_xor_sync(~0u, reference, step));
+        float weights[2];
+#pragma unroll
+        for (int kind = 0; kind < 2; ++kind) {
+            const float factor = state_factor(own[kind].reference, reference);
+            shared.warp_factors[kind][row][w] = factor;
+            weights[kind] = factor * own[kind].weight;
+#pragma unroll
+            for (int step = 1; step < kMaxWarps; step *= 2)
+                weights[kind] += __shfl_xor_sync(~0u, weights[kind], step);
+        }
+        if (w == 0) states[row] = {reference, weights[0], weights[1]};
     }
-    if (w == 0) states[row] = {reference, weights[0], weights[1]};
 }
 
 /// Two channels of the warps' sums of a kind, which lie in their rings.
@@ -115,6 +118,7 @@ struct Partial {
         const float4 four = __ldcg(reinterpret_cast<const float4*>(states() + row));
         return {four.x, four.y, four.z};
     }
+    __device__ float reference(int row) const { return __ldcg(&states()[row].reference); }
     __device__ float4 four_sums(int column) const {
         return __ldcg(reinterpret_cast<const float4*>(memory) + column);
     }
@@ -133,97 +137,116 @@ __device__ bool arrive(BlockShared<C>& shared, int* arrivals, int parts) {
     return shared.last_arrival != 0;
 }
 
-inline constexpr int kPartsAtOnce = 16; ///< loads on their way
-
-/// States of an item's rows, and what each part's sums count into factors[row][part]: zeros from the last part to a
-/// multiple of kPartsAtOnce * slices.
+/// The states of an item's rows over all parts: a row a warp, parts its lanes. Loads of the first parts are on their way
+/// when this is made.
 template <class C>
-__device__ void merge_states(const AttentionParams& params, BlockShared<C>& shared,
-                             const Item& item, float* factors, int padded_parts,
-                             const Thread& thread) {
+class PartStates {
+public:
+    __device__ PartStates(const AttentionParams& params, const Item& item, int row, int lane)
+        : state_{kNoReference, 0.0f, 0.0f} {
+        if (row < C::kRows && lane < item.parts)
+            state_ = Partial<C>(params, item.first_slot + lane).state(row);
+    }
+
+    __device__ MergedState merge(const AttentionParams& params, const Item& item, int row,
+                                 int lane) {
 #pragma unroll 1
-    for (int row = thread.warp; row < C::kRows; row += thread.warps) { // parts: lanes
-        float* of_row = factors + row * padded_parts;
-        float reference = kNoReference;
-        float weights[2] = {};
-#pragma unroll 1
-        for (int part = thread.lane; part < padded_parts; part += kWarpSize) {
-            MergedState state{kNoReference, 0.0f, 0.0f};
-            if (part < item.parts) state = Partial<C>(params, item.first_slot + part).state(row);
-            of_row[part] = state.reference;
-            const float higher = fmaxf(reference, state.reference);
-            const float before = state_factor(reference, higher);
-            const float own = state_factor(state.reference, higher);
-            weights[0] = weights[0] * before + state.quantized_weight * own;
-            weights[1] = weights[1] * before + state.dense_weight * own;
-            reference = higher;
-        }
-        float highest = reference;
+        for (int part = lane + kWarpSize; part < item.parts; part += kWarpSize)
+            add(Partial<C>(params, item.first_slot + part).state(row));
+        float highest = state_.reference;
 #pragma unroll
         for (int step = 16; step > 0; step /= 2)
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
-        const float own = state_factor(reference, highest);
-        weights[0] = sum_in_warp(weights[0] * own);
-        weights[1] = sum_in_warp(weights[1] * own);
-#pragma unroll 1
-        for (int part = thread.lane; part < padded_parts; part += kWarpSize)
-            of_row[part] = state_factor(of_row[part], highest);
-        if (thread.lane == 0) shared.merged_states[row] = {highest, weights[0], weights[1]};
+        const float factor = state_factor(state_.reference, highest);
+        return {highest, sum_in_warp(state_.quantized_weight * factor),
+                sum_in_warp(state_.dense_weight * factor)};
     }
-}
 
-/// Four channels of parts first, first + step, ... of an item.
+private:
+    __device__ void add(const MergedState& own) {
+        const float higher = fmaxf(state_.reference, own.reference);
+        const float before = state_factor(state_.reference, higher);
+        const float factor = state_factor(own.reference, higher);
+        state_ = {higher, state_.quantized_weight * before + own.quantized_weight * factor,
+                  state_.dense_weight * before + own.dense_weight * factor};
+    }
+
+    MergedState state_;
+};
+
+/// Four channels of a row's sums, and the reference that they have.
+struct SliceSums {
+    float4 sums;
+    float reference;
+};
+
+/// Of parts first, first + step, ... of an item.
 template <class C>
-__device__ inline void load_parts(const AttentionParams& params, const Item& item, int column,
-                                  int first, int step, float4 (&own)[kPartsAtOnce]) {
+__device__ inline SliceSums sum_parts(const AttentionParams& params, const Item& item, int column,
+                                      int first, int step) {
+    constexpr int kAtOnce = 8; // loads on their way
+    const int row = 4 * column / C::kDim;
+    SliceSums out{{}, kNoReference};
+#pragma unroll 1
+    for (int start = first; start < item.parts; start += kAtOnce * step) {
+        float4 sums[kAtOnce];
+        float references[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kPartsAtOnce; ++i) // beyond the last part, what a factor of 0 takes out
-        own[i] = Partial<C>(params, item.first_slot + min(first + i * step, item.parts - 1))
-                     .four_sums(column);
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int part = start + i * step;
+            const Partial<C> partial(params, item.first_slot + min(part, item.parts - 1));
+            sums[i] = partial.four_sums(column);
+            references[i] = partial.reference(row);
+            if (part >= item.parts) references[i] = kNoReference;
+        }
+        float higher = out.reference;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) higher = fmaxf(higher, references[i]);
+        const float before = state_factor(out.reference, higher);
+        float4 sum = {out.sums.x * before, out.sums.y * before, out.sums.z * before,
+                      out.sums.w * before};
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            const float factor = state_factor(references[i], higher);
+            sum = {fmaf(factor, sums[i].x, sum.x), fmaf(factor, sums[i].y, sum.y),
+                   fmaf(factor, sums[i].z, sum.z), fmaf(factor, sums[i].w, sum.w)};
+        }
+        out = {sum, higher};
+    }
+    return out;
 }
 
-/// Parts, in the order of units, to shared.merged. `memory`: of merge_bytes(). All threads call it.
+/// Parts, in the order of units, to shared.merged: slices of them first, then these. `memory`: of merge_bytes(). All
+/// threads call it.
 template <class C>
 __device__ void merge_partials(const AttentionParams& params, BlockShared<C>& shared,
-                               const Item& item, float* memory, const Thread& thread) {
+                               const Item& item, SliceSums* memory, const Thread& thread) {
     constexpr int kColumns = C::kRows * C::kDim / 4;
     const int t = static_cast<int>(threadIdx.x);
     const int threads = static_cast<int>(blockDim.x);
     const int slices = max(1, threads / kColumns);
-    const int step = kPartsAtOnce * slices;
-    const int padded_parts = quotient(item.parts + step - 1, step) * step;
-    float* factors = memory + 4 * max(threads, kColumns);
-    float4 own[kPartsAtOnce];
-    // The first loads do not wait for states.
-    load_parts<C>(params, item, t % kColumns, t / kColumns, slices, own);
-    merge_states(params, shared, item, factors, padded_parts, thread);
-    __syncthreads();
+    PartStates<C> states(params, item, thread.warp, thread.lane);
 #pragma unroll 1
-    for (int place = t; place < slices * kColumns; place += threads) {
-        const int column = place % kColumns;
-        const int slice = place / kColumns;
-        const float* of_row = factors + 4 * column / C::kDim * padded_parts + slice;
-        float4 sum = {};
+    for (int place = t; place < slices * kColumns; place += threads)
+        memory[place] = sum_parts<C>(params, item, place % kColumns, place / kColumns, slices);
 #pragma unroll 1
-        for (int first = 0; first < padded_parts; first += step) {
-            if (first > 0 || place > t)
-                load_parts<C>(params, item, column, first + slice, slices, own);
-#pragma unroll
-            for (int i = 0; i < kPartsAtOnce; ++i) {
-                const float factor = of_row[first + i * slices];
-                sum = {fmaf(factor, own[i].x, sum.x), fmaf(factor, own[i].y, sum.y),
-                       fmaf(factor, own[i].z, sum.z), fmaf(factor, own[i].w, sum.w)};
-            }
-        }
-        reinterpret_cast<float4*>(memory)[place] = sum;
+    for (int row = thread.warp; row < C::kRows;) {
+        const MergedState state = states.merge(params, item, row, thread.lane);
+        if (thread.lane == 0) shared.merged_states[row] = state;
+        row += thread.warps;
+        states = PartStates<C>(params, item, row, thread.lane);
     }
     __syncthreads();
 #pragma unroll 1
     for (int column = t; column < kColumns; column += threads) {
-        float4 sum = reinterpret_cast<const float4*>(memory)[column];
-        for (int slice = 1; slice < slices; ++slice) {
-            const float4 other = reinterpret_cast<const float4*>(memory)[column + slice * kColumns];
-            sum = {sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
+        const float reference = shared.merged_states[4 * column / C::kDim].reference;
+        float4 sum = {};
+#pragma unroll 1
+        for (int slice = 0; slice < slices; ++slice) {
+            const SliceSums own = memory[column + slice * kColumns];
+            const float factor = state_factor(own.reference, reference);
+            sum = {fmaf(factor, own.sums.x, sum.x), fmaf(factor, own.sums.y, sum.y),
+                   fmaf(factor, own.sums.z, sum.z), fmaf(factor, own.sums.w, sum.w)};
         }
         reinterpret_cast<float4*>(&shared.merged[0][0])[column] = sum;
     }

@@ -84,13 +84,13 @@ struct Walk {
         }
     }
 
-    __device__ void attend(const BlockShared<C>& shared, const unsigned char* page,
-                           int first_position, const float* offsets);
+    __device__ void attend(const BlockShared<C>& shared, PageStream<C>& stream, int first_position,
+                           const float* offsets);
     __device__ void keys(const BlockShared<C>& shared, const unsigned char* page);
     __device__ void read_logits(float (&logits)[kLogits], float offset) const;
     __device__ float page_top(const float (&logits)[kLogits]) const;
     __device__ void raise_reference(float top);
-    __device__ void values(const unsigned char* page, std::uint32_t first, std::uint32_t second,
+    __device__ void values(const unsigned char* blocks, std::uint32_t first, std::uint32_t second,
                            float scale);
     __device__ void write_state(float* sums, RowState (*states)[kMaxWarps]);
 };
@@ -221,7 +221,7 @@ __device__ inline std::uint32_t probabilities(const float* logits, float top) {
 
 /// `first`, `second`: b operands' bytes; packed: this lane's quad and the other one of its eight tokens.
 template <class C>
-__device__ inline void Walk<C>::values(const unsigned char* page, std::uint32_t first,
+__device__ inline void Walk<C>::values(const unsigned char* blocks, std::uint32_t first,
                                        std::uint32_t second, float scale) {
     std::uint32_t b[2][2]; // of the two mma of a pair of tiles; otherwise b[0] alone
     const bool lower = g < 4;
@@ -257,7 +257,7 @@ __device__ inline void Walk<C>::values(const unsigned char* page, std::uint32_t 
     }
 #pragma unroll
     for (int block = 0; block < C::kBlocks; ++block) {
-        const unsigned char* codes = page + C::kValueOffset + block * Value::block_bytes;
+        const unsigned char* codes = blocks + block * Value::block_bytes;
         const QuadPair quads = load_quads<Value::bits>(codes, g, i);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
@@ -285,11 +285,11 @@ __device__ inline void Walk<C>::values(const unsigned char* page, std::uint32_t 
     }
 }
 
-/// A page in shared memory whose first token is at `first_position`; `offsets`: of its epoch, by row.
+/// The next page, whose first token is at `first_position`; `offsets`: of its epoch, by row.
 template <class C>
-__device__ inline void Walk<C>::attend(const BlockShared<C>& shared, const unsigned char* page,
+__device__ inline void Walk<C>::attend(const BlockShared<C>& shared, PageStream<C>& stream,
                                        int first_position, const float* offsets) {
-    keys(shared, page);
+    keys(shared, stream.keys());
     float logits[kLogits];
     read_logits(logits, offsets[row()]);
     apply_rules(rules, rules.whole(first_position, kPageTokens), first_position + first_token(),
@@ -307,7 +307,7 @@ __device__ inline void Walk<C>::attend(const BlockShared<C>& shared, const unsig
         sum = __dp4a(second, 0x01010101u, sum);
     }
     state.weight = fmaf(scale, static_cast<float>(sum), state.weight);
-    values(page, first, second, scale);
+    values(stream.values(), first, second, scale);
 }
 
 /// The warp's sums, [row][channel], and its rows' states.

@@ -68,21 +68,28 @@ __device__ void quantize_row(const AttentionParams& params, BlockShared<C>& shar
                      : largest_of_row / 127.0f * params.logit_scale * key_rest<typename C::Key>();
 }
 
+/// The first element of a row of queries.
+__device__ inline std::int64_t query_place(const AttentionParams& params, const Item& item,
+                                           const RowPlace& place) {
+    return item.sequence * params.q_sequence_stride + place.token * params.q_token_stride +
+           place.q_head * params.q_head_stride;
+}
+
 /// What a row is made of, on its way.
 template <class C>
 struct RowLoads {
-    RowPlace place;
+    RowPlace place{};
     std::uint32_t q[2 * C::kBlocks];
     float norm[2 * C::kBlocks];
     float centre[2 * C::kBlocks]; ///< of all keys, where there are no epochs
 
-    __device__ RowLoads(const AttentionParams& params, const Item& item, int row, int lane)
-        : place(place_of<C>(params, item, row)) {
+    /// Nothing where there is no such row.
+    __device__ RowLoads(const AttentionParams& params, const Item& item, int row, int lane) {
+        if (row >= C::kRows) return;
+        place = place_of<C>(params, item, row);
         const Sequence& sequence = params.sequences[item.sequence];
         const int head = item.kv_head * params.head_dim;
-        load_row(params.q, params.q_type,
-                 item.sequence * params.q_sequence_stride + place.token * params.q_token_stride +
-                     place.q_head * params.q_head_stride,
+        load_row(params.q, params.q_type, query_place(params, item, place),
                  place.present ? params.head_dim : 0, lane, q);
 #pragma unroll
         for (int j = 0; j < 2 * C::kBlocks; ++j) {
@@ -130,13 +137,9 @@ __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& share
     largest = largest_in_warp(largest);
     const float inverse = largest > kSmallestQuery ? __fdividef(1.0f, largest) : 0.0f;
 #pragma unroll
-    for (int j = 0; j < kElements; ++j) {
-        const float relative = q[j] * inverse;
-        const __half half = __float2half_rn(relative);
-        shared.q_half[row][kWarpSize * j + lane] = __half_as_ushort(half);
-        shared.q_rest[row][kWarpSize * j + lane] =
-            __half_as_ushort(__float2half_rn(relative - __half2float(half)));
-    }
+    for (int j = 0; j < kElements; ++j)
+        shared.q_half[row][kWarpSize * j + lane] =
+            __half_as_ushort(__float2half_rn(q[j] * inverse));
     if (lane != 0) return;
     const Visible visible = visible_to(params, sequence, place.token, place.token);
     shared.faulty[row] = faulty ? 1 : 0;
@@ -171,81 +174,124 @@ __device__ inline void multiply_span(float (&sums)[4], const std::uint16_t (*q)[
     multiply_f16(sums, first.z, second.z, first.w, second.w, query.z, query.w);
 }
 
-/// What the centres of epochs first .. first + count - 1 add to the logits, into shared.offsets: 16 epochs a warp at a
-/// time. Pointers of the first ones are on their way when this is made.
+/// Sums over the lanes of one number for each row: on return, lane l has the sum of row l / (32 / rows).
+template <int kRows>
+__device__ float sum_rows(float (&rows)[kRows], int lane) {
+    int step = kWarpSize / 2;
+#pragma unroll
+    for (int half = kRows / 2; half > 0; half /= 2, step /= 2) {
+        const bool upper = (lane & step) != 0;
+#pragma unroll
+        for (int r = 0; r < half; ++r) {
+            const float sent = upper ? rows[r] : rows[r + half];
+            rows[r] = (upper ? rows[r + half] : rows[r]) + __shfl_xor_sync(~0u, sent, step);
+        }
+    }
+#pragma unroll
+    for (int rest = kWarpSize / kRows / 2; rest > 0; rest /= 2)
+        rows[0] += __shfl_xor_sync(~0u, rows[0], rest);
+    return rows[0];
+}
+
+/// What the centres of epochs first .. end - 1 add to the logits, into shared.offsets, from queries as the caller has
+/// them: nothing here waits for prepare_queries. Epochs go to the warps from the last one on, since the first ones
+/// prepare rows. Pointers are on their way when this is made.
 template <class C>
 class Offsets {
 public:
     __device__ Offsets(const AttentionParams& params, const Item& item, const Thread& thread,
-                       int first, int count)
-        : params_(&params), epochs_(params.sequences[item.sequence].epochs + first),
-          thread_(&thread), head_bytes_(2u * static_cast<unsigned>(item.kv_head * params.head_dim)),
-          count_(count),
-          // Rows of queries are prepared by the first warps: the last ones begin here.
-          at_(kAtOnce * (thread.warps - 1 - thread.warp)) {
-        load_pointers();
+                       int first, int end)
+        : params_(&params), item_(&item), thread_(&thread), count_(end - first),
+          at_(thread.warps - 1 - thread.warp) {
+        // A pointer a lane: of the epochs that are this warp's.
+        const int mine = at_ + thread.lane * thread.warps;
+        if (mine < count_)
+            pointer_ = reinterpret_cast<unsigned long long>(
+                params.sequences[item.sequence].epochs[first + mine]);
     }
 
-    /// The warp's first centres into the second-level cache. A lane a line of both halves' epochs.
+    /// The warp's centres into the second-level cache: one a lane.
     __device__ void prefetch() const {
-        const unsigned line = 128u * static_cast<unsigned>(thread_->i);
-        if (line >= 2u * static_cast<unsigned>(params_->head_dim)) return;
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            if (centres_[half] != nullptr) prefetch_line(centres_[half] + head_bytes_ + line);
+        if (pointer_ == 0) return;
+        const auto* centre = reinterpret_cast<const unsigned char*>(pointer_) +
+                             2 * item_->kv_head * params_->head_dim;
+        for (int at = 0; at < 2 * params_->head_dim; at += 128) prefetch_line(centre + at);
     }
 
-    /// All threads call it; queries have been prepared.
+    /// All threads call it.
     __device__ void write_all(BlockShared<C>& shared) {
-        while (at_ < count_) {
-            float sums[4] = {};
+        if (at_ >= count_) return;
+        float q[C::kRows][kElements];
+        load_queries(q);
+#pragma unroll 1
+        for (int index = 0; at_ < count_; index += kAtOnce) {
+            std::uint32_t centres[kAtOnce][kElements];
+            load_centres(index, centres);
 #pragma unroll
-            for (int span = 0; span < kSpans; ++span) {
-                const uint4 first = load(centres_[0], span);
-                const uint4 second = load(centres_[1], span);
-                multiply_span<C>(sums, shared.q_half, first, second, span, *thread_);
-                multiply_span<C>(sums, shared.q_rest, first, second, span, *thread_);
-            }
-            const int row = 2 * thread_->i;
-            if (row < C::kRows) {
-                const float scales[2] = {shared.dense_scale[row], shared.dense_scale[row + 1]};
-                float* to = &shared.offsets[at_ + thread_->g][row];
-                to[0] = sums[0] * scales[0];
-                to[1] = sums[1] * scales[1];
-                to[8 * C::kRows] = sums[2] * scales[0];
-                to[8 * C::kRows + 1] = sums[3] * scales[1];
-            }
-            at_ += kAtOnce * thread_->warps;
-            load_pointers();
+            for (int ahead = 0; ahead < kAtOnce; ++ahead, at_ += thread_->warps)
+                if (at_ < count_) write(shared, q, centres[ahead]);
         }
     }
 
 private:
-    static constexpr int kAtOnce = 16;
-    static constexpr int kSpans = 2 * C::kBlocks;
-    static_assert(kMaxEpochs % kAtOnce == 0);
+    static constexpr int kElements = 2 * C::kBlocks;
+    static constexpr int kAtOnce = 2; ///< loads of centres on their way
+    static_assert(kMaxEpochs <= kWarpSize * kLeastWarps);
 
-    __device__ void load_pointers() {
+    /// Those that prepare rows have brought them to the first-level cache.
+    __device__ void load_queries(float (&q)[C::kRows][kElements]) const {
+        RowPlace place = place_of<C>(*params_, *item_, 0);
+        const int end_head = (item_->kv_head + 1) * params_->group;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int epoch = at_ + thread_->g + 8 * half;
-            centres_[half] = epoch < count_ ? epochs_[epoch] : nullptr;
+        for (int row = 0; row < C::kRows; ++row) {
+            std::uint32_t bits[kElements];
+            load_row(params_->q, params_->q_type, query_place(*params_, *item_, place),
+                     place.present ? params_->head_dim : 0, thread_->lane, bits);
+#pragma unroll
+            for (int j = 0; j < kElements; ++j) q[row][j] = float_of(bits[j], params_->q_type);
+            if (++place.q_head == end_head) {
+                place.q_head -= params_->group;
+                ++place.token;
+                place.present = place.token < params_->sequences[item_->sequence].query_tokens;
+            }
         }
     }
 
-    __device__ uint4 load(const std::byte* centre, int span) const {
-        const int channel = 32 * span + 8 * thread_->i;
-        if (centre == nullptr || channel >= params_->head_dim) return {0, 0, 0, 0};
-        return __ldg(reinterpret_cast<const uint4*>(centre + head_bytes_ + 2 * channel));
+    /// The warp's centres from its `first` on.
+    __device__ void load_centres(int first, std::uint32_t (&centres)[kAtOnce][kElements]) const {
+#pragma unroll
+        for (int ahead = 0; ahead < kAtOnce; ++ahead) {
+            const unsigned long long pointer =
+                __shfl_sync(~0u, pointer_, (first + ahead) % kWarpSize);
+            load_row(reinterpret_cast<const void*>(pointer), RowType::f16,
+                     item_->kv_head * params_->head_dim,
+                     at_ + ahead * thread_->warps < count_ ? params_->head_dim : 0, thread_->lane,
+                     centres[ahead]);
+        }
+    }
+
+    __device__ void write(BlockShared<C>& shared, const float (&q)[C::kRows][kElements],
+                          const std::uint32_t (&bits)[kElements]) const {
+        float sums[C::kRows] = {};
+#pragma unroll
+        for (int j = 0; j < kElements; ++j) {
+            const float centre = float_of(bits[j], RowType::f16);
+#pragma unroll
+            for (int row = 0; row < C::kRows; ++row) sums[row] = fmaf(centre, q[row][j], sums[row]);
+        }
+        const float sum = sum_rows(sums, thread_->lane) * params_->logit_scale;
+        constexpr int kLanes = kWarpSize / C::kRows;
+        // Queries that are no numbers have faulty rows, whose logits must not be infinite.
+        if (thread_->lane % kLanes == 0)
+            shared.offsets[at_][thread_->lane / kLanes] = fabsf(sum) <= kLargestQuery ? sum : 0.0f;
     }
 
     const AttentionParams* params_;
-    const std::byte* const* epochs_;
+    const Item* item_;
     const Thread* thread_;
-    unsigned head_bytes_;
     int count_;
     int at_;
-    const std::byte* centres_[2];
+    unsigned long long pointer_ = 0;
 };
 
 } // namespace innerkv::cuda

@@ -7,12 +7,6 @@
 
 namespace innerkv::cuda {
 
-struct PageRange {
-    int first;
-    int last;
-    __device__ int count() const { return last - first; }
-};
-
 /// Positions that any query token of a sequence sees.
 struct Visible {
     int begin;
@@ -34,15 +28,6 @@ __device__ inline PageRange pages_of(const Run& run, Visible visible, int tokens
     const int end = min(visible.end - first, static_cast<int>(run.tokens));
     return {begin, max((end + tokens - 1) / tokens, begin)};
 }
-
-/// A KV head's units, in this order: what takes longest to come first.
-struct HeadWork {
-    PageRange sink; ///< of kDenseTokens tokens
-    PageRange recent;
-    PageRange quantized; ///< pages
-    __device__ int dense_tiles() const { return sink.count() + recent.count(); }
-    __device__ int units() const { return max(1, quantized.count() + kDenseUnits * dense_tiles()); }
-};
 
 __device__ inline HeadWork head_work(const AttentionParams& params, const Sequence& sequence) {
     const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
@@ -76,32 +61,52 @@ struct Cut {
     __device__ int parts() const { return large + small; }
 };
 
-__device__ inline Cut cut_item(const Sizes& sizes, int units) {
+__device__ inline Cut cut_item(const Plan& plan, int units) {
     if (units == 0) return {0, 0, 0};
     const auto count = static_cast<float>(units);
-    if (sizes.small == 0.0f)
-        return {max(1, __float2int_ru(__fdividef(count, sizes.large))), units, 0};
-    const int large = __float2int_rd(__fdividef(count, sizes.equal));
-    const int covered = min(units, __float2int_rd(static_cast<float>(large) * sizes.large));
+    if (plan.uniform != 0) return {plan.large_parts, units, 0};
+    if (plan.chunk > 0.0f) return {__float2int_ru(__fdividef(count, plan.chunk)), units, 0};
+    const int large = __float2int_rd(__fdividef(count, plan.equal));
+    const int covered =
+        min(units, __float2int_rd(static_cast<float>(large) * kLargeShare * plan.equal));
     return {large, covered,
-            __float2int_ru(__fdividef(count - static_cast<float>(covered), sizes.small))};
+            __float2int_ru(__fdividef(count - static_cast<float>(covered), plan.small))};
 }
 
-/// Sizes of parts for `units` units of `items` items; `largest_of(chunk)`: units of the largest part where items are
-/// cut into equal parts of at most `chunk`. One warp calls it.
-template <class Largest>
-__device__ Sizes choose_sizes(int units, int items, int warps, const Largest& largest_of) {
+/// Work of a launch.
+struct Load {
+    int units; ///< of all items
+    int items;
+    int longest; ///< units of one item
+};
+
+/// How all of it is cut, but for where sequences' segments begin. `longest_part(chunk)`: units of the longest part where
+/// items are cut into equal parts of at most `chunk`. A warp calls it.
+template <class Longest>
+__device__ Plan choose_plan(const AttentionParams& params, const Load& load, int warps,
+                            const Longest& longest_part) {
     const auto blocks = static_cast<float>(gridDim.x);
+    const auto units = static_cast<float>(load.units);
+    const auto longest = static_cast<float>(load.longest);
+    Plan plan{};
     // A part of less than a unit a warp takes no less time.
-    const float equal =
-        fmaxf(__fdividef(static_cast<float>(units), blocks), static_cast<float>(warps));
-    // Then there are no more parts than blocks, however item lengths are rounded up.
-    const float spare = blocks - static_cast<float>(items);
-    const float chunk =
-        spare > 0.0f ? fmaxf(equal, __fdividef(static_cast<float>(units), spare)) : 1e9f;
-    if (equal < kOneRoundUnits && spare >= 0.0f && largest_of(chunk) <= kMostUnequal * equal)
-        return {equal, chunk, 0.0f};
-    return {equal, kLargeShare * equal, fmaxf(kLeastSmallUnits, equal / kSmallParts)};
+    plan.equal = fmaxf(__fdividef(units, blocks), static_cast<float>(warps));
+    plan.small = fmaxf(kLeastSmallUnits, plan.equal / kSmallParts);
+    // Items that are nearly alike are cut alike, which every block can work out by itself.
+    const int parts = min(params.parts, quotient(load.longest + warps - 1, warps));
+    if (parts > 0 && longest <= kMostUnequal * plan.equal * static_cast<float>(parts)) {
+        plan.uniform = 1;
+        plan.large_parts = parts;
+        plan.segments = plan.large_segments =
+            params.count * params.kv_heads * params.max_strips * parts;
+        return plan;
+    }
+    // With parts of this size there are no more than blocks, however items' lengths are rounded up.
+    const float spare = blocks - static_cast<float>(load.items);
+    if (spare <= 0.0f) return plan;
+    const float chunk = fmaxf(plan.equal, __fdividef(units, spare));
+    if (longest_part(chunk) <= kMostUnequal * plan.equal) plan.chunk = chunk;
+    return plan;
 }
 
 /// Over a warp.
@@ -119,10 +124,10 @@ __device__ inline Counts prefix_sums(Counts sums, int lane) {
     return sums;
 }
 
-/// Where each sequence's segments and slots begin. One warp calls it.
+/// Where each sequence's segments and slots begin, unless all are alike. One warp calls it.
 template <class C>
-__device__ void place_sequences(const AttentionParams& params, BlockShared<C>& shared,
-                                const Sizes& sizes, int lane) {
+__device__ void place_sequences(const AttentionParams& params, BlockShared<C>& shared, Plan& plan,
+                                int lane) {
     Counts before{};
     if (lane == 0) shared.first[0] = {0, 0, 0};
 #pragma unroll 1
@@ -130,7 +135,7 @@ __device__ void place_sequences(const AttentionParams& params, BlockShared<C>& s
         const int s = start + lane;
         Counts sums{};
         if (s < params.count) {
-            const Cut cut = cut_item(sizes, shared.units[s]);
+            const Cut cut = cut_item(plan, shared.units[s]);
             const int items = params.kv_heads * strips_of<C>(params, params.sequences[s]);
             sums = {items * cut.large, items * cut.small,
                     cut.parts() > 1 ? items * cut.parts() : 0};
@@ -143,10 +148,11 @@ __device__ void place_sequences(const AttentionParams& params, BlockShared<C>& s
         before.small += __shfl_sync(~0u, sums.small, kWarpSize - 1);
         before.slots += __shfl_sync(~0u, sums.slots, kWarpSize - 1);
     }
-    if (lane == 0) shared.plan = {sizes, before.large, before.large + before.small};
+    plan.large_segments = before.large;
+    plan.segments = before.large + before.small;
 }
 
-/// Shares a launch's work out, the same in every block. All threads call it.
+/// Shares a launch's work out, the same in every block. All threads call it; the first warp may read the plan.
 template <class C>
 __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
                           const Thread& thread) {
@@ -154,32 +160,34 @@ __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
     for (int s = static_cast<int>(threadIdx.x); s < params.count;
          s += static_cast<int>(blockDim.x)) {
         const Sequence& sequence = params.sequences[s];
-        shared.units[s] = sequence.query_tokens == 0 ? 0 : head_work(params, sequence).units();
+        const int units = head_work(params, sequence).units(); // asks for all of it at once
+        shared.units[s] = sequence.query_tokens == 0 ? 0 : units;
     }
-    __syncthreads();
-    if (thread.warp == 0) {
-        int units = 0;
-        int items = 0;
+    if (params.count > kWarpSize) __syncthreads(); // otherwise the first warp has written all
+    if (thread.warp != 0) return;
+    __syncwarp();
+    Load load{};
+#pragma unroll 1
+    for (int s = thread.lane; s < params.count; s += kWarpSize) {
+        const int items = params.kv_heads * strips_of<C>(params, params.sequences[s]);
+        const int units = shared.units[s];
+        load = {load.units + units * items, load.items + items, max(load.longest, units)};
+    }
+    load = {sum_of_warp(load.units), sum_of_warp(load.items), __reduce_max_sync(~0u, load.longest)};
+    const auto longest_part = [&](float chunk) {
+        float longest = 0.0f;
 #pragma unroll 1
         for (int s = thread.lane; s < params.count; s += kWarpSize) {
-            const int of_sequence = params.kv_heads * strips_of<C>(params, params.sequences[s]);
-            units += shared.units[s] * of_sequence;
-            items += of_sequence;
+            const auto units = static_cast<float>(shared.units[s]);
+            const float parts = fmaxf(1.0f, ceilf(__fdividef(units, chunk)));
+            longest = fmaxf(longest, __fdividef(units, parts));
         }
-        const auto largest_of = [&](float chunk) {
-            int largest = 0;
-#pragma unroll 1
-            for (int s = thread.lane; s < params.count; s += kWarpSize) {
-                const int parts = max(1, cut_item({0.0f, chunk, 0.0f}, shared.units[s]).large);
-                largest = max(largest, quotient(shared.units[s] + parts - 1, parts));
-            }
-            return static_cast<float>(__reduce_max_sync(~0u, largest));
-        };
-        const Sizes sizes =
-            choose_sizes(sum_of_warp(units), sum_of_warp(items), thread.warps, largest_of);
-        place_sequences(params, shared, sizes, thread.lane);
-    }
-    __syncthreads();
+        return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(longest)));
+    };
+    Plan plan = choose_plan(params, load, thread.warps, longest_part);
+    if (plan.uniform == 0) place_sequences(params, shared, plan, thread.lane);
+    if (thread.lane == 0) shared.plan = plan;
+    __syncwarp();
 }
 
 /// The sequence that segment `at` of its kind is in. A warp calls it.
@@ -197,34 +205,104 @@ __device__ int find_sequence(const AttentionParams& params, const BlockShared<C>
     return before;
 }
 
-/// Every warp of a block calls it.
+/// Part `part` of those that cover `units` units from `begin` on.
+struct Share {
+    int begin;
+    int end;
+    __device__ Share(int begin_unit, int units, int part, int parts) {
+        const int share = quotient(units, parts);
+        const int longer = units - share * parts; // so many parts have one unit more
+        begin = begin_unit + share * part + min(part, longer);
+        end = begin + share + (part < longer ? 1 : 0);
+    }
+};
+
+/// A warp calls it. An item without units has no parts.
 template <class C>
 __device__ Item item_of(const AttentionParams& params, const BlockShared<C>& shared, int segment,
                         int lane) {
     const Plan& plan = shared.plan;
     const bool large = segment < plan.large_segments;
     const auto kind = large ? &Counts::large : &Counts::small;
-    const int at = large ? segment : segment - plan.large_segments;
-    const int sequence = find_sequence(params, shared, kind, at, lane);
-    const Cut cut = cut_item(plan.sizes, shared.units[sequence]);
-    const int parts = large ? cut.large : cut.small;
-    const int place = at - shared.first[sequence].*kind;
-    const int index = quotient(place, parts);
-    const int part = place - index * parts;
-    const int units = large ? cut.covered : shared.units[sequence] - cut.covered;
-    const int share = quotient(units, parts); // `longer` parts have one unit more
-    const int longer = units - share * parts;
-    const int begin = (large ? 0 : cut.covered) + share * part + min(part, longer);
-    const int strips = strips_of<C>(params, params.sequences[sequence]);
+    int at = large ? segment : segment - plan.large_segments;
+    int sequence = 0;
+    int index = 0; // of the item in its sequence
+    int part = 0;
+    int slots = 0; // in front of the sequence
+    Cut cut{};
+    if (plan.uniform != 0) {
+        const int parts = plan.large_parts;
+        const int of_sequence = params.kv_heads * params.max_strips;
+        const int item = quotient(at, parts);
+        part = at - item * parts;
+        sequence = quotient(item, of_sequence);
+        index = item - sequence * of_sequence;
+        cut = cut_item(plan, shared.units[sequence]);
+        slots = sequence * of_sequence * parts;
+    } else {
+        sequence = find_sequence(params, shared, kind, at, lane);
+        at -= shared.first[sequence].*kind;
+        cut = cut_item(plan, shared.units[sequence]);
+        const int parts = large ? cut.large : cut.small;
+        index = quotient(at, parts);
+        part = at - index * parts;
+        slots = shared.first[sequence].slots;
+    }
+    const int units = shared.units[sequence];
+    const int strips =
+        plan.uniform != 0 ? params.max_strips : strips_of<C>(params, params.sequences[sequence]);
     const int kv_head = quotient(index, strips);
+    const int strip = index - kv_head * strips;
+    if (plan.uniform != 0 && strip >= strips_of<C>(params, params.sequences[sequence])) cut = {};
+    const Share share(large ? 0 : cut.covered, large ? cut.covered : units - cut.covered, part,
+                      max(1, large ? cut.large : cut.small));
     return {sequence,
             kv_head,
-            index - kv_head * strips,
-            begin,
-            begin + share + (part < longer ? 1 : 0),
+            strip,
+            share.begin,
+            share.end,
             cut.parts(),
             large ? part : cut.large + part,
-            shared.first[sequence].slots + index * cut.parts()};
+            slots + index * cut.parts()};
+}
+
+/// Pages of a part: units count fp16 tiles first, a tile where its first unit is.
+__device__ inline PageRange tiles_of(const HeadWork& work, const Item& item) {
+    const auto tile = [&](int unit) {
+        return min((unit + kDenseUnits - 1) / kDenseUnits, work.dense_tiles());
+    };
+    return {tile(item.begin), tile(item.end)};
+}
+__device__ inline PageRange quantized_pages_of(const HeadWork& work, const Item& item) {
+    const auto page = [&](int unit) {
+        return work.quantized.first +
+               min(max(0, unit - kDenseUnits * work.dense_tiles()), work.quantized.count());
+    };
+    return {page(item.begin), page(item.end)};
+}
+
+__device__ inline EpochWork epochs_of(const Sequence& sequence, const PageRange& pages) {
+    if (sequence.epochs == nullptr) return {1 << 30, 0, 0, pages.count() > 0 ? 1 : 0};
+    const int size = sequence.epoch_pages;
+    const int place = sequence.first_page + pages.first;
+    const int first = quotient(place, size);
+    const int first_page = place - first * size;
+    const int end =
+        pages.count() > 0 ? first + quotient(first_page + pages.count() - 1, size) + 1 : first;
+    return {size, first, first_page, end};
+}
+
+/// The first warp writes shared.task, if the block's segment is one.
+template <class C>
+__device__ void write_task(const AttentionParams& params, BlockShared<C>& shared,
+                           const Thread& thread) {
+    if (shared.segment >= shared.plan.segments) return;
+    const Item item = item_of(params, shared, shared.segment, thread.lane);
+    const Sequence& sequence = params.sequences[item.sequence];
+    const HeadWork work = head_work(params, sequence);
+    const PageRange pages = quantized_pages_of(work, item);
+    if (thread.lane == 0)
+        shared.task = {item, work, pages, tiles_of(work, item), epochs_of(sequence, pages)};
 }
 
 } // namespace innerkv::cuda

@@ -54,6 +54,8 @@ DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;
 const CacheConfig& DeviceCache::config() const { refuse(); }
 int DeviceCache::create() { refuse(); }
 void DeviceCache::remove(int /*slot*/) { refuse(); }
+int DeviceCache::fork(int /*slot*/) { refuse(); }
+void DeviceCache::reorder(std::span<const int> /*sources*/) { refuse(); }
 void DeviceCache::reserve(int /*slot*/, std::int64_t /*length*/) { refuse(); }
 void DeviceCache::append(const DeviceAppend& /*append*/) { refuse(); }
 void DeviceCache::verify() { refuse(); }
@@ -62,6 +64,7 @@ std::int64_t DeviceCache::length(int /*slot*/, int /*layer*/) const { refuse(); 
 const Sequence* DeviceCache::sequences(int /*layer*/) const { refuse(); }
 int DeviceCache::load(std::span<const SequenceView> /*layers*/) { refuse(); }
 HostSequence DeviceCache::fetch(int /*slot*/) const { refuse(); }
+CacheUsage DeviceCache::usage() const { refuse(); }
 std::size_t DeviceCache::bytes() const { refuse(); }
 
 } // namespace innerkv::cuda

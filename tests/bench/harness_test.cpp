@@ -49,7 +49,7 @@ public:
     void run() override { log_ += name_ + " "; }
     void rest() override { log_ += "r" + name_ + " "; }
     std::span<const float> output() const override { return out; }
-    std::vector<float> expected_output() const override { return expected; }
+    std::vector<float> expected_output(int) const override { return expected; }
 
     std::vector<float> out{1, 2, 3};
     std::vector<float> expected;
@@ -92,30 +92,53 @@ AttentionCase three_numbers() {
     return attention;
 }
 
+const std::vector<ExactOutput> kExact = {{0, {1, 2, 3}}};
+
 TEST(Judge, AcceptsTheRightAnswer) {
     std::string log;
     FakeContender right("right", log);
     right.expected = {1, 2, 3.01f};
-    const ContenderResult result = judge(three_numbers(), right, {1, 2, 3});
+    const ContenderResult result = judge(three_numbers(), right, kExact);
     EXPECT_EQ(result.relative_error, 0);
     EXPECT_NEAR(result.cosine, 1, 1e-12);
     EXPECT_NEAR(result.arithmetic_error, 0.0027, 0.0001);
     EXPECT_EQ(result.bytes_read, 100u);
 }
 
+/// Each token of the first and the last sequence counts on its own, however small beside others.
+TEST(Judge, TheWorstTokenCounts) {
+    AttentionCase two = three_numbers();
+    two.batch = two.tokens = 2;
+    const std::vector<ExactOutput> exact = {{0, {100, 200, 300, 1, 2, 3}},
+                                            {1, {100, 200, 300, 1, 2, 3}}};
+    std::string log;
+    FakeContender contender("fake", log);
+    contender.out = {100, 200, 300, 1, 2, 3, 100, 200, 300, 1, 2, 3.1f};
+    EXPECT_NEAR(judge(two, contender, exact).relative_error, 0.0267, 0.0001);
+    for (const std::size_t at : {3u, 9u}) {
+        std::vector<float> wrong = {100, 200, 300, 1, 2, 3, 100, 200, 300, 1, 2, 3};
+        wrong[at] = -8;
+        contender.out = wrong;
+        EXPECT_THROW(judge(two, contender, exact), Error) << at;
+        wrong[at] = std::numeric_limits<float>::quiet_NaN();
+        contender.out = wrong;
+        EXPECT_THROW(judge(two, contender, exact), Error) << at;
+    }
+}
+
 TEST(Judge, RefusesWrongOutput) {
     std::string log;
     FakeContender wrong("wrong", log);
     wrong.out = {3, -2, 0.3f};
-    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, kExact), Error);
     wrong.out = {0, 0, 0};
-    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, kExact), Error);
     wrong.out = {1, std::numeric_limits<float>::quiet_NaN(), 3};
-    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, kExact), Error);
     // Close to the exact result, but not what its own cache holds.
     wrong.out = {1, 2, 3};
     wrong.expected = {1, 2, 3.05f};
-    EXPECT_THROW(judge(three_numbers(), wrong, {1, 2, 3}), Error);
+    EXPECT_THROW(judge(three_numbers(), wrong, kExact), Error);
 }
 
 } // namespace

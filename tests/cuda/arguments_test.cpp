@@ -14,17 +14,6 @@ class DeviceArguments : public OnDevice {
 protected:
     DeviceArguments() : batch_(shape_of(find_preset("base").format(64), 4, 2)) {}
 
-    template <typename Exception>
-    void expect_refused(const std::function<void()>& call, const std::string& message) {
-        try {
-            call();
-            FAIL() << "not refused: " << message;
-        } catch (const Exception& error) {
-            EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
-        }
-        EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-    }
-
     Batch batch_;
 };
 
@@ -36,6 +25,7 @@ TEST_F(DeviceArguments, Limits) {
     expect_refused<InvalidArgument>(make({0, 257, 1, 0}), "1 to 256");
     expect_refused<InvalidArgument>(make({0, 1, 0, 0}), "0 query tokens");
     expect_refused<InvalidArgument>(make({0, 1, 1, -2}), "-2 blocks");
+    expect_refused<InvalidArgument>(make({0, 1, 17, 0, -5}), "histories of -5 tokens");
     expect_refused<InvalidArgument>(make({99, 1, 1, 0}), "device 99");
     expect_refused<InvalidArgument>(make({-1, 1, 1, 0}), "device -1");
 }

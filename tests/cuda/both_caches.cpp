@@ -24,11 +24,16 @@ void write_element(RowType type, float value, std::byte* to) {
     std::memcpy(to, &bits, sizeof bits);
 }
 
+CacheConfig with_room_for_forks(CacheConfig config) {
+    config.max_sequences *= 2;
+    return config;
+}
+
 } // namespace
 
 BothCaches::BothCaches(const CacheConfig& cache_config, int tokens, RowType type)
-    : config(cache_config), host(config), device(config), tokens_(tokens), type_(type),
-      counts_(static_cast<std::size_t>(config.max_sequences) * sizeof(std::int32_t)) {
+    : config(cache_config), host(with_room_for_forks(config)), device(config), tokens_(tokens),
+      type_(type), counts_(static_cast<std::size_t>(config.max_sequences) * sizeof(std::int32_t)) {
     const std::size_t bytes = element_bytes();
     for (int slot = 0; slot < config.max_sequences; ++slot) {
         EXPECT_EQ(device.create(), slot);
@@ -102,6 +107,28 @@ void BothCaches::append(const std::vector<int>& counts) {
     for (int layer = 0; layer < config.layers; ++layer) device.append(device_append(layer, most));
     append_to_host(counts);
     device.verify();
+}
+
+void BothCaches::reorder(const std::vector<int>& sources) {
+    device.reorder(sources);
+    std::vector<SequenceId> reordered;
+    for (const int source : sources)
+        reordered.push_back(host.fork(ids[static_cast<std::size_t>(source)]));
+    for (const SequenceId id : ids) host.remove(id);
+    ids = reordered;
+    const std::vector<int> done = done_;
+    for (std::size_t slot = 0; slot < sources.size(); ++slot)
+        done_[slot] = done[static_cast<std::size_t>(sources[slot])];
+    for (auto& of_side : rows_) {
+        const auto old = of_side;
+        for (std::size_t slot = 0; slot < sources.size(); ++slot)
+            of_side[slot] = old[static_cast<std::size_t>(sources[slot])];
+    }
+}
+
+void BothCaches::truncate(int slot, std::int64_t length) {
+    device.truncate(slot, length);
+    host.truncate(ids[static_cast<std::size_t>(slot)], length);
 }
 
 void BothCaches::append_all(int step) {

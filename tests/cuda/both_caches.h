@@ -18,6 +18,9 @@ public:
 
     /// The next counts[slot] tokens to every layer of both.
     void append(const std::vector<int>& counts);
+    /// Slot i becomes what slot sources[i] was, its next tokens too.
+    void reorder(const std::vector<int>& sources);
+    void truncate(int slot, std::int64_t length);
     /// Every slot's tokens, `step` at a time.
     void append_all(int step);
     /// The same bytes in every layer of all slots.

@@ -18,17 +18,6 @@ protected:
         config.max_sequences = 2;
         return config;
     }
-
-    template <typename Exception>
-    static void expect_refused(const std::function<void()>& call, const std::string& message) {
-        try {
-            call();
-            FAIL() << "not refused: " << message;
-        } catch (const Exception& error) {
-            EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
-        }
-        EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-    }
 };
 
 TEST_F(DeviceCacheArguments, Configs) {

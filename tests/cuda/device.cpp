@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -79,8 +80,9 @@ void Graph::replay() const {
     expect_success(cudaStreamSynchronize(stream_));
 }
 
-DeviceBatch::DeviceBatch(const Batch& batch, RowType type)
-    : tokens_(most_tokens(batch)), type_(type), head_stride_(batch.shape.format.head_dim + 3),
+DeviceBatch::DeviceBatch(const Batch& batch, RowType type, int tokens)
+    : tokens_(std::max(tokens, most_tokens(batch))), type_(type),
+      head_stride_(batch.shape.format.head_dim + 3),
       token_stride_(batch.shape.q_heads * head_stride_ + 5),
       sequence_stride_(tokens_ * token_stride_ + 7),
       elements_(static_cast<std::size_t>(sequence_stride_) * batch.blocks.size()),
@@ -152,11 +154,11 @@ void DeviceBatch::fetch(const Batch& batch) const {
     }
 }
 
-Result attend_on_device(const Batch& batch, RowType type, int blocks) {
+Result attend_on_device(const Batch& batch, RowType type, cuda::AttentionLimits limits) {
     return collect(batch, [&] {
         const DeviceBatch device(batch, type);
-        cuda::AttentionLimits limits = device.limits();
-        limits.max_blocks = blocks;
+        limits.max_sequences = device.limits().max_sequences;
+        limits.max_query_tokens = device.limits().max_query_tokens;
         cuda::Attention attention(batch.shape, limits);
         attention.run(device.call());
         expect_success(cudaDeviceSynchronize());
@@ -164,11 +166,11 @@ Result attend_on_device(const Batch& batch, RowType type, int blocks) {
     });
 }
 
-void expect_device_close_to_reference(Batch& batch, int blocks) {
-    const Result before = attend_on_device(batch, RowType::f32, blocks);
+void expect_device_close_to_reference(Batch& batch, const cuda::AttentionLimits& limits) {
+    const Result before = attend_on_device(batch, RowType::f32, limits);
     batch.poison_unseen();
     const Result expected = reference(batch);
-    const Result result = attend_on_device(batch, RowType::f32, blocks);
+    const Result result = attend_on_device(batch, RowType::f32, limits);
     EXPECT_EQ(result.out, before.out);
     EXPECT_EQ(result.log_sum_exp, before.log_sum_exp);
     if (!batch.shape.format.quantized()) {
@@ -186,6 +188,23 @@ void expect_device_close_to_reference(Batch& batch, int blocks) {
               std::max(0.02, kAlike * largest_error(host, expected)));
     EXPECT_LT(log_sum_exp_error(result, expected),
               std::max(5e-3, kAlike * log_sum_exp_error(host, expected)));
+}
+
+void expect_only_outputs_written(const Batch& batch, const DeviceBatch& device) {
+    const cuda::AttentionCall& call = device.call();
+    const std::size_t sequence = static_cast<std::size_t>(call.out_sequence_stride);
+    std::vector<float> out(batch.blocks.size() * sequence);
+    expect_success(
+        cudaMemcpy(out.data(), call.out, out.size() * sizeof(float), cudaMemcpyDeviceToHost));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        const auto at = static_cast<std::ptrdiff_t>(i % sequence);
+        const auto token = at / call.out_token_stride;
+        const auto head = at % call.out_token_stride / call.out_head_stride;
+        const auto channel = at % call.out_token_stride % call.out_head_stride;
+        const bool written = token < batch.blocks[i / sequence].tokens &&
+                             head < batch.shape.q_heads && channel < batch.shape.format.head_dim;
+        EXPECT_EQ(std::isnan(out[i]), !written) << i;
+    }
 }
 
 } // namespace innerkv::test

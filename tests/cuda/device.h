@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "fixture.h"
@@ -42,6 +44,18 @@ private:
 
 void expect_success(cudaError_t status);
 
+/// `call` throws an Exception whose message has `message` in it, and leaves no error behind.
+template <typename Exception>
+void expect_refused(const std::function<void()>& call, const std::string& message) {
+    try {
+        call();
+        FAIL() << "not refused: " << message;
+    } catch (const Exception& error) {
+        EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+}
+
 /// What `work` enqueues on a stream, captured.
 class Graph {
 public:
@@ -61,7 +75,8 @@ private:
 /// Queries and outputs of a batch as a device has them: [block, token, head][head_dim], with gaps.
 class DeviceBatch {
 public:
-    explicit DeviceBatch(const Batch& batch, RowType type = RowType::f32);
+    /// Room for at least `tokens` query tokens a sequence.
+    explicit DeviceBatch(const Batch& batch, RowType type = RowType::f32, int tokens = 1);
 
     const cuda::AttentionCall& call() const { return call_; }
     cuda::AttentionLimits limits() const;
@@ -84,10 +99,14 @@ private:
     cuda::AttentionCall call_;
 };
 
-/// `blocks`: AttentionLimits::max_blocks. With few of them each warp has many pages.
-Result attend_on_device(const Batch& batch, RowType type = RowType::f32, int blocks = 0);
+/// Of `limits` max_blocks, with few of which each warp has many pages, and max_history_tokens count.
+Result attend_on_device(const Batch& batch, RowType type = RowType::f32,
+                        cuda::AttentionLimits limits = {});
 
 /// Against the reference, before and after what no query sees is poisoned: the same bits both times.
-void expect_device_close_to_reference(Batch& batch, int blocks = 0);
+void expect_device_close_to_reference(Batch& batch, const cuda::AttentionLimits& limits = {});
+
+/// Gaps between heads, tokens and sequences: what was NaN still is, and nothing else.
+void expect_only_outputs_written(const Batch& batch, const DeviceBatch& device);
 
 } // namespace innerkv::test

@@ -114,7 +114,7 @@ TEST_P(DeviceShapes, FewBlocks) {
                 spec = spec_for(format(), 32 * 33);
                 spec.recent += 17;
                 batch.add(spec);
-                expect_device_close_to_reference(batch, blocks);
+                expect_device_close_to_reference(batch, {.max_blocks = blocks});
             }
 }
 

@@ -42,6 +42,7 @@ void each_chunk(const std::shared_ptr<Model>& model, std::span<const Token> toke
     const auto vocabulary_size = static_cast<std::size_t>(model->info().vocabulary_size);
     SessionOptions options = make_options("f16", static_cast<int>(tokens.size()));
     options.threads = 1;
+    options.expand_weights = false; // libllama's activations are rounded to 8 bits, too
     Session session(model, options);
     session.evaluate(tokens, 0, [&](std::int64_t first, std::span<const float> logits) {
         work(tokens.subspan(static_cast<std::size_t>(first), logits.size() / vocabulary_size),

@@ -13,9 +13,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from .attention import attention_forward
 from .cache import InnerKVCache
+from .graph import DecodeGraph
 from .masks import padding_mask
 
 AttentionInterface.register("innerkv", attention_forward)
 AttentionMaskInterface.register("innerkv", padding_mask)
 
-__all__ = ["InnerKVCache"]
+__all__ = ["DecodeGraph", "InnerKVCache"]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .ops import attend, traced
+from .device import Padding, aligned, unaligned
+from .ops import attend, attend_on_device, traced
 
 #: Arguments of other models' attention that change its result.
 UNSUPPORTED = frozenset(("position_bias", "s_aux", "head_mask", "sinks"))
@@ -47,7 +48,7 @@ def attention_forward(
                 'attn_implementation="innerkv": without an InnerKVCache a soft cap of logits is not supported; '
                 'pass cache=InnerKVCache(model.config), or use "eager"'
             )
-        mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0)
+        mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0, query.device)
         return plain_attention(query, key, value, mask, scaling, dropout), None
     if dropout:
         raise ValueError("InnerKVCache: dropout in attention is for training; call model.eval()")
@@ -57,6 +58,11 @@ def attention_forward(
         return layer.attend(query, key, value, attention_mask, scaling, softcap), None
     traced.layer = None
     mask = None if attention_mask is None else new_columns(attention_mask, query.shape[2])
+    if layer.on_device:
+        padding = Padding.of(mask)
+        rows = aligned(padding, query, key, value)
+        options = layer.state, layer.number, layer.index, scaling or 0.0, softcap or 0.0
+        return unaligned(padding, attend_on_device(*rows, padding.counts, *options)), None
     return attend(query, key, value, mask, layer.state, layer.index, scaling or 0.0, softcap or 0.0), None
 
 
@@ -84,14 +90,18 @@ def plain_attention(
 
 
 def full_mask(
-    padding: torch.Tensor | None, q_length: int, kv_length: int, sliding_window: int
+    padding: torch.Tensor | None,
+    q_length: int,
+    kv_length: int,
+    sliding_window: int,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor | None:
     """bool [batch or 1, 1, q_length, kv_length] for queries at the newest positions; None where torch's own
     causal mask is the same."""
     windowed = 0 < sliding_window < kv_length
     if padding is None and not windowed and (q_length == kv_length or q_length == 1):
         return None
-    kv = torch.arange(kv_length)
+    kv = torch.arange(kv_length, device=device)
     q = kv[-q_length:, None]
     mask = kv <= q
     if windowed:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch.utils.dlpack import to_dlpack
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from .. import cache as innerkv_cache
 from ..planning import Plan, plan
-from .attention import full_mask, new_columns, plain_attention
-from .columns import PAGE, Columns, chunks, cut, page_chunks
-from .masks import Spans, spans_of
-from .models import ModelShape, check_device, model_shape
-from .ops import new_state, traced
+from .columns import Columns, chunks, cut, page_chunks
+from .device import DeviceBatch
+from .layer import InnerKVLayer, check_attention, refuse_attention
+from .masks import Spans
+from .models import ModelShape, check_device, has_own_memory, model_shape
+from .ops import new_state, register
 
 CHUNK = 512  #: tokens of a prompt that are appended at once
 #: Positions behind a sliding window that are kept, so that so many new tokens can be cropped again.
@@ -41,6 +41,8 @@ class InnerKVCache(Cache):
         prefill: "exact": the tokens of a first forward call attend to each other unquantized. "decode": every
             token attends to what it would have found if all had come one by one; for measurements.
         paper: the InnerQ paper's codecs and key transform.
+        device: "cpu", "cuda" or "cuda:N"; by default where the first keys are. On a device all memory, for the first
+            batch and `max_length`, is taken with the first keys; `verify` tells what steps refused.
 
     Batches with padding on the left (or right), beam search, sampling, assisted generation and sliding windows
     work; so does tensor parallelism, where each process holds the heads that it computes. Between two calls of
@@ -55,6 +57,7 @@ class InnerKVCache(Cache):
         max_length: int | None = None,
         prefill: str = "exact",
         paper: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
         if prefill not in ("exact", "decode"):
             raise ValueError(f'InnerKVCache: prefill "{prefill}"; "exact" and "decode" are supported')
@@ -69,13 +72,28 @@ class InnerKVCache(Cache):
         self._store: innerkv_cache.Cache | None = None
         self._sequences: list[int] = []
         self._waiting: InnerKVLayer | None = None
-        self.state = new_state(self)
+        self._on_device: DeviceBatch | None = None
+        self.device: torch.device | None = None
+        self.number = register(self)
+        self.state = new_state(self.number)
         super().__init__(
             layers=[
                 InnerKVLayer(self, index, window)
                 for index, window in enumerate(self.shape.sliding_window)
             ]
         )
+        if device is not None:
+            self._place(check_device(device))
+
+    def _place(self, device: torch.device) -> None:
+        if has_own_memory(device):
+            if self.prefill == "decode":
+                raise ValueError('InnerKVCache: prefill "decode" is not there on a device; put the model on the CPU')
+            self.state = new_state(self.number, device=device)
+            columns = Columns()
+            for layer in self.layers:
+                layer.state, layer.columns, layer.on_device = self.state, columns, True
+        self.device = device
 
     def plan(self, context: int | None = None, batch: int = 1) -> Plan:
         """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default)."""
@@ -93,7 +111,7 @@ class InnerKVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use, of all sequences, windows and transforms counted."""
+        """Bytes in use, of all sequences, windows and transforms counted; on a device all that was taken."""
         return self._store.nbytes if self._store else 0
 
     @property
@@ -114,25 +132,24 @@ class InnerKVCache(Cache):
     def open(self, keys: torch.Tensor) -> None:
         """Makes the store for the batch and the heads of the first keys, [batch, kv_heads, tokens, head_dim]."""
         batch, kv_heads, _, head_dim = keys.shape
-        check_device(keys.device)
+        if self.device is None:
+            self._place(check_device(keys.device))
         if head_dim != self.shape.head_dim:
             raise ValueError(
                 f"InnerKVCache: keys have {head_dim} channels, the config says {self.shape.head_dim}"
             )
         kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
+        windows = [window and window + kept for window in self.shape.sliding_window]
+        model = self.shape.layers, kv_heads, head_dim, self.preset  # heads: of this process, where others have more
+        options = {"sliding_window": windows, "paper": self.paper, "device": self.device}
+        if has_own_memory(self.device):
+            self._on_device = DeviceBatch(batch, self.max_length, *model, **options)
+            self._store, self._sequences = self._on_device.store, self._on_device.slots
+            return
         # Beams are forked before the old ones are removed, and forks share what they have in common.
         sequences = max(LEAST_SEQUENCES, 4 * batch)
-        self._store = innerkv_cache.Cache(
-            self.shape.layers,
-            kv_heads,  # those of this process, where a model is split over several
-            head_dim,
-            self.preset,
-            max_tokens=2 * batch * self.max_length,
-            max_sequences=sequences,
-            max_append=CHUNK,
-            sliding_window=[window and window + kept for window in self.shape.sliding_window],
-            paper=self.paper,
-        )
+        room = {"max_tokens": 2 * batch * self.max_length, "max_sequences": sequences, "max_append": CHUNK}
+        self._store = innerkv_cache.Cache(*model, **room, **options)
         self._sequences = [self._store.create() for _ in range(batch)]
 
     def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
@@ -144,6 +161,8 @@ class InnerKVCache(Cache):
             check_attention(self.config)
         if self._store is None:
             self.open(keys)
+        if keys.device != self.device:
+            raise ValueError(f"InnerKVCache: keys on {keys.device}; this cache is on {self.device}")
         if keys.shape[0] != len(self._sequences):
             raise ValueError(
                 f"InnerKVCache: a batch of {keys.shape[0]} on a cache of {len(self._sequences)} sequences; make a "
@@ -214,6 +233,7 @@ class InnerKVCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the newest -`tokens_to_remove` columns of the batch; of each sequence those that are no padding."""
+        tokens_to_remove = int(tokens_to_remove)  # a tensor from transformers 5.17
         if tokens_to_remove > 0:
             raise ValueError(
                 f"InnerKVCache.crop: {tokens_to_remove}; give a negative number, of the tokens to remove"
@@ -221,6 +241,12 @@ class InnerKVCache(Cache):
         if tokens_to_remove == 0 or self._store is None:
             return
         columns = self.layers[0].columns
+        if self._on_device:
+            total = int(self.state[1])
+            keep = max(total + tokens_to_remove, 0)
+            self._on_device.crop(columns, total, keep)
+            self.state[1] = keep
+            return
         keep = max(columns.total + tokens_to_remove, 0)
         lengths = columns.lengths_at(keep, len(self._sequences))
         for sequence, length in zip(self._sequences, lengths):
@@ -230,21 +256,36 @@ class InnerKVCache(Cache):
         self.state[1] = keep
 
     def reset(self) -> None:
-        """Forgets all tokens; the next batch may have another size."""
-        self._forget()
+        """Forgets all tokens; the next batch may have another size, but on a device, where the memory is kept for graphs
+        that were made with it."""
+        columns = Columns()
         for layer in self.layers:
-            layer.columns = Columns()
+            layer.columns = columns if layer.on_device else Columns()
+            layer.started = False
         self.state[1] = 0
+        if self._on_device:
+            self._on_device.reset()
+            self._waiting = None
+        else:
+            self._forget()
+
+    def verify(self) -> None:
+        """On a device: waits, and tells what steps have refused (`innerkv.Cache.verify`)."""
+        if self._store is not None:
+            self._store.verify()
 
     def fork(self) -> InnerKVCache:
         """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is
-        processed once and continued many times. copy.deepcopy does the same."""
+        processed once and continued many times. copy.deepcopy does the same. Not on a device."""
+        if self._on_device:
+            raise ValueError("InnerKVCache.fork: not there on a device; give each batch a cache of its own")
         other = copy.copy(self)
-        other.state = new_state(other, self.get_seq_length())
+        other.number = register(other)
+        other.state = new_state(other.number, self.get_seq_length())
         other.layers = [copy.copy(layer) for layer in self.layers]
         for layer in other.layers:
             layer.owner = weakref.ref(other)
-            layer.state = other.state
+            layer.state, layer.number = other.state, other.number
             layer.columns = copy.deepcopy(layer.columns)
         other._sequences = []
         if self._store is not None:
@@ -261,9 +302,10 @@ class InnerKVCache(Cache):
 
     def _forget(self) -> None:
         """Removes the sequences: others in the same store, forks of these, stay."""
-        for sequence in self._sequences:
-            self._store.remove(sequence)
-        self._store = None
+        if self._on_device is None:
+            for sequence in self._sequences:
+                self._store.remove(sequence)
+        self._store = self._on_device = None
         self._sequences = []
         self._waiting = None
 
@@ -282,6 +324,11 @@ class InnerKVCache(Cache):
         """Sequence i becomes what sequence indices[i] was: the first that asks keeps it, others get forks."""
         if self._store is None:
             return
+        if self._on_device:
+            self._on_device.reorder(indices)
+            self._sequences = self._on_device.slots
+            self.layers[0].columns.select(indices)
+            return
         old, kept, new = self._sequences, set(), []
         try:
             for index in indices:
@@ -297,100 +344,6 @@ class InnerKVCache(Cache):
         self._sequences = new
         for layer in self.layers:
             layer.columns.select(indices)
-
-
-class InnerKVLayer(CacheLayerMixin):
-    """A layer of an InnerKVCache, as the models and masks of transformers see it."""
-
-    is_croppable = True
-    is_compileable = True
-    supports_early_init = False
-
-    def __init__(self, cache: InnerKVCache, index: int, window: int) -> None:
-        super().__init__()
-        self.owner = weakref.ref(cache)  # a cache that nobody holds gives its pages back at once
-        self.state = cache.state
-        self.config = cache.config
-        self.index = index
-        self.is_last = index == cache.shape.layers - 1
-        self.window = window
-        self.is_sliding = window > 0
-        self.columns = Columns()
-
-    def __repr__(self) -> str:
-        return f"InnerKVLayer({self.columns.total} tokens)"
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the new keys and values back, marked: attention appends them."""
-        if torch.compiler.is_compiling():
-            check_attention(self.config)
-            traced.layer = self
-            return key_states, value_states
-        self.owner().expect(self, key_states)
-        key_states.innerkv_layer = self
-        return key_states, value_states
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        cache = self.owner()
-        cache.take(self)
-        tokens = query.shape[2]
-        spans = None if mask is None else self._spans(mask, tokens)
-        columns = self.columns
-        if columns.total == 0 and tokens > PAGE and cache.prefill == "exact" and not softcap:
-            full = full_mask(mask, tokens, tokens, self.window)
-            out = plain_attention(query, key, value, full, scaling)
-            cache.append(self, query, key, value, spans)
-        else:
-            out = cache.attend(self, query, key, value, spans, scaling, softcap)
-        columns.add(tokens, spans)
-        if self.is_last:
-            self.state[1] = columns.total
-        return out
-
-    @staticmethod
-    def _spans(mask: torch.Tensor, tokens: int) -> Spans:
-        if hasattr(mask, "innerkv_spans"):
-            return mask.innerkv_spans
-        return spans_of(new_columns(mask, tokens))
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing: the cache opens its store with the first keys."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """New columns alone: the padding of older ones is known. So masks keep their shape from step to step."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int | torch.Tensor:
-        """Columns of the batch so far, padding counted; in a graph a tensor, since the graph outlives the step."""
-        return self.state[1] if torch.compiler.is_compiling() else self.columns.total
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def offload(self) -> None:
-        raise ValueError("InnerKVCache: offloading is not supported; the cache is in main memory already")
-
-
-def check_attention(config: Any) -> None:
-    if config._attn_implementation != "innerkv":
-        refuse_attention(config)
-
-
-def refuse_attention(config: Any) -> None:
-    raise ValueError(
-        f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
-        'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
-    )
 
 
 def _dense(states: torch.Tensor) -> Any:

@@ -37,12 +37,19 @@ def padding_mask(
     if attention_mask is None:
         return None
     mask = attention_mask[:, -kv_length:]
-    if torch.compiler.is_compiling():  # what is in it is looked at when the graph runs
+    if is_graph(mask):  # what is in it is looked at when the graph runs
+        return mask
+    if mask.is_cuda and q_length == 1:  # of a step there is nothing to know before
         return mask
     if mask.all():
         return None
     mask.innerkv_spans = spans_of(mask[:, -q_length:])
     return mask
+
+
+def is_graph(tensor: torch.Tensor) -> bool:
+    """Work is recorded, not done: torch.compile traces, or a CUDA graph is captured."""
+    return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def spans_of(mask: torch.Tensor) -> Spans:

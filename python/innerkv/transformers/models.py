@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from ..device import device_index
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -34,6 +36,8 @@ def model_shape(config: Any) -> ModelShape:
             "and values per head are supported. Use transformers' DynamicCache for it"
         )
     kinds, arguments = get_layer_types_and_kwargs(text)
+    if isinstance(arguments, dict):  # transformers before 5.20 or so: one for all layers
+        arguments = [arguments if kind == "sliding_attention" else {} for kind in kinds]
     for layer, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):
             raise ValueError(
@@ -56,10 +60,17 @@ def model_shape(config: Any) -> ModelShape:
     )
 
 
-def check_device(device: torch.device | str) -> None:
-    """ValueError where a model would run on something that there are no kernels for."""
-    if torch.device(device).type != "cpu":
-        raise ValueError(
-            f"InnerKVCache: the model runs on {device}; this build of innerkv has kernels for cpu alone, so put the "
-            "model there"
-        )
+def check_device(device: torch.device | str) -> torch.device:
+    """Where a cache for a model on `device` is, with its number. ValueError where there are no kernels for it."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return device
+    try:
+        return torch.device("cuda", device_index(device))
+    except ValueError as error:
+        raise ValueError(f"InnerKVCache: the model runs on {device}; {error}, and put the model there") from None
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Not the CPU: batches are DeviceBatch's."""
+    return device.type == "cuda"

@@ -49,47 +49,50 @@ struct alignas(64) TileSums {
 
 constexpr int kTileStride = 4 * kQuadBytes; ///< between quads of a tile
 
-inline void multiply_keys(const KeyBlock& block, TileSums& sums) {
-    finish_stores(block.codes);
-    _tile_loadd(0, block.q, block.q_stride);
-    _tile_loadd(1, block.q + kTileInner, block.q_stride);
+/// A block's tiles of codes times rows of keys' queries, in tiles 0 and 1, or of values' probabilities, in tile 0.
+template <typename Block>
+[[gnu::always_inline]] inline void multiply_tiles(const Block& block, TileSums& sums) {
+    constexpr bool keys = std::is_same_v<Block, KeyBlock>;
     _tile_loadd(2, block.codes, kTileStride);
     _tile_zero(4);
-    _tile_dpbsud(4, 0, 2);
+    if constexpr (keys)
+        _tile_dpbsud(4, 0, 2);
+    else
+        _tile_dpbusd(4, 0, 2);
     _tile_loadd(3, block.codes + kQuadBytes, kTileStride);
     _tile_zero(5);
-    _tile_dpbsud(5, 0, 3);
+    if constexpr (keys)
+        _tile_dpbsud(5, 0, 3);
+    else
+        _tile_dpbusd(5, 0, 3);
     _tile_loadd(2, block.codes + 2 * kQuadBytes, kTileStride);
     _tile_zero(6);
-    _tile_dpbsud(6, 1, 2);
+    if constexpr (keys)
+        _tile_dpbsud(6, 1, 2);
+    else
+        _tile_dpbusd(6, 0, 2);
     _tile_loadd(3, block.codes + 3 * kQuadBytes, kTileStride);
     _tile_zero(7);
-    _tile_dpbsud(7, 1, 3);
+    if constexpr (keys)
+        _tile_dpbsud(7, 1, 3);
+    else
+        _tile_dpbusd(7, 0, 3);
     _tile_stored(4, sums.at[0], 64);
     _tile_stored(5, sums.at[1], 64);
     _tile_stored(6, sums.at[2], 64);
     _tile_stored(7, sums.at[3], 64);
 }
 
-inline void multiply_values(const ValueBlock& block, TileSums& sums) {
+inline void multiply_block(const KeyBlock& block, TileSums& sums) {
+    finish_stores(block.codes);
+    _tile_loadd(0, block.q, block.q_stride);
+    _tile_loadd(1, block.q + kTileInner, block.q_stride);
+    multiply_tiles(block, sums);
+}
+inline void multiply_block(const ValueBlock& block, TileSums& sums) {
     finish_stores(block.codes);
     _tile_loadd(0, block.p, kTileInner);
-    _tile_loadd(2, block.codes, kTileStride);
-    _tile_zero(4);
-    _tile_dpbusd(4, 0, 2);
-    _tile_loadd(3, block.codes + kQuadBytes, kTileStride);
-    _tile_zero(5);
-    _tile_dpbusd(5, 0, 3);
-    _tile_loadd(2, block.codes + 2 * kQuadBytes, kTileStride);
-    _tile_zero(6);
-    _tile_dpbusd(6, 0, 2);
-    _tile_loadd(3, block.codes + 3 * kQuadBytes, kTileStride);
-    _tile_zero(7);
-    _tile_dpbusd(7, 0, 3);
-    _tile_stored(4, sums.at[0], 64);
-    _tile_stored(5, sums.at[1], 64);
-    _tile_stored(6, sums.at[2], 64);
-    _tile_stored(7, sums.at[3], 64);
+    multiply_tiles(block, sums);
 }
 
 /// Scales and zero-points of a block's tiles.
@@ -109,7 +112,9 @@ template <Zeros zeros>
 inline Floats add_tile(const TileSums& sums, const BlockScales& scales, const std::int32_t* starts,
                        const float* weights, int tile, int row, float scale, Floats onto) {
     const int at = tile * kMaxRows + row;
-    const Sums sum = add_ints(load_ints(sums.at[tile][row]), broadcast_int(starts[at]));
+    Sums sum = load_ints(sums.at[tile][row]);
+    if (zeros != Zeros::steps) // whose codes have no bias
+        sum = add_ints(sum, broadcast_int(starts[at]));
     return add_scaled<zeros>(sum, scales.at[tile], scale, weights[at], onto);
 }
 
@@ -162,14 +167,14 @@ inline void add_value_sums(const ValueBlock& block, const TileSums& sums, int ro
 template <Zeros zeros>
 void tile_keys(const KeyBlock* blocks, int count, int rows) {
     TileSums sums[kMaxGroups / 2];
-    for (int i = 0; i < count; ++i) multiply_keys(blocks[i], sums[i]);
+    for (int i = 0; i < count; ++i) multiply_block(blocks[i], sums[i]);
     for (int i = 0; i < count; ++i) add_key_sums<zeros>(blocks[i], sums[i], rows);
 }
 
 template <Zeros zeros>
 void tile_values(const ValueBlock* blocks, int count, int rows) {
     TileSums sums[kMaxGroups / 2];
-    for (int i = 0; i < count; ++i) multiply_values(blocks[i], sums[i]);
+    for (int i = 0; i < count; ++i) multiply_block(blocks[i], sums[i]);
     for (int i = 0; i < count; ++i) add_value_sums<zeros>(blocks[i], sums[i], rows);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// An append to one layer of all slots, in two launches: what settling needs first, norms and centres; then pages are
-// quantized and new rows stored, each block of threads its share of one KV head, and the last block of a slot makes it
-// all visible. Nothing that attention reads changes before.
+// An append to one layer of all slots: first what settling needs, norms and centres; then pages are quantized and new
+// rows stored, and the last block of a slot makes it all visible. Nothing that attention reads changes before. In two
+// launches, whose blocks of threads have each a share of one KV head; or, for up to a page of tokens, in one, where a
+// block does a KV head's work from first to last: a decode step seldom has more to do than to store a row.
 #include "cuda/cache/append.h"
 
 #include "cuda/cache/calibrate.cuh"
@@ -35,18 +36,14 @@ __device__ ChannelSample sample_of(const LayerParams& layer, const SlotState& sl
             static_cast<int>(threadIdx.x)};
 }
 
-__global__ void __launch_bounds__(kPageThreads)
-    settle_kernel(const __grid_constant__ AppendParams params, int calibration_tokens) {
-    __shared__ CalibrationShared shared;
-    const LayerParams& layer = params.layer;
+/// Norm, value centre and new epochs' centres of one KV head. All threads call it.
+__device__ void prepare_head(CalibrationShared& shared, const LayerParams& layer,
+                             const SlotState& slot, const Step& step, int head) {
     const LayerRule& rule = layer.rule;
-    const int head = static_cast<int>(blockIdx.x);
-    const SlotState& slot = layer.slots[blockIdx.y];
-    const Step step(params, static_cast<int>(blockIdx.y));
     const std::int64_t recent_first = rule.grid_page(slot.extent.recent_first);
     if (step.settle.calibrate)
         calibrate_head(shared, layer, slot,
-                       sample_of(layer, slot, recent_first, calibration_tokens, head), head);
+                       sample_of(layer, slot, recent_first, rule.calibration_tokens, head), head);
     for (std::int64_t epoch = step.settle.new_epochs.first; epoch < step.settle.new_epochs.last;
          ++epoch) {
         // Its first page is leaving the recent window: with the pages behind it, it is still there.
@@ -56,6 +53,14 @@ __global__ void __launch_bounds__(kPageThreads)
         auto* centres = reinterpret_cast<std::uint16_t*>(slot.epochs[epoch]);
         centres[head * sample.head_dim + sample.channel] = f16_from_float(sample.mean(true));
     }
+}
+
+__global__ void __launch_bounds__(kPageThreads)
+    settle_kernel(const __grid_constant__ AppendParams params) {
+    __shared__ CalibrationShared shared;
+    const Step step(params, static_cast<int>(blockIdx.y));
+    prepare_head(shared, params.layer, params.layer.slots[blockIdx.y], step,
+                 static_cast<int>(blockIdx.x));
 }
 
 /// The first fault of a slot stays.
@@ -219,6 +224,23 @@ __device__ void commit(const AppendParams& params, int index, const Step& step) 
     sequence = shown(params.layer, slot, step.tokens);
 }
 
+__device__ void report_pages(const AppendParams& params, const SlotState& slot, int index,
+                             int head) {
+    if (threadIdx.x == 0)
+        report(params.layer, index,
+               {FaultKind::pages, params.layer.layer, slot.extent.length, 0, head, 0, 0.0f});
+}
+
+/// A block is through. All threads call it.
+__device__ void arrive(const AppendParams& params, int index, const Step& step) {
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    const int blocks = static_cast<int>(gridDim.x * gridDim.y);
+    if (add_acquire_release(params.layer.arrivals + index, 1) != blocks - 1) return;
+    params.layer.arrivals[index] = 0;
+    commit(params, index, step);
+}
+
 __global__ void __launch_bounds__(kPageThreads)
     append_kernel(const __grid_constant__ AppendParams params) {
     __shared__ PageShared shared;
@@ -229,9 +251,7 @@ __global__ void __launch_bounds__(kPageThreads)
     const Step step(params, index);
     int block = static_cast<int>(blockIdx.x);
     if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
-        if (threadIdx.x == 0)
-            report(layer, index,
-                   {FaultKind::pages, layer.layer, slot.extent.length, 0, head, 0, 0.0f});
+        report_pages(params, slot, index, head);
     } else if (step.tokens > 0 && block < 2 * params.page_blocks) {
         quantize_pages(layer, slot, step.settle, shared, head, block / 2, params.page_blocks,
                        block % 2 == 0);
@@ -241,26 +261,40 @@ __global__ void __launch_bounds__(kPageThreads)
     } else if (step.tokens > 0 && takes_queries(params, slot, step.tokens)) {
         add_queries(params, slot, index, step.tokens, head);
     }
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    const int blocks = static_cast<int>(gridDim.x * gridDim.y);
-    if (add_acquire_release(layer.arrivals + index, 1) != blocks - 1) return;
-    layer.arrivals[index] = 0;
-    commit(params, index, step);
+    arrive(params, index, step);
+}
+
+__global__ void __launch_bounds__(kPageThreads)
+    step_kernel(const __grid_constant__ AppendParams params) {
+    __shared__ CalibrationShared calibration;
+    __shared__ PageShared shared;
+    const LayerParams& layer = params.layer;
+    const int head = static_cast<int>(blockIdx.y);
+    const int index = static_cast<int>(blockIdx.z);
+    const SlotState& slot = layer.slots[index];
+    const Step step(params, index);
+    if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
+        report_pages(params, slot, index, head);
+    } else if (step.tokens > 0) {
+        if (layer.rule.quantizes) {
+            prepare_head(calibration, layer, slot, step, head);
+            __syncthreads();
+            quantize_pages(layer, slot, step.settle, shared, head, 0, 1, true);
+            quantize_pages(layer, slot, step.settle, shared, head, 0, 1, false);
+        }
+        store_rows(params, slot, index, step.tokens, head, 0);
+        if (takes_queries(params, slot, step.tokens))
+            add_queries(params, slot, index, step.tokens, head);
+    }
+    arrive(params, index, step);
 }
 
 } // namespace
 
-cudaError_t launch_append(const AppendParams& params, int slots, int calibration_tokens,
-                          Stream stream) {
-    const auto heads = static_cast<unsigned>(params.layer.kv_heads);
-    const auto count = static_cast<unsigned>(slots);
-    if (params.layer.rule.quantizes)
-        settle_kernel<<<dim3(heads, count), kPageThreads, 0, stream>>>(params, calibration_tokens);
-    const auto blocks =
-        static_cast<unsigned>(2 * params.page_blocks + params.row_blocks + params.query_blocks);
-    append_kernel<<<dim3(blocks, heads, count), kPageThreads, 0, stream>>>(params);
-    return cudaPeekAtLastError();
+AppendKernels append_kernels() {
+    return {reinterpret_cast<const void*>(&settle_kernel),
+            reinterpret_cast<const void*>(&append_kernel),
+            reinterpret_cast<const void*>(&step_kernel), kPageThreads};
 }
 
 } // namespace innerkv::cuda

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches of an append. Host side.
+// The kernels of an append: two, or one for up to a page of tokens. Host side.
 #pragma once
-
-#include <cuda_runtime_api.h>
-
-#include "cuda/cache/state.h"
 
 namespace innerkv::cuda {
 
-/// `slots`: of the cache; `calibration_tokens`: of the policy.
-cudaError_t launch_append(const AppendParams& params, int slots, int calibration_tokens,
-                          Stream stream);
+/// Functions of one AppendParams (state.h).
+struct AppendKernels {
+    const void* settle; ///< grid [kv_heads, slots]
+    const void* append; ///< grid [all blocks of a KV head, kv_heads, slots]; follows settle
+    const void* step;   ///< instead of both: grid [1, kv_heads, slots]
+    int threads;        ///< of a block
+};
+
+AppendKernels append_kernels();
 
 } // namespace innerkv::cuda

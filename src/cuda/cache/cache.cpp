@@ -70,14 +70,15 @@ LayerParams layer_params(const CacheConfig& config, const LayerRule& rule, int l
 } // namespace
 
 std::byte* DevicePool::take() {
-    std::byte* group = memory_;
+    std::byte* group = nullptr;
     if (given_back_.empty()) {
-        memory_ += group_bytes_;
-        --never_used_;
+        const auto used = owners_.size() - static_cast<std::size_t>(never_used_--);
+        group = memory_ + used * group_bytes_;
     } else {
         group = given_back_.back();
         given_back_.pop_back();
     }
+    owners_[number(group)] = 1;
     return group;
 }
 

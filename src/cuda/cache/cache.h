@@ -11,24 +11,34 @@
 
 namespace innerkv::cuda {
 
-/// Groups of equal size, in one piece of device memory.
+/// Groups of equal size, in one piece of device memory, each with any number of owners.
 class DevicePool {
 public:
     DevicePool() = default;
     DevicePool(std::byte* memory, std::size_t group_bytes, std::int64_t groups)
-        : memory_(memory), group_bytes_(group_bytes), never_used_(groups) {}
+        : memory_(memory), group_bytes_(group_bytes), never_used_(groups),
+          owners_(static_cast<std::size_t>(groups), 0) {}
 
     std::int64_t free() const {
         return never_used_ + static_cast<std::int64_t>(given_back_.size());
     }
     std::byte* take();
-    void give_back(std::byte* group) { given_back_.push_back(group); }
+    void share(std::byte* group) { ++owners_[number(group)]; }
+    bool shared(std::byte* group) const { return owners_[number(group)] > 1; }
+    void give_back(std::byte* group) {
+        if (--owners_[number(group)] == 0) given_back_.push_back(group);
+    }
 
 private:
-    std::byte* memory_ = nullptr; ///< of groups that were never used
+    std::size_t number(const std::byte* group) const {
+        return static_cast<std::size_t>(group - memory_) / group_bytes_;
+    }
+
+    std::byte* memory_ = nullptr;
     std::size_t group_bytes_ = 0;
-    std::int64_t never_used_ = 0;
+    std::int64_t never_used_ = 0; ///< the last groups
     std::vector<std::byte*> given_back_;
+    std::vector<std::int32_t> owners_;
 };
 
 /// A table of page groups, in device memory and here: as many entries here as are known.
@@ -94,6 +104,9 @@ struct DeviceCache::Impl {
     void append(const DeviceAppend& append) const;
     void check_faults();
     void truncate(int slot, std::int64_t length);
+    int fork(int slot);
+    void reorder(std::span<const int> sources);
+    CacheUsage usage() const;
     int load(std::span<const SequenceView> layers);
     void check_view(int layer, const SequenceView& view) const;
     void load_layer(int layer, int slot, const SequenceView& view, SlotState& state) const;
@@ -116,7 +129,26 @@ struct DeviceCache::Impl {
         std::int64_t centres = 0;
     };
     Lack lack(int layer, int slot, std::int64_t length) const;
+    /// Throws OutOfPages.
+    void check_free(const Lack& wanted) const;
     bool pools_quantized(int layer) const;
+    bool pools_recent(int layer) const;
+
+    /// Entries of a layer's pooled tables that hold something: what a fork shares.
+    struct Filled {
+        std::size_t quantized = 0;
+        std::size_t epochs = 0;
+    };
+    Filled filled(int layer, const SlotState& state) const;
+    /// Groups that a fork of the slot takes.
+    Lack fork_lack(int slot, const std::vector<SlotState>& slot_states) const;
+    /// And reorder(), which uses each slot so many times.
+    Lack reorder_lack(const std::vector<int>& uses) const;
+    void fork_layer(int layer, int from, int to, const SlotState& source, SlotState& state);
+    /// Instead of groups that a fork has too; for a slot that begins anew.
+    void replace_shared(int slot);
+    /// Slot i gets what slot sources[i] has, a permutation of all slots.
+    void permute(std::span<const int> sources);
 
     CacheConfig config;
     int device;

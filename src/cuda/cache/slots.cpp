@@ -33,7 +33,7 @@ void give_back(Table& table, DevicePool& pool) {
     table.host.clear();
 }
 
-void check_free(const char* kind, std::int64_t wanted, const DevicePool& pool) {
+void check_pool(const char* kind, std::int64_t wanted, const DevicePool& pool) {
     if (wanted <= pool.free()) return;
     throw OutOfPages(std::string("cuda cache: ") + std::to_string(wanted) + " more " + kind +
                      " asked, " + std::to_string(pool.free()) +
@@ -55,6 +55,10 @@ void DeviceCache::Impl::check_layer(int layer) const {
 bool DeviceCache::Impl::pools_quantized(int layer) const {
     const auto at = static_cast<std::size_t>(layer);
     return rules[at].quantizes && layouts[at].windowed_pages == 0;
+}
+
+bool DeviceCache::Impl::pools_recent(int layer) const {
+    return layouts[static_cast<std::size_t>(layer)].recent_pages == 0;
 }
 
 std::vector<SlotState> DeviceCache::Impl::read_states(int slot) const {
@@ -111,8 +115,7 @@ void DeviceCache::Impl::remove(int slot) {
     in_use[static_cast<std::size_t>(slot)] = false;
     for (int layer = 0; layer < config.layers; ++layer) {
         SlotPages& own = slot_pages[index(layer, slot)];
-        if (layouts[static_cast<std::size_t>(layer)].recent_pages == 0)
-            give_back(own.recent, f16_pool);
+        if (pools_recent(layer)) give_back(own.recent, f16_pool);
         if (!pools_quantized(layer)) continue;
         give_back(own.quantized, quantized_pool);
         give_back(own.epochs, centre_pool);
@@ -138,6 +141,12 @@ DeviceCache::Impl::Lack DeviceCache::Impl::lack(int layer, int slot, std::int64_
     return result;
 }
 
+void DeviceCache::Impl::check_free(const Lack& wanted) const {
+    check_pool("quantized page groups", wanted.quantized, quantized_pool);
+    check_pool("fp16 page groups", wanted.f16, f16_pool);
+    check_pool("centres", wanted.centres, centre_pool);
+}
+
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
     check_count("length", length, 0, config.max_tokens);
@@ -149,9 +158,7 @@ void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
         all.centres += of_layer.centres;
     }
     if (all.quantized + all.f16 + all.centres == 0) return;
-    check_free("quantized page groups", all.quantized, quantized_pool);
-    check_free("fp16 page groups", all.f16, f16_pool);
-    check_free("centres", all.centres, centre_pool);
+    check_free(all);
     std::vector<SlotState> grown = read_states(slot);
     for (int layer = 0; layer < config.layers; ++layer) {
         const Lack of_layer = lack(layer, slot, length);
@@ -161,7 +168,7 @@ void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
         extend(own.epochs, centre_pool, of_layer.centres);
         SlotState& state = grown[static_cast<std::size_t>(layer)];
         state.quantized_capacity = static_cast<std::int64_t>(own.quantized.host.size());
-        if (layouts[static_cast<std::size_t>(layer)].recent_pages == 0)
+        if (pools_recent(layer))
             state.recent_capacity = static_cast<std::int64_t>(own.recent.host.size());
     }
     const auto slots = static_cast<std::size_t>(config.max_sequences);
@@ -190,7 +197,10 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
     check_count("max_tokens", append.max_tokens, 1, config.max_append);
     const CallArguments arguments("cuda cache", device);
     const int head_dim = config.format.head_dim;
-    const int slots = config.max_sequences;
+    check_count("first_slot", append.first_slot, 0, config.max_sequences - 1);
+    const int rest = config.max_sequences - append.first_slot;
+    check_count("slots", append.slots, 0, rest);
+    const int slots = append.slots == 0 ? rest : append.slots;
     check_rows(arguments, append.k, "k", slots, append.max_tokens, config.kv_heads, head_dim);
     check_rows(arguments, append.v, "v", slots, append.max_tokens, config.kv_heads, head_dim);
     if (append.q.data != nullptr) {
@@ -205,6 +215,10 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
     const DeviceScope scope(device);
     AppendParams launch{};
     launch.layer = params[static_cast<std::size_t>(append.layer)];
+    launch.layer.slots += append.first_slot;
+    launch.layer.sequences += append.first_slot;
+    launch.layer.faults += append.first_slot;
+    launch.layer.arrivals += append.first_slot;
     launch.k = append.k;
     launch.v = append.v;
     launch.q = append.q;
@@ -214,8 +228,23 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
     launch.row_blocks = static_cast<int>(divide_up(append.max_tokens, kPageTokens));
     launch.page_blocks = launch.layer.rule.quantizes ? launch.row_blocks : 0;
     launch.query_blocks = launch.layer.rule.balances && append.q.data != nullptr ? 1 : 0;
-    check(launch_append(launch, slots, config.transform.calibration_tokens, append.stream),
-          "launching an append");
+    const auto heads = static_cast<unsigned>(config.kv_heads);
+    const auto blocks =
+        static_cast<unsigned>(2 * launch.page_blocks + launch.row_blocks + launch.query_blocks);
+    const AppendKernels kernels = append_kernels();
+    void* kernel_arguments[] = {&launch};
+    const auto run = [&](const void* kernel, dim3 grid) {
+        check(cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(kernels.threads)),
+                               kernel_arguments, 0, append.stream),
+              "launching an append");
+    };
+    const auto count = static_cast<unsigned>(slots);
+    if (launch.row_blocks == 1) {
+        run(kernels.step, dim3(1, heads, count));
+        return;
+    }
+    if (launch.layer.rule.quantizes) run(kernels.settle, dim3(heads, count));
+    run(kernels.append, dim3(blocks, heads, count));
 }
 
 void DeviceCache::Impl::check_faults() {
@@ -278,7 +307,34 @@ void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
                                   " tokens: layer " + std::to_string(layer) + " cannot, " + reason +
                                   "; truncate to 0 and append the tokens again");
     }
+    if (length == 0) replace_shared(slot);
     write_states(slot, states_now);
+}
+
+CacheUsage DeviceCache::Impl::usage() const {
+    CacheUsage result;
+    result.bytes_reserved = memory.bytes();
+    for (int slot = 0; slot < config.max_sequences; ++slot) {
+        if (!in_use[static_cast<std::size_t>(slot)]) continue;
+        const std::vector<SlotState> now = read_states(slot);
+        for (std::size_t layer = 0; layer < rules.size(); ++layer) {
+            const paging::LayerRule& rule = rules[layer];
+            const paging::LayerExtent& extent = now[layer].extent;
+            result.quantized_pages += extent.quantized_pages();
+            result.f16_pages += rule.sink_pages(extent.length) - rule.dropped_sink_pages(extent) +
+                                rule.grid_pages(extent.length) -
+                                rule.grid_page(extent.recent_first);
+            result.bytes_in_use += paging::layer_transform_bytes(config) +
+                                   static_cast<std::size_t>(rule.epochs(extent).count()) *
+                                       paging::centre_group_bytes(config);
+        }
+    }
+    const auto bytes = [](std::int64_t pages, std::size_t of_each) {
+        return static_cast<std::size_t>(pages) * of_each;
+    };
+    result.bytes_in_use += bytes(result.quantized_pages, paging::quantized_group_bytes(config)) +
+                           bytes(result.f16_pages, paging::f16_group_bytes(config));
+    return result;
 }
 
 DeviceCache::DeviceCache(const CacheConfig& config, int device)
@@ -289,6 +345,8 @@ DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;
 
 const CacheConfig& DeviceCache::config() const { return impl_->config; }
 int DeviceCache::create() { return impl_->create(); }
+int DeviceCache::fork(int slot) { return impl_->fork(slot); }
+void DeviceCache::reorder(std::span<const int> sources) { impl_->reorder(sources); }
 void DeviceCache::remove(int slot) { impl_->remove(slot); }
 void DeviceCache::reserve(int slot, std::int64_t length) { impl_->reserve(slot, length); }
 void DeviceCache::append(const DeviceAppend& append) { impl_->append(append); }
@@ -306,6 +364,7 @@ const Sequence* DeviceCache::sequences(int layer) const {
     return impl_->params[static_cast<std::size_t>(layer)].sequences;
 }
 
+CacheUsage DeviceCache::usage() const { return impl_->usage(); }
 std::size_t DeviceCache::bytes() const { return impl_->memory.bytes(); }
 
 } // namespace innerkv::cuda

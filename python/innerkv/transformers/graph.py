@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decode step as a CUDA graph."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from .cache import InnerKVCache
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """What a model's forward calls its cache; transformers before 5.20 or so says past_key_values."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+class DecodeGraph:
+    """One decode step of a model on an InnerKVCache on a device, captured once and replayed as the context grows.
+
+        model(prompt, cache=cache)
+        step = DecodeGraph(model, cache)
+        logits = step(tokens)           # [batch, 1] to [batch, vocabulary], the same memory each time
+
+    The first call runs the model as always, the second captures. Until `reset` of the cache, which the graph survives,
+    and `reorder_cache`, which it survives too, nothing is allocated and nobody waits; `cache.verify()` tells what steps
+    refused.
+
+    Args:
+        positions: int64 [batch, 1], where the next token of each sequence stands, for batches with padding; by default
+            behind all columns.
+    """
+
+    def __init__(self, model: torch.nn.Module, cache: InnerKVCache, positions: torch.Tensor | None = None) -> None:
+        if cache.device is None or cache.device.type != "cuda":
+            raise ValueError(f"DecodeGraph: the cache is on {cache.device}; run the prompt on a CUDA device first")
+        self.model, self.cache = model, cache
+        self.positions = None if positions is None else positions.clone()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.tokens: torch.Tensor | None = None
+        self._argument = cache_argument(model)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.tokens is None:  # libraries get what they need before a capture
+            self.tokens = tokens.clone()
+            return self._forward()
+        self.tokens.copy_(tokens)
+        if self.graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.logits = self._forward()
+            self.graph = graph
+        self.graph.replay()
+        return self.logits
+
+    def _forward(self) -> torch.Tensor:
+        options: dict[str, Any] = {self._argument: self.cache, "use_cache": True}
+        if self.positions is not None:
+            options["position_ids"] = self.positions
+        logits = self.model(self.tokens, **options).logits[:, -1]
+        if self.positions is not None:
+            self.positions += 1
+        return logits

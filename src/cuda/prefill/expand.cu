@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/prefill/expand.cuh"
+
+#include "cuda/prefill/kernels.h"
+
+namespace innerkv::cuda {
+namespace {
+
+template <class Key, class Value, int blocks>
+PrefillKernel entry() {
+    using C = Config<Key, Value, blocks, true>;
+    return {reinterpret_cast<const void*>(&expand_kernel<C>), kExpandWarps * kWarpSize,
+            kExpandWarps * static_cast<int>(sizeof(Expansion<C>))};
+}
+
+template <class Key, class Value>
+PrefillKernel instantiate(int blocks) {
+    switch (blocks) {
+    case 1:
+        return entry<Key, Value, 1>();
+    case 2:
+        return entry<Key, Value, 2>();
+    case 3:
+        return entry<Key, Value, 3>();
+    case 4:
+        return entry<Key, Value, 4>();
+    default:
+        return {};
+    }
+}
+
+using Affine2 = Side<CodecKind::affine, 2>;
+using Affine3 = Side<CodecKind::affine, 3>;
+using Affine4 = Side<CodecKind::affine, 4>;
+using Symmetric8 = Side<CodecKind::symmetric, 8>;
+using Hybrid2 = Side<CodecKind::hybrid, 2>;
+
+struct Row {
+    Codec k;
+    Codec v;
+    PrefillKernel (*find)(int blocks);
+};
+
+constexpr Row kTable[] = {
+    {affine(3), affine(3), instantiate<Affine3, Affine3>},
+    {affine(3), affine(2), instantiate<Affine3, Affine2>},
+    {affine(3), hybrid(2), instantiate<Affine3, Hybrid2>},
+    {affine(4), affine(4), instantiate<Affine4, Affine4>},
+    {affine(4), affine(3), instantiate<Affine4, Affine3>},
+    {affine(4), affine(2), instantiate<Affine4, Affine2>},
+    {symmetric(8), symmetric(8), instantiate<Symmetric8, Symmetric8>},
+};
+
+} // namespace
+
+PrefillKernel expand_kernel_of(const PageFormat& format) {
+    // Pages that are fp16 throughout: any kernel's other half.
+    if (!format.quantized()) return kTable[0].find(format.blocks());
+    for (const Row& row : kTable)
+        if (row.k == format.k && row.v == format.v) return row.find(format.blocks());
+    return {};
+}
+
+} // namespace innerkv::cuda

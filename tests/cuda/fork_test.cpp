@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Slots that share pages and change places hold what the host's forks hold, and go on apart.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "both_caches.h"
+
+namespace innerkv::test {
+namespace {
+
+class DeviceCacheForks : public OnDevice {
+protected:
+    static CacheConfig config_of(const std::string& preset) {
+        CacheConfig config = CacheConfig::from_preset(find_preset(preset), 2, 2, 64);
+        config.max_tokens = 2700;
+        config.max_sequences = 3;
+        config.max_append = 400;
+        config.sliding_window = {0, 300};
+        return config;
+    }
+};
+
+TEST_F(DeviceCacheForks, GoOnApart) {
+    for (const char* preset : {"base", "hybrid", "k8v8", "f16"}) {
+        SCOPED_TRACE(preset);
+        BothCaches both(config_of(preset), 900);
+        both.append({400, 250, 300});
+        both.append({31, 20, 1});
+        both.reorder({1, 1, 0});
+        both.expect_same();
+        both.append({100, 150, 33});
+        both.append({1, 1, 1});
+        both.expect_same();
+        both.reorder({2, 0, 1});
+        both.append({40, 2, 3});
+        both.append({1, 1, 1});
+        both.expect_same();
+    }
+}
+
+TEST_F(DeviceCacheForks, OneBeginsAnew) {
+    BothCaches both(config_of("base"), 900);
+    both.append({400, 400, 10});
+    both.append({1, 1, 1});
+    both.reorder({0, 0, 1});
+    both.truncate(0, 0);
+    both.append({300, 1, 1});
+    both.append({200, 50, 60});
+    both.append({1, 1, 1});
+    both.expect_same();
+}
+
+TEST_F(DeviceCacheForks, Refused) {
+    CacheConfig config = config_of("base");
+    config.max_tokens = 1000;
+    cuda::DeviceCache cache(config);
+    EXPECT_THROW(cache.fork(0), InvalidArgument);
+    EXPECT_EQ(cache.create(), 0);
+    cache.reserve(0, 900);
+    EXPECT_THROW(cache.fork(0), OutOfPages); // nothing is filled, so nothing is shared
+    const int twice[] = {0, 0};
+    EXPECT_THROW(cache.reorder(twice), OutOfPages);
+    EXPECT_EQ(cache.create(), 1);
+    EXPECT_EQ(cache.create(), 2);
+    EXPECT_THROW(cache.fork(1), OutOfPages);
+    const int four[] = {0, 1, 2, 0};
+    EXPECT_THROW(cache.reorder(four), OutOfPages);
+    const int none[] = {3};
+    EXPECT_THROW(cache.reorder(none), InvalidArgument);
+    const int last[] = {2};
+    cache.reorder(last);
+    cache.reserve(0, 900); // slot 0 went, and its pages with it
+    EXPECT_EQ(cache.create(), 1);
+}
+
+} // namespace
+} // namespace innerkv::test
