@@ -171,6 +171,10 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
     std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t /*stream*/) {
+    return cudaMemcpy(to, from, bytes, kind);
+}
 cudaError_t cudaMemcpy2D(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                          std::size_t width, std::size_t height, cudaMemcpyKind /*kind*/) {
     if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
