@@ -133,9 +133,8 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
         options.shared ? exact_outputs(forks) : std::vector<ExactOutput>();
     std::vector<Contender*> turns;
     for (const auto& contender : contenders) {
-        const bool shared = contender->name().ends_with(":shared");
-        bench.results.push_back(shared ? judge(forks, *contender, exact_forks)
-                                       : judge(options.attention, *contender, exact));
+        bench.results.push_back(contender->forks() ? judge(forks, *contender, exact_forks)
+                                                   : judge(options.attention, *contender, exact));
         turns.push_back(contender.get());
     }
 

@@ -20,6 +20,8 @@ public:
     virtual ~Contender() = default;
 
     virtual std::string name() const = 0; ///< "innerkv:base", "innerkv:base:shared", "ggml:q8_0"
+    /// Whether its sequences are forks of one prompt, which see other tokens than separate ones do.
+    virtual bool forks() const { return false; }
     /// Bytes of keys and values, scales counted, that a run has to read.
     virtual std::size_t bytes_read() const = 0;
     /// Wakes threads; not timed.

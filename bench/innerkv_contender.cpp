@@ -104,6 +104,7 @@ public:
         return least;
     }
 
+    bool forks() const override { return attention_.shared; }
     int integer_rows() const override {
         if (!shape_.format.k.quantized()) return 0;
         return attention_.rows() * (attention_.shared ? attention_.batch : 1);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comparison.h"
 #include "models.h"
 #include "reference.h"
 
@@ -27,17 +28,6 @@ std::vector<float> all_logits(const std::shared_ptr<Model>& model, std::span<con
         all.insert(all.end(), logits.begin(), logits.end());
     });
     return all;
-}
-
-/// Root mean square of the difference, in units of the first.
-double difference(std::span<const float> expected, std::span<const float> actual) {
-    double square = 0.0;
-    double wrong = 0.0;
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-        square += std::pow(double{expected[i]}, 2);
-        wrong += std::pow(double{expected[i]} - double{actual[i]}, 2);
-    }
-    return std::sqrt(wrong / square);
 }
 
 double mean_kld(const Model& model, std::span<const float> expected,
@@ -68,7 +58,7 @@ TEST_P(RivalSession, ChunksAndSingleTokensAgree) {
         single.insert(single.end(), session.logits().begin(), session.logits().end());
     }
     const std::vector<float> f16 = all_logits(model, tokens, rival_options("f16"));
-    EXPECT_LT(difference(chunks, single), 0.25 * difference(f16, chunks));
+    EXPECT_LT(mean_difference(chunks, single), 0.25 * mean_difference(f16, chunks));
     EXPECT_EQ(session.cache_report().tokens, kTokens);
 }
 
@@ -81,7 +71,7 @@ TEST_P(RivalSession, ClearedIsNew) {
     session.clear();
     EXPECT_EQ(session.length(), 0);
     session.prompt(tokens);
-    EXPECT_LT(difference(first, session.logits()), 1e-6);
+    EXPECT_LT(mean_difference(first, session.logits()), 1e-6);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -142,7 +132,7 @@ TEST(LibllamaTest, TruncatesAndReports) {
     session.truncate(60);
     EXPECT_EQ(session.length(), 60);
     session.prompt(std::span(tokens).subspan(60));
-    EXPECT_LT(difference(before, session.logits()), 1e-3);
+    EXPECT_LT(mean_difference(before, session.logits()), 1e-3);
     const CacheReport report = session.cache_report();
     EXPECT_EQ(report.tokens, 100);
     EXPECT_EQ(report.bits_per_value, 8.5);

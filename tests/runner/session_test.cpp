@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comparison.h"
 #include "models.h"
 #include "reference.h"
 
@@ -23,17 +24,6 @@ double difference(std::span<const float> expected, std::span<const float> actual
         square += double{expected[i]} * double{expected[i]};
     }
     return largest / std::sqrt(square / static_cast<double>(expected.size()));
-}
-
-/// Root mean square of the difference, in the same units.
-double mean_difference(std::span<const float> expected, std::span<const float> actual) {
-    double square = 0.0;
-    double difference_square = 0.0;
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-        square += double{expected[i]} * double{expected[i]};
-        difference_square += std::pow(double{expected[i]} - double{actual[i]}, 2);
-    }
-    return std::sqrt(difference_square / square);
 }
 
 /// Batches of other sizes are summed in another order, which changes last bits. Where K and V are

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, tokens
+from tiny import FAMILIES, left_padded, tiny_model, tokens
 from transformers import DynamicCache
 
 from innerkv.transformers import DecodeGraph, InnerKVCache
@@ -21,15 +21,6 @@ def generate(model, argument, cache, inputs, **options):
     options = {"do_sample": False, "max_new_tokens": 40, "disable_compile": True} | options
     options.setdefault("attention_mask", torch.ones_like(inputs))
     return model.generate(inputs, **{argument: cache}, **options)
-
-
-def left_padded(lengths, width):
-    inputs = tokens(len(lengths), width).cuda()
-    mask = torch.ones_like(inputs)
-    for row, length in enumerate(lengths):
-        inputs[row, : width - length] = 0
-        mask[row, : width - length] = 0
-    return inputs, mask
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +55,7 @@ def test_as_on_the_cpu(family):
 def test_left_padding():
     """Each sequence as if it were alone."""
     model, argument = on_device()
-    inputs, mask = left_padded([PROMPT, 170, 33], PROMPT)
+    inputs, mask = (part.cuda() for part in left_padded([PROMPT, 170, 33]))
     cache = InnerKVCache(model.config, "f16", max_length=400)
     together = generate(model, argument, cache, inputs, attention_mask=mask)
     for row, length in enumerate([PROMPT, 170, 33]):
@@ -92,7 +83,7 @@ def test_decode_graph(family):
     """Replays are the model's own steps, while pages fill; crop, reset and reorder are seen by the graph."""
     model, argument = on_device(family)
     eager, replayed = (InnerKVCache(model.config, "base", max_length=700) for _ in range(2))
-    inputs, mask = left_padded([PROMPT, 120], PROMPT)
+    inputs, mask = (part.cuda() for part in left_padded([PROMPT, 120]))
     for cache in (eager, replayed):
         model(inputs, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **{argument: cache})
     positions = mask.sum(1, keepdim=True)

@@ -4,7 +4,7 @@ same pages."""
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, tokens
+from tiny import FAMILIES, left_padded, tiny_model, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import innerkv
@@ -27,15 +27,6 @@ def new_caches(on_stand_in, monkeypatch):
     return make
 
 
-def left_padded(lengths, width):
-    inputs = tokens(len(lengths), width)
-    mask = torch.ones_like(inputs)
-    for row, length in enumerate(lengths):
-        inputs[row, : width - length] = 0
-        mask[row, : width - length] = 0
-    return inputs, mask
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_predictions(family, new_caches):
     model = tiny_model(family)
@@ -50,7 +41,7 @@ def test_the_same_predictions(family, new_caches):
 def test_left_padding(new_caches):
     model = tiny_model()
     host, cache = new_caches(model)
-    inputs, mask = left_padded([PROMPT, 70], PROMPT)
+    inputs, mask = left_padded([PROMPT, 70])
     options = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 30}
     expected = model.generate(inputs, cache=host, **options)
     assert torch.equal(model.generate(inputs, cache=cache, **options), expected)
@@ -97,7 +88,7 @@ def test_assisted(new_caches):
 def test_crop_and_reset(new_caches):
     model = tiny_model()
     _, cache = new_caches(model)
-    inputs, mask = left_padded([100, 40], 100)
+    inputs, mask = left_padded([100, 40])
     first = model(inputs, attention_mask=mask, cache=cache).logits
     step = model(tokens(2, 1), cache=cache).logits
     model(tokens(2, 3), cache=cache)
@@ -123,7 +114,7 @@ def test_compiled(mask, new_caches):
     host, cache = new_caches(model)
     counter = CompileCounterWithBackend("aot_eager")
     forward = torch.compile(model, backend=counter, fullgraph=True)
-    inputs, attention_mask = left_padded([PROMPT, 70], PROMPT)
+    inputs, attention_mask = left_padded([PROMPT, 70])
     options = [{"attention_mask": attention_mask} if mask else {}] * 2
     for each, given in zip((host, cache), options):
         model(inputs, cache=each, **given)

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, tokens
+from tiny import FAMILIES, left_padded, tiny_model, tokens
 from transformers import DynamicCache
 
 import innerkv
@@ -72,15 +72,6 @@ def test_chunks_of_a_prompt_and_steps():
         torch.testing.assert_close(torch.cat(parts, 1), expected, atol=0.02, rtol=0.02)
 
 
-def left_padded(lengths, width=90):
-    inputs = tokens(len(lengths), width)
-    mask = torch.ones_like(inputs)
-    for row, length in enumerate(lengths):
-        inputs[row, : width - length] = 0
-        mask[row, : width - length] = 0
-    return inputs, mask
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
 def test_left_padding(family):
     model = tiny_model(family)
@@ -95,7 +86,7 @@ def test_left_padding(family):
 def test_a_padded_batch_is_its_sequences(preset):
     """A sequence in a batch predicts what it predicts alone, quantized pages and all."""
     model = tiny_model()
-    inputs, mask = left_padded([400, 333], width=400)
+    inputs, mask = left_padded([400, 333])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     kept = []
     for rows in ([0, 1], [1]):
@@ -246,7 +237,7 @@ def test_batch_repeat_and_select():
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_attention_works_without_our_cache(family):
     model = tiny_model(family)
-    inputs, mask = left_padded([100, 71], width=100)
+    inputs, mask = left_padded([100, 71])
     with_ours = model.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=10)
     model.set_attn_implementation("sdpa")
     expected = model.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=10)

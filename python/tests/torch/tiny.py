@@ -62,6 +62,17 @@ def tokens(*shape, seed=3):
     return torch.randint(2, 97, shape, generator=generator)
 
 
+def left_padded(lengths):
+    """Tokens and their mask, rows of `lengths` tokens behind padding."""
+    width = max(lengths)
+    inputs = tokens(len(lengths), width)
+    mask = torch.ones_like(inputs)
+    for row, length in enumerate(lengths):
+        inputs[row, : width - length] = 0
+        mask[row, : width - length] = 0
+    return inputs, mask
+
+
 def save_tiny_model(folder, family="llama"):
     """A model and its tokenizer, one token a character, for from_pretrained; returns the folder."""
     characters = sorted(set(map(chr, range(32, 127))) | {"\n", "\u2019"})
