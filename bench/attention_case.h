@@ -39,6 +39,10 @@ struct AttentionCase {
     std::size_t query_elements() const {
         return token_elements() * static_cast<std::size_t>(tokens);
     }
+    /// Bytes of the whole batch's queries and outputs, fp32.
+    std::size_t query_bytes() const {
+        return 2 * query_elements() * static_cast<std::size_t>(batch) * sizeof(float);
+    }
     /// Query rows that a KV head's pages serve at once in one sequence.
     int rows() const { return tokens * (q_heads / kv_heads); }
     /// Elements of one token's keys or values, [kv_heads, head_dim].

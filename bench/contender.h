@@ -54,7 +54,7 @@ std::unique_ptr<Contender> make_innerkv_contender(
     const AttentionCase& attention, std::string_view preset, std::string_view isa, ThreadPool& pool,
     const Checkpoint& checkpoint = [] {});
 
-/// Bytes that its cache takes, known before anything is allocated. Throws InvalidArgument.
+/// Bytes that its cache, queries and outputs take, known before anything is allocated. Throws InvalidArgument.
 std::size_t innerkv_contender_bytes(const AttentionCase& attention, std::string_view preset);
 
 /// Names of all rivals, "ggml:f16", ...
@@ -65,7 +65,7 @@ void require_peer(std::string_view name);
 std::unique_ptr<Contender> make_peer(
     const AttentionCase& attention, std::string_view name, int threads,
     const Checkpoint& checkpoint = [] {});
-/// Bytes of its keys and values, likewise.
+/// Bytes of its keys, values and mask, queries and outputs, likewise.
 std::size_t peer_bytes(const AttentionCase& attention, std::string_view name);
 
 } // namespace innerkv::bench

@@ -43,92 +43,115 @@ std::string name_of(const std::string& cache) {
 /// Tokens generated before each context.
 int generated(const DecodeBenchOptions& options) { return options.repeats * options.tokens; }
 
-/// One contender through all contexts.
-class Measurement {
+struct Stopped {};
+
+/// Anonymous memory of one contender among others: what the process's grew by while it had its turn.
+class OwnMemory {
 public:
-    Measurement(const std::shared_ptr<runner::Model>& model, const DecodeBenchOptions& options,
-                const std::string& cache)
+    void start_turn() { others_ = resident_without(own_); }
+    void sample() {
+        own_ = resident_without(others_);
+        peak_ = std::max(peak_, own_);
+    }
+    std::size_t peak() const { return peak_; }
+
+private:
+    static std::size_t resident_without(std::size_t part) {
+        const std::size_t all = resident_anonymous_bytes();
+        return all > part ? all - part : 0;
+    }
+
+    std::size_t others_ = 0;
+    std::size_t own_ = 0; ///< at the end of its last turn
+    std::size_t peak_ = 0;
+};
+
+class Contestant {
+public:
+    Contestant(const std::shared_ptr<runner::Model>& model, const DecodeBenchOptions& options,
+               const std::string& cache)
         : options_(options), name_(name_of(cache)), weights_(model->info().file_bytes) {
         // libllama's own copies are counted with what its session takes.
         if (!cache.starts_with("llama:")) weights_ += model->copied_bytes();
         release_freed_memory();
-        before_ = resident_anonymous_bytes();
+        memory_.start_turn();
         runner::SessionOptions session = runner::make_options(cache, options.contexts.back());
         session.threads = options.threads;
         session.forward_only = true;
         if (session.rival.empty()) session.isa = options.isa;
         session_ = std::make_unique<runner::Session>(model, session);
-        prompt_ = random_tokens(*model, options.contexts.back(), options.seed);
+        memory_.sample();
     }
 
-    /// False: stopped.
-    bool run(std::vector<DecodeResult>& results) {
-        for (const int context : options_.contexts) {
-            DecodeResult result;
-            result.name = name_;
-            result.context = context;
-            if (!read_prompt(context - generated(options_))) return false;
-            result.prompt_tokens_per_s = static_cast<double>(read_) / prompt_seconds_;
-            std::vector<double> rates;
-            for (int repeat = 0; repeat < options_.repeats; ++repeat) {
-                if (!report("decode", repeat * options_.tokens, generated(options_))) return false;
-                rates.push_back(options_.tokens / generate());
-            }
-            result.decode_tokens_per_s = median(rates);
-            result.best_decode_tokens_per_s = *std::ranges::max_element(rates);
-            result.peak_bytes = peak_ > before_ ? peak_ - before_ + weights_ : 0;
-            results.push_back(result);
-        }
-        return true;
-    }
-
-private:
-    bool report(const char* what, std::int64_t done, std::int64_t total) const {
-        return !options_.progress ||
-               options_.progress(std::string(what) + " of " + name_, done, total);
-    }
-
-    bool read_prompt(int length) {
+    /// All prompts are cut from one text. Throws Stopped.
+    void read_prompt(std::span<const Token> text, int length) {
+        memory_.start_turn();
         const auto done = static_cast<std::size_t>(session_->length());
-        const auto rest = std::span(prompt_).subspan(done, static_cast<std::size_t>(length) - done);
+        const auto rest = text.subspan(done, static_cast<std::size_t>(length) - done);
         bool going_on = true;
         const auto start = Clock::now();
         session_->prompt(rest, [&](std::int64_t now, std::int64_t) {
-            sample_memory();
-            going_on = report("prompt", static_cast<std::int64_t>(done) + now, length);
+            memory_.sample();
+            going_on = !options_.progress ||
+                       options_.progress("prompt of " + name_,
+                                         static_cast<std::int64_t>(done) + now, length);
             return going_on;
         });
+        if (!going_on) throw Stopped();
         prompt_seconds_ += seconds_since(start);
-        read_ += session_->length() - static_cast<std::int64_t>(done);
-        next_ = session_->logits().empty() ? 0 : most_likely(session_->logits());
-        return going_on;
+        read_ += static_cast<std::int64_t>(rest.size());
+        next_ = most_likely(session_->logits());
+        rates_.clear();
     }
 
-    /// Seconds. The next repeat goes on from there: caches with a sliding window cannot be cut back.
-    double generate() {
+    /// Goes on from the repeat before: caches with a sliding window cannot be cut back.
+    void generate() {
+        memory_.start_turn();
         const auto start = Clock::now();
         for (int i = 0; i < options_.tokens; ++i) {
             session_->decode(next_);
             next_ = most_likely(session_->logits());
         }
-        const double seconds = seconds_since(start);
-        sample_memory();
-        return seconds;
+        rates_.push_back(options_.tokens / seconds_since(start));
+        memory_.sample();
     }
 
-    void sample_memory() { peak_ = std::max(peak_, resident_anonymous_bytes()); }
+    DecodeResult result(int context) const {
+        DecodeResult result;
+        result.name = name_;
+        result.context = context;
+        result.decode_tokens_per_s = median(rates_);
+        result.best_decode_tokens_per_s = *std::ranges::max_element(rates_);
+        result.prompt_tokens_per_s = static_cast<double>(read_) / prompt_seconds_;
+        result.peak_bytes = memory_.peak() > 0 ? memory_.peak() + weights_ : 0;
+        return result;
+    }
 
+private:
     const DecodeBenchOptions& options_;
     std::string name_;
     std::size_t weights_;
-    std::size_t before_ = 0;
-    std::size_t peak_ = 0;
-    std::vector<Token> prompt_;
+    OwnMemory memory_;
     std::unique_ptr<runner::Session> session_;
     std::int64_t read_ = 0; ///< tokens of the prompt so far
     double prompt_seconds_ = 0;
     Token next_ = 0;
+    std::vector<double> rates_; ///< of this context's repeats
 };
+
+/// Throws Stopped.
+void generate_in_turns(std::span<Contestant> contestants, const DecodeBenchOptions& options,
+                       int context) {
+    const auto total = generated(options) * static_cast<std::int64_t>(contestants.size());
+    std::int64_t done = 0;
+    for (int repeat = 0; repeat < options.repeats; ++repeat)
+        for (Contestant& contestant : contestants) {
+            const std::string what = "decode up to " + std::to_string(context);
+            if (options.progress && !options.progress(what, done, total)) throw Stopped();
+            contestant.generate();
+            done += options.tokens;
+        }
+}
 
 } // namespace
 
@@ -150,9 +173,23 @@ void require_contexts(const DecodeBenchOptions& options, int longest) {
 std::vector<DecodeResult> run_decode_bench(const std::shared_ptr<runner::Model>& model,
                                            const DecodeBenchOptions& options) {
     require_contexts(options, model->info().context_length);
+    const std::vector<Token> text = random_tokens(*model, options.contexts.back(), options.seed);
     std::vector<DecodeResult> results;
-    for (const std::string& cache : options.caches)
-        if (!Measurement(model, options, cache).run(results)) break;
+    try {
+        std::vector<Contestant> contestants;
+        contestants.reserve(options.caches.size());
+        for (const std::string& cache : options.caches)
+            contestants.emplace_back(model, options, cache);
+        for (const int context : options.contexts) {
+            for (Contestant& contestant : contestants)
+                contestant.read_prompt(text, context - generated(options));
+            generate_in_turns(contestants, options, context);
+            for (const Contestant& contestant : contestants)
+                results.push_back(contestant.result(context));
+        }
+    } catch (const Stopped&) {
+        // What was finished counts.
+    }
     return results;
 }
 

@@ -17,7 +17,7 @@ struct DecodeBenchOptions {
     std::vector<std::string> caches; ///< contenders as runner::make_options has them, at least one
     std::vector<int> contexts;       ///< ascending; the longest fits the model
     int tokens = 32;                 ///< generated at a time
-    int repeats = 3;                 ///< how often, one after the other, the last up to the context
+    int repeats = 3;                 ///< how often, contenders in turns, the last up to the context
     int threads = 1;
     std::string isa; ///< of presets; empty: the best there is
     std::uint32_t seed = 1;
@@ -31,7 +31,7 @@ struct DecodeResult {
     double decode_tokens_per_s = 0;      ///< median of the repeats
     double best_decode_tokens_per_s = 0; ///< of the fastest
     double prompt_tokens_per_s = 0;      ///< of all that were not generated
-    /// Weights, and what the session took besides: cache and buffers. 0: the system does not say.
+    /// Weights, and what the session took besides until then: cache and buffers. 0: the system does not say.
     std::size_t peak_bytes = 0;
 };
 
@@ -39,9 +39,10 @@ struct DecodeResult {
 /// the one before and the tokens that are generated.
 void require_contexts(const DecodeBenchOptions& options, int longest);
 
-/// Contenders come one after another, each alone in memory, and each goes through all contexts: its prompt is
-/// continued from one to the next. The prompt is random tokens; generated ones are the most likely. Throws
-/// InvalidArgument. What was finished before a stop is returned.
+/// All contenders go through the contexts together, their prompts continued from one to the next, and generate in
+/// turns, so that what else the machine does is spread over all. The prompt is random tokens; generated ones are the
+/// most likely. By context, then as `caches` has them. Throws InvalidArgument. Contexts that were finished before a
+/// stop are returned.
 std::vector<DecodeResult> run_decode_bench(const std::shared_ptr<runner::Model>& model,
                                            const DecodeBenchOptions& options);
 

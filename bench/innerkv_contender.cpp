@@ -204,7 +204,7 @@ private:
 } // namespace
 
 std::size_t innerkv_contender_bytes(const AttentionCase& attention, std::string_view preset) {
-    return plan_cache(config_of(attention, find_preset(preset))).total();
+    return plan_cache(config_of(attention, find_preset(preset))).total() + attention.query_bytes();
 }
 
 std::unique_ptr<Contender> make_innerkv_contender(const AttentionCase& attention,

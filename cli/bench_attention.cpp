@@ -12,6 +12,7 @@
 #include "device_bench.h"
 #include "errors.h"
 #include "innerkv/cuda.h"
+#include "innerkv/error.h"
 #include "innerkv/format.h"
 #include "interrupt.h"
 #include "log.h"
@@ -77,22 +78,34 @@ void check_options(const BenchOptions& options) {
                                      attention.q_heads, attention.kv_heads));
 }
 
-/// All contenders have their caches at the same time. Throws Failure where they do not fit.
-void check_memory(const BenchOptions& options) {
+/// Of all contenders, which are in memory at the same time. Throws UsageError where one does not support the case.
+std::uint64_t contenders_bytes(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     std::uint64_t bytes = 0;
-    for (const std::string& preset : split_list(options.presets))
-        bytes += bench::innerkv_contender_bytes(attention, preset) * (options.bench.shared ? 2 : 1);
-    if (!options.peers.empty())
-        for (const std::string& peer : split_list(options.peers))
-            bytes += bench::peer_bytes(attention, peer);
+    try {
+        for (const std::string& preset : split_list(options.presets))
+            bytes +=
+                bench::innerkv_contender_bytes(attention, preset) * (options.bench.shared ? 2 : 1);
+        if (!options.peers.empty())
+            for (const std::string& peer : split_list(options.peers))
+                bytes += bench::peer_bytes(attention, peer);
+    } catch (const InvalidArgument& error) {
+        throw UsageError(error.what());
+    }
+    return bytes;
+}
+
+/// Throws Failure where the contenders do not fit.
+void check_memory(const BenchOptions& options) {
+    const bench::AttentionCase& attention = options.bench.attention;
+    const std::uint64_t bytes = contenders_bytes(options);
     const MemoryLimit limit = memory_limit();
     if (bytes > limit.bytes)
-        throw Failure(fmt::format(
-            "caches of --context {} and --batch {} take {} for all contenders, {} has {}; choose a "
-            "smaller --context or --batch, or fewer contenders",
-            attention.context, attention.batch, format_bytes(bytes), limit.owner,
-            format_bytes(limit.bytes)));
+        throw Failure(
+            fmt::format("caches and queries of --context {}, --batch {} and --tokens {} take {} "
+                        "for all contenders, {} has {}; choose smaller ones, or fewer contenders",
+                        attention.context, attention.batch, attention.tokens, format_bytes(bytes),
+                        limit.owner, format_bytes(limit.bytes)));
 }
 
 bench::AttentionBenchResult measure(const BenchOptions& options) {

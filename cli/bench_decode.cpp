@@ -24,10 +24,11 @@ namespace {
 
 constexpr int kMostTokens = 1 << 16;
 constexpr int kMostRepeats = 1000;
+constexpr int kContexts[] = {512, 2048, 8192};
 
 constexpr const char* kExamples =
-    R"(Contenders come one after another in one process, with the same threads, libllama with flash attention. A
-context is what the cache holds when the last token is generated.
+    R"(Contenders generate in turns in one process, with the same threads, libllama with flash attention. A context is
+what the cache holds when the last token is generated.
 
 Examples:
   innerkv bench decode -m model.gguf --context 64,128 --tokens 4
@@ -66,6 +67,10 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
     bench.caches = split_list(options.presets);
     if (!options.peers.empty())
         for (std::string& name : split_list(options.peers)) bench.caches.push_back(std::move(name));
+    if (bench.contexts.empty())
+        std::ranges::copy_if(kContexts, std::back_inserter(bench.contexts),
+                             [&](int context) { return context <= info.context_length; });
+    if (bench.contexts.empty()) bench.contexts = {info.context_length};
     std::ranges::sort(bench.contexts);
     if (bench.threads == 0) bench.threads = runner::available_cores();
     try {
@@ -130,16 +135,17 @@ int bench_decode(const BenchOptions& options) {
 
 void add_bench_decode(CLI::App& parent, Action& action) {
     auto options = std::make_shared<BenchOptions>();
-    options->bench.contexts = {512, 2048, 8192};
     options->bench.threads = 0;
     CLI::App* command = parent.add_subcommand(
         "decode", "A model's prompt and generation, in tokens a second and bytes");
     add_model_option(*command, options->model);
-    command->add_option("--context", options->bench.contexts, "Tokens in the cache at the end")
+    command
+        ->add_option("--context", options->bench.contexts,
+                     fmt::format("Tokens in the cache at the end; {}, as far as the model goes",
+                                 fmt::join(kContexts, ",")))
         ->type_name("N,M,...")
         ->delimiter(',')
-        ->check(whole_range(2, 1 << 24))
-        ->capture_default_str();
+        ->check(whole_range(2, 1 << 24));
     add_presets_option(*command, options->presets, "Our contenders");
     command
         ->add_option("--peer", options->peers,

@@ -47,11 +47,15 @@ std::string told(const CLI::App& command, const CLI::ParseError& error) {
     return option + " needs a value: " + text.substr(type, end - type);
 }
 
-/// One line that says what is wrong and where help is.
-std::string usage_line(const CLI::App& app, const CLI::ParseError& error) {
+/// Where help is.
+UsageError usage_error(const CLI::App& app, const std::string& message) {
+    return UsageError(message + " (see " + command_path(app) + " --help)");
+}
+
+/// What is wrong with the words of the command line.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
     const CLI::App* command = &app;
     while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
-    const std::string path = command_path(app);
     std::string message = told(*command, error);
     // An unknown command is left over while another is asked for.
     const std::vector<std::string> rest = command->remaining();
@@ -60,7 +64,7 @@ std::string usage_line(const CLI::App& app, const CLI::ParseError& error) {
         message = "there is no command '" + rest.front() + "'";
     else if (commands_expected && rest.empty() && command->get_subcommands().empty())
         message = "a command is needed";
-    return message + " (see " + path + " --help)";
+    return message;
 }
 
 int run(int argc, char** argv) {
@@ -82,7 +86,9 @@ int run(int argc, char** argv) {
     } catch (const CLI::CallForVersion& version) {
         write_output(std::string(version.what()) + "\n");
     } catch (const CLI::ParseError& error) {
-        throw UsageError(usage_line(app, error));
+        throw usage_error(app, usage_message(app, error));
+    } catch (const UsageError& error) {
+        throw usage_error(app, error.what());
     }
     return kSuccess;
 }

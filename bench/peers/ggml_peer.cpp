@@ -202,11 +202,13 @@ std::vector<std::string> ggml_cache_types() {
     return names;
 }
 
-std::size_t ggml_cache_bytes(const AttentionCase& attention, std::string_view type) {
-    return 2 * ggml_row_size(find_type(type, attention), attention.head_dim) *
-           static_cast<std::size_t>(attention.kv_heads) *
-           static_cast<std::size_t>(padded(attention.context)) *
-           static_cast<std::size_t>(attention.batch);
+std::size_t ggml_peer_bytes(const AttentionCase& attention, std::string_view type) {
+    const auto tokens = static_cast<std::size_t>(padded(attention.context)) *
+                        static_cast<std::size_t>(attention.batch);
+    const std::size_t rows = 2 * ggml_row_size(find_type(type, attention), attention.head_dim) *
+                             static_cast<std::size_t>(attention.kv_heads);
+    const std::size_t mask = sizeof(ggml_fp16_t) * static_cast<std::size_t>(attention.tokens);
+    return tokens * (rows + mask) + attention.query_bytes();
 }
 
 std::unique_ptr<Contender> make_ggml_peer(const AttentionCase& attention, std::string_view type,

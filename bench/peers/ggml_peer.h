@@ -14,8 +14,8 @@ namespace innerkv::bench {
 
 std::vector<std::string> ggml_cache_types();
 
-/// Of keys and values, padded as llama.cpp does. Throws as the makers below.
-std::size_t ggml_cache_bytes(const AttentionCase& attention, std::string_view type);
+/// Of keys, values and mask, padded as llama.cpp does, queries and outputs. Throws as the makers below.
+std::size_t ggml_peer_bytes(const AttentionCase& attention, std::string_view type);
 
 /// The rows of a head lie one after another. Throws InvalidArgument where the type is not one of those,
 /// or does not fit the head dimension.

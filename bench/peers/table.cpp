@@ -19,8 +19,8 @@ struct Family {
 };
 
 constexpr Family kFamilies[] = {
-    {"ggml", make_ggml_peer, ggml_cache_bytes, ggml_cache_types},
-    {"ggml-rows", make_ggml_rows_peer, ggml_cache_bytes, ggml_cache_types},
+    {"ggml", make_ggml_peer, ggml_peer_bytes, ggml_cache_types},
+    {"ggml-rows", make_ggml_rows_peer, ggml_peer_bytes, ggml_cache_types},
 };
 
 /// The family and the type that a name is made of.

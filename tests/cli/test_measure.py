@@ -13,7 +13,7 @@ import unittest
 import xml.etree.ElementTree
 from pathlib import Path
 
-from program import DATA, NUMBER, RANDOM_MODEL, ROOT, ProgramTest, innerkv, model, story
+from program import DATA, NUMBER, RANDOM_MODEL, RANDOM_MODELS, ROOT, ProgramTest, innerkv, model, story
 
 
 class EvalPplTest(ProgramTest):
@@ -184,6 +184,8 @@ class BenchAttentionTest(ProgramTest):
             self.fail_with(innerkv("bench", "attention", peers), 2, "--peer")
         self.fail_with(innerkv("bench", "attention", "--q-heads", 9, "--kv-heads", 2), 2, "9", "2")
         self.fail_with(innerkv("bench", "attention", "--head-dim", 65), 2, "128")
+        self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
+                               "ggml:q8_0"), 2, "ggml:q8_0", "32", "bench attention --help")
 
     def test_failures(self):
         self.fail_with(innerkv("bench", "attention", "--device", "cuda"), 1, "CUDA", "cpu")
@@ -193,8 +195,6 @@ class BenchAttentionTest(ProgramTest):
                                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS,
                                                                      (1 << 32, 1 << 32))), 1,
                        "take 4.9 GiB", "ulimit -v has 4.0 GiB")
-        self.fail_with(innerkv("bench", "attention", "--head-dim", 80, "--context", 64, "--peer",
-                               "ggml:q8_0"), 1, "ggml:q8_0", "32")
 
 
 class PlotContextsTest(ProgramTest):
@@ -246,15 +246,20 @@ class BenchDecodeTest(ProgramTest):
         result = self.json(self.bench("--context", "300,40", "--repeats", 2, "--cache", "base,f16",
                                       "--peer", "llama:f16,llama:q8_0", "--json"))
         places = [(entry["name"], entry["context"]) for entry in result["results"]]
-        self.assertEqual(places, [(name, context) for name in
-                                  ("innerkv:base", "innerkv:f16", "llama:f16", "llama:q8_0")
-                                  for context in (40, 300)])
+        self.assertEqual(places, [(name, context) for context in (40, 300) for name in
+                                  ("innerkv:base", "innerkv:f16", "llama:f16", "llama:q8_0")])
         for entry in result["results"]:
             self.has_fields(entry, self.FIELDS)
             self.assertLessEqual(entry["decode_tokens_per_s"], entry["best_decode_tokens_per_s"])
             self.assertGreater(entry["decode_tokens_per_s"], 0)
             self.assertGreater(entry["prompt_tokens_per_s"], 0)
             self.assertGreater(entry["peak_bytes"], RANDOM_MODEL.stat().st_size)
+
+    def test_default_contexts_end_where_the_model_does(self):
+        result = self.json(innerkv("bench", "decode", "-m", RANDOM_MODELS / "llama-q8_0.gguf",
+                                   "--threads", 1, "--tokens", 2, "--repeats",
+                                   1, "--json"))
+        self.assertEqual([entry["context"] for entry in result["results"]], [512])
 
     def test_text(self):
         text = self.succeed(self.bench("--context", 64, "--seed", 5, "--isa", "scalar"))
@@ -267,7 +272,6 @@ class BenchDecodeTest(ProgramTest):
         self.fail_with(self.bench("--context", 9), 2, "9", "--tokens", "--repeats")
         self.fail_with(self.bench("--context", "40,49"), 2, "49 leaves no prompt after 40")
         self.fail_with(self.bench("--context", "64,x"), 2, "--context")
-
         self.fail_with(self.bench("--context", 1000000), 2, "1000000")
 
     def test_failures(self):
