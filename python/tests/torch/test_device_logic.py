@@ -27,13 +27,20 @@ def new_caches(on_stand_in, monkeypatch):
     return make
 
 
+def assert_near(actual, expected):
+    """But for queries that round to another code: one step of 127 in a few rows."""
+    difference = (actual - expected).abs()
+    assert difference.max() < 5e-3
+    assert difference.square().mean().sqrt() < 5e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_predictions(family, new_caches):
     model = tiny_model(family)
     host, cache = new_caches(model)
     for part in (tokens(2, PROMPT), tokens(2, 1), tokens(2, 200, seed=8), tokens(2, 1, seed=9)):
         expected = model(part, cache=host).logits
-        torch.testing.assert_close(model(part, cache=cache).logits, expected, atol=2e-4, rtol=2e-4)
+        assert_near(model(part, cache=cache).logits, expected)
     assert cache._on_device is not None
     assert int(cache.get_seq_length()) == host.get_seq_length() == PROMPT + 202
 
