@@ -46,14 +46,14 @@ struct CalibrateOptions {
 
 /// False: interrupted.
 bool walk(runner::Calibrator& calibrator, const runner::Model& model,
-          std::span<runner::Token> tokens, int window, int windows) {
+          std::span<const runner::Token> tokens, int window, int windows) {
     const std::int64_t total = std::int64_t{windows} * window;
     Progress bar("calibrate", "tokens", total);
     for (int i = 0; i < windows; ++i) {
         const std::int64_t before = std::int64_t{i} * window;
-        const auto part =
-            tokens.subspan(static_cast<std::size_t>(before), static_cast<std::size_t>(window));
-        part.front() = model.bos().value_or(part.front());
+        const std::vector<runner::Token> part =
+            opened(model, tokens.subspan(static_cast<std::size_t>(before),
+                                         static_cast<std::size_t>(window)));
         const auto progress = [&](std::int64_t done, std::int64_t) {
             bar.update(before + done);
             return !interrupted();
@@ -77,7 +77,7 @@ int calibrate(const CalibrateOptions& options) {
     runner::require_writable(options.output);
     const std::string text = read_text(options.text);
     const std::shared_ptr<runner::Model> model = load_model(options.model, options.window);
-    std::vector<runner::Token> tokens = model->tokenize(text, false, false);
+    const std::vector<runner::Token> tokens = model->tokenize(text, false, false);
     const int windows =
         choose_stretches(options.text, tokens.size(), options.windows,
                          {"window", static_cast<std::size_t>(options.window), {}, kUsualWindows});

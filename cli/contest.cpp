@@ -9,6 +9,7 @@
 #include "errors.h"
 #include "innerkv/error.h"
 #include "options.h"
+#include "share_rows.h"
 
 namespace innerkv::cli {
 namespace {
@@ -23,20 +24,6 @@ constexpr std::int64_t kMostBlockLogits = std::int64_t{1} << 25; // 128 MiB of f
 std::int64_t block_tokens(const runner::ModelInfo& info) {
     const std::int64_t fitting = kMostBlockLogits / info.vocabulary_size / kPage * kPage;
     return std::clamp(fitting, kPage, kMostBlockTokens);
-}
-
-/// What is known of a cache without its rows.
-CacheScore describe(const std::string& cache, double bits_per_value,
-                    const runner::CacheReport& report) {
-    CacheScore result;
-    result.cache = cache;
-    result.bits_per_value = bits_per_value;
-    result.never_quantized =
-        bits_per_value < 16.0 && report.tokens > 0 && report.quantized_pages == 0;
-    if (report.f16_bytes > 0)
-        result.bits_per_value_total =
-            16.0 * static_cast<double>(report.bytes) / static_cast<double>(report.f16_bytes);
-    return result;
 }
 
 /// False where the cache would not be what it was when it had so many tokens, whole pages of them.
@@ -72,6 +59,13 @@ Contest::Contest(const std::shared_ptr<runner::Model>& model,
 }
 
 int Contest::threads() const { return contestants_.front().session->options().threads; }
+
+std::vector<CacheFormat> Contest::formats() const {
+    std::vector<CacheFormat> formats;
+    for (const Contestant& contestant : contestants_)
+        formats.push_back({contestant.cache, contestant.session->cache_report().bits_per_value});
+    return formats;
+}
 
 void Contest::clear() {
     for (Contestant& contestant : contestants_) {
@@ -222,29 +216,6 @@ std::vector<Standing> Contest::standings() {
         standings.push_back(contestant.standing);
     }
     return standings;
-}
-
-std::vector<CacheScore> Contest::scores(const std::vector<std::vector<Standing>>& items) const {
-    std::vector<CacheScore> scores;
-    for (std::size_t index = 0; index < contestants_.size(); ++index) {
-        const Contestant& contestant = contestants_[index];
-        std::vector<RowScore> rows;
-        std::vector<double> means;
-        runner::CacheReport report;
-        for (const std::vector<Standing>& item : items) {
-            means.push_back(summarize(item[index].rows).divergence_mean);
-            rows.insert(rows.end(), item[index].rows.begin(), item[index].rows.end());
-            report = item[index].report;
-        }
-        // Of the format, so it is known also of items that a file remembers.
-        const double bits = contestant.session->cache_report().bits_per_value;
-        CacheScore score = describe(contestant.cache, bits, report);
-        score.score = summarize(rows);
-        score.rows = std::move(rows);
-        score.item_divergences = std::move(means);
-        scores.push_back(std::move(score));
-    }
-    return scores;
 }
 
 /// Counts one call's tokens into the whole.

@@ -33,15 +33,10 @@ struct Standing {
     runner::CacheReport report; ///< at the item's end
 };
 
-/// A cache and the sum of its standings.
-struct CacheScore {
+/// A cache by its name.
+struct CacheFormat {
     std::string cache;
-    double bits_per_value = 0;       ///< of the format
-    double bits_per_value_total = 0; ///< windows and transforms counted, at the end of an item
-    bool never_quantized = false;    ///< its format quantizes, but its windows held everything
-    std::vector<RowScore> rows;
-    Score score;
-    std::vector<double> item_divergences; ///< mean of each item's rows
+    double bits_per_value = 0; ///< of the format, windows left out
 };
 
 /// All sessions take a block of tokens in turn, so that no more than one block of the reference's logits
@@ -56,6 +51,8 @@ public:
             const ContestOptions& options, Counter counter);
 
     int threads() const;
+    /// The reference's first.
+    std::vector<CacheFormat> formats() const;
     std::int64_t done() const { return done_; }
 
     /// Empties all sessions and standings.
@@ -78,8 +75,6 @@ public:
 
     /// The caches' standings since clear(), the reference's first.
     std::vector<Standing> standings();
-    /// Sums up standings of finished items, [items][caches].
-    std::vector<CacheScore> scores(const std::vector<std::vector<Standing>>& items) const;
 
 private:
     struct Contestant {

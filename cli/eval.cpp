@@ -27,7 +27,8 @@ std::vector<std::string> contestants(const EvalOptions& options) {
     return caches;
 }
 
-/// What is measured, and on what. Not the threads: they change sums as rounding does.
+/// What is measured, and on what. Not the threads: nobody should lose finished windows for going on with fewer, and
+/// sums of another order move a mean by less than another window does.
 Json journal_header(const EvalOptions& options, const EvalInput& input, const Json& specific) {
     const runner::ModelInfo& info = input.model->info();
     Json header = {
@@ -131,10 +132,7 @@ EvalInput read_input(const EvalOptions& options) {
 }
 
 std::vector<runner::Token> EvalInput::opened(std::size_t begin, std::size_t count) const {
-    const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(begin);
-    std::vector<runner::Token> stretch(first, first + static_cast<std::ptrdiff_t>(count));
-    stretch.front() = model->bos().value_or(stretch.front());
-    return stretch;
+    return cli::opened(*model, std::span(tokens).subspan(begin, count));
 }
 
 std::int64_t Evaluation::count_done(std::size_t count) const {
@@ -146,7 +144,7 @@ std::vector<CacheScore> Evaluation::scores(std::size_t count) const {
     std::vector<std::vector<Standing>> finished;
     for (std::size_t item = 0; item < count; ++item)
         if (done(item)) finished.push_back(items[item]);
-    return contest->scores(finished);
+    return sum_up(caches, finished);
 }
 
 Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Json& specific,
@@ -168,9 +166,9 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
         if (bar) bar->update(done);
         return !interrupted();
     };
-    Evaluation result;
     // Before the file is made: it refuses what the options cannot mean.
-    result.contest = std::make_unique<Contest>(input.model, caches, contest, counter);
+    Contest sessions(input.model, caches, contest, counter);
+    Evaluation result{sessions.formats(), sessions.threads(), {}};
     Journal journal(options.resume,
                     options.resume.empty() ? Json() : journal_header(options, input, specific),
                     rows, caches.size());
@@ -181,9 +179,8 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
     result.items.resize(items.size());
     for (std::size_t item = 0; item < items.size(); ++item) {
         if (!journal.find(item) && !interrupted()) {
-            result.contest->clear();
-            if (items[item].measure(*result.contest))
-                journal.add(item, result.contest->standings());
+            sessions.clear();
+            if (items[item].measure(sessions)) journal.add(item, sessions.standings());
         }
         if (const std::vector<Standing>* standings = journal.find(item))
             result.items[item] = *standings;

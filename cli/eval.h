@@ -16,7 +16,7 @@
 #include "contest.h"
 #include "options.h"
 #include "output.h"
-#include "standing.h"
+#include "score.h"
 
 namespace innerkv::cli {
 
@@ -66,7 +66,8 @@ struct EvalItem {
 };
 
 struct Evaluation {
-    std::unique_ptr<Contest> contest;
+    std::vector<CacheFormat> caches; ///< the reference first
+    int threads = 0;
     std::vector<std::vector<Standing>> items; ///< [items][caches]; empty where not done
 
     bool done(std::size_t item) const { return !items[item].empty(); }
@@ -82,11 +83,27 @@ Evaluation evaluate(const EvalOptions& options, const EvalInput& input, const Js
 
 /// Model, text, options; `specific` among them.
 Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific);
-Json score_json(const CacheScore& cache);
-Json by_position_json(const std::vector<Stretch>& stretches);
-/// Mean KLD over the middles of stretches.
-Series kld_series(const CacheScore& score, const std::vector<Stretch>& stretches);
+/// run_json(), the reference's score as `against`, the others' as `results`; extra(i) is added to that of cache i.
+Json report_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific,
+                 const std::vector<CacheScore>& scores,
+                 const std::function<Json(std::size_t cache)>& extra);
+/// "3 windows of 2048 tokens, " and what comes of them, a line.
+std::string head_line(std::int64_t count, const std::string& noun, std::size_t length,
+                      const std::string& what);
+/// "3072 tokens; f16 has perplexity 18.6043"
+std::string reference_text(const CacheScore& reference);
 std::string score_table(const std::vector<CacheScore>& scores);
+
+/// What a curve by position shows.
+struct Positions {
+    std::size_t length = 0; ///< rows of an item, the first of them at position `first`
+    std::int64_t first = 0;
+    std::string title;
+    std::string x_label;
+};
+Json by_position_json(const CacheScore& score, const Positions& positions);
+/// Mean KLD from the reference, `scores` beginning with the reference's.
+std::string draw_by_position(const std::vector<CacheScore>& scores, const Positions& positions);
 
 /// Rows of such caches tell nothing about their formats.
 void warn_of_unquantized(const EvalOptions& options, const std::vector<CacheScore>& scores);

@@ -14,7 +14,6 @@ namespace innerkv::cli {
 namespace {
 
 constexpr int kShortestContext = 128;
-constexpr std::size_t kStretches = 16;
 
 constexpr int kUsualDocuments = 1;
 
@@ -103,29 +102,26 @@ struct LongResult {
     std::vector<Course> courses; ///< [caches]
 };
 
-std::vector<Stretch> stretches_of(const LongOptions& options, const CacheScore& score) {
-    return by_position(score.rows, static_cast<std::size_t>(options.context) - 1, 1, kStretches);
+Positions positions_of(const LongOptions& options) {
+    return {static_cast<std::size_t>(options.context) - 1, 1,
+            fmt::format("Divergence from {} by position", options.against),
+            "position in the document, tokens"};
 }
 
 Json to_json(const LongOptions& options, const Evaluation& evaluation, const LongResult& result) {
-    Json json = run_json(options, evaluation, {{"documents", result.documents}});
-    const CacheScore& reference = result.scores.front();
-    json["against"] = {{"cache", reference.cache},
-                       {"ppl", reference.score.perplexity},
-                       {"tokens", reference.score.tokens},
-                       {"by_position", by_position_json(stretches_of(options, reference))}};
-    json["results"] = Json::array();
-    for (std::size_t index = 1; index < result.scores.size(); ++index) {
-        const Course& course = result.courses[index];
-        Json entry = score_json(result.scores[index]);
-        entry["by_position"] = by_position_json(stretches_of(options, result.scores[index]));
-        entry["generation"] = {{"tokens", options.generate},
-                               {"agreement", course.finished > 0 ? Json(course.agreement) : Json()},
-                               {"same", course.same},
-                               {"starts", course.starts}};
-        json["results"].push_back(entry);
-    }
-    return json;
+    const auto extra = [&](std::size_t cache) {
+        Json json = {
+            {"by_position", by_position_json(result.scores[cache], positions_of(options))}};
+        if (cache == 0) return json;
+        const Course& course = result.courses[cache];
+        json["generation"] = {{"tokens", options.generate},
+                              {"agreement", course.finished > 0 ? Json(course.agreement) : Json()},
+                              {"same", course.same},
+                              {"starts", course.starts}};
+        return json;
+    };
+    return report_json(options, evaluation, {{"documents", result.documents}}, result.scores,
+                       extra);
 }
 
 std::string course_text(const LongOptions& options, const LongResult& result) {
@@ -148,25 +144,11 @@ std::string course_text(const LongOptions& options, const LongResult& result) {
 }
 
 std::string to_text(const LongOptions& options, const LongResult& result) {
-    const Score& reference = result.scores.front().score;
     const std::string head =
-        fmt::format("{} document{} of {} tokens, all scored: {} tokens; {} has perplexity {:.4f}\n",
-                    result.documents, result.documents == 1 ? "" : "s", options.context,
-                    reference.tokens, options.against, reference.perplexity);
+        head_line(result.documents, "document", static_cast<std::size_t>(options.context),
+                  "all scored: " + reference_text(result.scores.front()));
     const bool generated = result.courses.front().finished > 0;
     return head + score_table(result.scores) + (generated ? course_text(options, result) : "");
-}
-
-std::string draw(const LongOptions& options, const LongResult& result) {
-    LineChart chart;
-    chart.title = fmt::format("Divergence from {} by position", options.against);
-    chart.x_label = "position in the document, tokens";
-    chart.y_label = "mean KLD, nats";
-    chart.log_y = true;
-    for (std::size_t index = 1; index < result.scores.size(); ++index)
-        chart.series.push_back(
-            kld_series(result.scores[index], stretches_of(options, result.scores[index])));
-    return draw_lines(chart);
 }
 
 int eval_long(const LongOptions& options) {
@@ -197,9 +179,9 @@ int eval_long(const LongOptions& options) {
     for (std::size_t cache = 0; cache < result.scores.size(); ++cache)
         result.courses.push_back(course_of(evaluation, starts, count, cache));
     warn_of_unquantized(options, result.scores);
-    return show(options,
-                {[&] { return to_json(options, evaluation, result); },
-                 [&] { return to_text(options, result); }, [&] { return draw(options, result); }});
+    return show(options, {[&] { return to_json(options, evaluation, result); },
+                          [&] { return to_text(options, result); },
+                          [&] { return draw_by_position(result.scores, positions_of(options)); }});
 }
 
 } // namespace

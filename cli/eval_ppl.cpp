@@ -43,25 +43,10 @@ std::vector<EvalItem> make_windows(const EvalInput& input, std::size_t size, int
     return items;
 }
 
-Json to_json(const PplOptions& options, const Evaluation& evaluation,
-             const std::vector<CacheScore>& scores, std::int64_t windows) {
-    Json json = run_json(options, evaluation, {{"chunks", windows}});
-    json["against"] = {{"cache", scores.front().cache},
-                       {"ppl", scores.front().score.perplexity},
-                       {"tokens", scores.front().score.tokens}};
-    json["results"] = Json::array();
-    for (std::size_t index = 1; index < scores.size(); ++index)
-        json["results"].push_back(score_json(scores[index]));
-    return json;
-}
-
 std::string to_text(const PplOptions& options, const std::vector<CacheScore>& scores,
                     std::int64_t windows) {
-    return fmt::format("{} window{} of {} tokens, second half scored: {} tokens; "
-                       "{} has perplexity {:.4f}\n",
-                       windows, windows == 1 ? "" : "s", options.context,
-                       scores.front().score.tokens, scores.front().cache,
-                       scores.front().score.perplexity) +
+    return head_line(windows, "window", static_cast<std::size_t>(options.context),
+                     "second half scored: " + reference_text(scores.front())) +
            score_table(scores);
 }
 
@@ -88,7 +73,11 @@ int eval_ppl(const PplOptions& options) {
     if (finished == 0) return show_nothing(options, evaluation, {{"chunks", 0}}, "window");
     const std::vector<CacheScore> scores = evaluation.scores(items.size());
     warn_of_unquantized(options, scores);
-    return show(options, {[&] { return to_json(options, evaluation, scores, finished); },
+    return show(options, {[&] {
+                              return report_json(options, evaluation, {{"chunks", finished}},
+                                                 scores,
+                                                 [](std::size_t) { return Json::object(); });
+                          },
                           [&] { return to_text(options, scores, finished); },
                           [&] { return draw(options, scores); }});
 }

@@ -177,9 +177,9 @@ std::string to_text(const RecallResult& result) {
             row.push_back(fmt::format("{:.0f}%", 100 * depth.accuracy));
         table.add(row);
     }
-    return fmt::format("{} document{} of {} tokens, {} facts in each: {} answers a cache\n",
-                       result.documents, result.documents == 1 ? "" : "s", result.length,
-                       result.depths.size(), result.caches.front().all.items) +
+    return head_line(result.documents, "document", result.length,
+                     fmt::format("{} facts in each: {} answers a cache", result.depths.size(),
+                                 result.caches.front().all.items)) +
            table.text();
 }
 

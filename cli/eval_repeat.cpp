@@ -19,7 +19,6 @@ constexpr int kShortestContext = 512;
 constexpr std::size_t kLead = 160;
 /// and the least text behind it that moves it out of the recent window.
 constexpr int kLeastBetween = 192;
-constexpr std::size_t kStretches = 16;
 
 constexpr int kUsualDocuments = 4;
 
@@ -65,7 +64,7 @@ std::vector<CacheScore> scores_of(const Evaluation& evaluation, bool second) {
                                    : std::vector<RowScore>(standing.rows.begin(), middle);
         }
     }
-    return evaluation.contest->scores(items);
+    return sum_up(evaluation.caches, items);
 }
 
 struct RepeatResult {
@@ -74,8 +73,11 @@ struct RepeatResult {
     std::vector<CacheScore> second;
 };
 
-std::vector<Stretch> stretches_of(const RepeatOptions& options, const CacheScore& score) {
-    return by_position(score.rows, static_cast<std::size_t>(options.passage), 0, kStretches);
+Positions positions_of(const RepeatOptions& options) {
+    return {static_cast<std::size_t>(options.passage), 0,
+            fmt::format("Second reading of a passage, {} tokens after the first",
+                        options.context - options.passage - static_cast<int>(kLead)),
+            "position in the passage, tokens"};
 }
 
 Json specific_json(const RepeatOptions& options, std::int64_t documents) {
@@ -86,43 +88,23 @@ Json specific_json(const RepeatOptions& options, std::int64_t documents) {
 
 Json to_json(const RepeatOptions& options, const Evaluation& evaluation,
              const RepeatResult& result) {
-    Json json = run_json(options, evaluation, specific_json(options, result.documents));
-    const CacheScore& reference = result.second.front();
-    json["against"] = {{"cache", reference.cache},
-                       {"ppl", reference.score.perplexity},
-                       {"ppl_first", result.first.front().score.perplexity},
-                       {"tokens", reference.score.tokens},
-                       {"by_position", by_position_json(stretches_of(options, reference))}};
-    json["results"] = Json::array();
-    for (std::size_t index = 1; index < result.second.size(); ++index) {
-        Json entry = score_json(result.second[index]);
-        entry["ppl_first"] = result.first[index].score.perplexity;
-        entry["by_position"] = by_position_json(stretches_of(options, result.second[index]));
-        json["results"].push_back(entry);
-    }
-    return json;
+    const auto extra = [&](std::size_t cache) -> Json {
+        return {{"ppl_first", result.first[cache].score.perplexity},
+                {"by_position", by_position_json(result.second[cache], positions_of(options))}};
+    };
+    return report_json(options, evaluation, specific_json(options, result.documents), result.second,
+                       extra);
 }
 
 std::string to_text(const RepeatOptions& options, const RepeatResult& result) {
-    return fmt::format("{} document{} of {} tokens, their first passage of {} read again at the "
-                       "end; {} has perplexity {:.4f} at the first reading, {:.4f} at the second\n",
-                       result.documents, result.documents == 1 ? "" : "s", options.context,
-                       options.passage, options.against, result.first.front().score.perplexity,
-                       result.second.front().score.perplexity) +
+    const std::string what =
+        fmt::format("their first passage of {} read again at the end; {} has perplexity {:.4f} at "
+                    "the first reading, {:.4f} at the second",
+                    options.passage, options.against, result.first.front().score.perplexity,
+                    result.second.front().score.perplexity);
+    return head_line(result.documents, "document", static_cast<std::size_t>(options.context),
+                     what) +
            score_table(result.second);
-}
-
-std::string draw(const RepeatOptions& options, const RepeatResult& result) {
-    LineChart chart;
-    chart.title = fmt::format("Second reading of a passage, {} tokens after the first",
-                              options.context - options.passage - static_cast<int>(kLead));
-    chart.x_label = "position in the passage, tokens";
-    chart.y_label = "mean KLD from " + options.against + ", nats";
-    chart.log_y = true;
-    for (std::size_t index = 1; index < result.second.size(); ++index)
-        chart.series.push_back(
-            kld_series(result.second[index], stretches_of(options, result.second[index])));
-    return draw_lines(chart);
 }
 
 int eval_repeat(const RepeatOptions& options) {
@@ -149,9 +131,9 @@ int eval_repeat(const RepeatOptions& options) {
         return show_nothing(options, evaluation, specific_json(options, 0), "document");
     const RepeatResult result{finished, scores_of(evaluation, false), scores_of(evaluation, true)};
     warn_of_unquantized(options, result.second);
-    return show(options,
-                {[&] { return to_json(options, evaluation, result); },
-                 [&] { return to_text(options, result); }, [&] { return draw(options, result); }});
+    return show(options, {[&] { return to_json(options, evaluation, result); },
+                          [&] { return to_text(options, result); },
+                          [&] { return draw_by_position(result.second, positions_of(options)); }});
 }
 
 } // namespace

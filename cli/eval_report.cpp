@@ -4,22 +4,15 @@
 
 #include "errors.h"
 #include "eval.h"
+#include "innerkv/attention.h"
 #include "interrupt.h"
 #include "log.h"
 #include "text_file.h"
 
 namespace innerkv::cli {
-Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific) {
-    Json json = {{"model", options.model}, {"text", options.text}, {"ctx", options.context}};
-    json.update(specific);
-    json.update({{"codec", options.codec},
-                 {"key_norm", options.key_norm.empty() ? Json() : Json(options.key_norm)},
-                 {"calibration", options.calibration},
-                 {"arithmetic", options.arithmetic},
-                 {"threads", evaluation.contest->threads()},
-                 {"interrupted", interrupted()}});
-    return json;
-}
+namespace {
+
+constexpr std::size_t kStretches = 16; // of a document or a passage
 
 Json score_json(const CacheScore& cache) {
     const std::optional<double> error = standard_error(cache.item_divergences);
@@ -36,9 +29,44 @@ Json score_json(const CacheScore& cache) {
             {"tokens", cache.score.tokens}};
 }
 
-Json by_position_json(const std::vector<Stretch>& stretches) {
+std::vector<Stretch> stretches_of(const CacheScore& score, const Positions& positions) {
+    return by_position(score.rows, positions.length, positions.first, kStretches);
+}
+
+} // namespace
+
+Json run_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific) {
+    Json json = {{"model", options.model}, {"text", options.text}, {"ctx", options.context}};
+    json.update(specific);
+    json.update({{"codec", options.codec},
+                 {"key_norm", options.key_norm.empty() ? Json() : Json(options.key_norm)},
+                 {"calibration", options.calibration},
+                 {"arithmetic", options.arithmetic},
+                 {"isa", select_isa(options.isa)},
+                 {"threads", evaluation.threads},
+                 {"interrupted", interrupted()}});
+    return json;
+}
+
+Json report_json(const EvalOptions& options, const Evaluation& evaluation, const Json& specific,
+                 const std::vector<CacheScore>& scores,
+                 const std::function<Json(std::size_t)>& extra) {
+    Json json = run_json(options, evaluation, specific);
+    json["against"] = {{"cache", scores.front().cache},
+                       {"ppl", scores.front().score.perplexity},
+                       {"tokens", scores.front().score.tokens}};
+    json["against"].update(extra(0));
+    json["results"] = Json::array();
+    for (std::size_t index = 1; index < scores.size(); ++index) {
+        json["results"].push_back(score_json(scores[index]));
+        json["results"].back().update(extra(index));
+    }
+    return json;
+}
+
+Json by_position_json(const CacheScore& score, const Positions& positions) {
     Json json = Json::array();
-    for (const Stretch& stretch : stretches)
+    for (const Stretch& stretch : stretches_of(score, positions))
         json.push_back({{"position", stretch.position},
                         {"tokens", stretch.score.tokens},
                         {"ppl", stretch.score.perplexity},
@@ -47,12 +75,31 @@ Json by_position_json(const std::vector<Stretch>& stretches) {
     return json;
 }
 
-Series kld_series(const CacheScore& score, const std::vector<Stretch>& stretches) {
-    Series series;
-    series.name = score.cache;
-    for (const Stretch& stretch : stretches)
-        series.points.emplace_back(stretch.middle, stretch.score.divergence_mean);
-    return series;
+std::string draw_by_position(const std::vector<CacheScore>& scores, const Positions& positions) {
+    LineChart chart;
+    chart.title = positions.title;
+    chart.x_label = positions.x_label;
+    chart.y_label = "mean KLD from " + scores.front().cache + ", nats";
+    chart.log_y = true;
+    for (std::size_t index = 1; index < scores.size(); ++index) {
+        Series series;
+        series.name = scores[index].cache;
+        for (const Stretch& stretch : stretches_of(scores[index], positions))
+            series.points.emplace_back(stretch.middle, stretch.score.divergence_mean);
+        chart.series.push_back(series);
+    }
+    return draw_lines(chart);
+}
+
+std::string head_line(std::int64_t count, const std::string& noun, std::size_t length,
+                      const std::string& what) {
+    return fmt::format("{} {}{} of {} tokens, {}\n", count, noun, count == 1 ? "" : "s", length,
+                       what);
+}
+
+std::string reference_text(const CacheScore& reference) {
+    return fmt::format("{} tokens; {} has perplexity {:.4f}", reference.score.tokens,
+                       reference.cache, reference.score.perplexity);
 }
 
 std::string score_table(const std::vector<CacheScore>& scores) {

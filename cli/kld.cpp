@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <thread>
 
 namespace innerkv::cli {
 
@@ -72,17 +71,6 @@ std::optional<double> standard_error(std::span<const double> means) {
     double squares = 0;
     for (const double value : means) squares += (value - mean) * (value - mean);
     return std::sqrt(squares / (count - 1) / count);
-}
-
-void share_rows(std::size_t count, int threads,
-                const std::function<void(std::size_t, std::size_t)>& work) {
-    const auto parts = static_cast<std::size_t>(std::max(threads, 1));
-    std::vector<std::jthread> workers;
-    for (std::size_t part = 1; part < parts; ++part)
-        workers.emplace_back([&work, count, part, parts] {
-            work(count * part / parts, count * (part + 1) / parts);
-        });
-    work(0, count / parts);
 }
 
 } // namespace innerkv::cli

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -49,9 +48,5 @@ Score summarize(std::span<const RowScore> rows);
 /// Of the mean of `means`, each over a stretch of text of its own: their sample deviation over the root of their
 /// number. Nothing where there are fewer than two.
 std::optional<double> standard_error(std::span<const double> means);
-
-/// Calls work(first, last) on `threads` threads so that they share 0 .. count - 1.
-void share_rows(std::size_t count, int threads,
-                const std::function<void(std::size_t first, std::size_t last)>& work);
 
 } // namespace innerkv::cli

@@ -32,4 +32,11 @@ int choose_stretches(const std::string& text, std::size_t tokens, int wanted,
     return most > 0 ? std::min(most, available) : available;
 }
 
+std::vector<runner::Token> opened(const runner::Model& model,
+                                  std::span<const runner::Token> stretch) {
+    std::vector<runner::Token> tokens(stretch.begin(), stretch.end());
+    tokens.front() = model.bos().value_or(tokens.front());
+    return tokens;
+}
+
 } // namespace innerkv::cli

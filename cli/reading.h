@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "runner/runner.h"
 
@@ -25,5 +27,9 @@ struct StretchKind {
 /// fewer and throws UsageError where there is none.
 int choose_stretches(const std::string& text, std::size_t tokens, int wanted,
                      const StretchKind& kind);
+
+/// A stretch of a text, its first token replaced by the one that the model's texts begin with, if it has one.
+std::vector<runner::Token> opened(const runner::Model& model,
+                                  std::span<const runner::Token> stretch);
 
 } // namespace innerkv::cli

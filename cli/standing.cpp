@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "standing.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "errors.h"
@@ -109,25 +107,6 @@ std::vector<Standing> standings_from_json(const Json& json) {
     std::vector<Standing> standings;
     for (const Json& standing : json) standings.push_back(standing_from_json(standing));
     return standings;
-}
-
-std::vector<Stretch> by_position(std::span<const RowScore> rows, std::size_t length,
-                                 std::int64_t first, std::size_t stretches) {
-    stretches = std::min(stretches, length);
-    std::vector<Stretch> result;
-    for (std::size_t stretch = 0; stretch < stretches; ++stretch) {
-        const std::size_t begin = length * stretch / stretches;
-        const std::size_t end = length * (stretch + 1) / stretches;
-        std::vector<RowScore> chosen;
-        for (std::size_t item = 0; item < rows.size(); item += length) {
-            const std::span<const RowScore> part = rows.subspan(item + begin, end - begin);
-            chosen.insert(chosen.end(), part.begin(), part.end());
-        }
-        result.push_back({first + static_cast<std::int64_t>(begin),
-                          static_cast<double>(first) + 0.5 * static_cast<double>(begin + end - 1),
-                          summarize(chosen)});
-    }
-    return result;
 }
 
 } // namespace innerkv::cli

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names of contenders: presets, paper:PRESET, sim:..., llama:...; docs/rivals.md describes them.
+// Names of caches of others: sim:... and llama:...; docs/rivals.md describes them.
 #pragma once
 
 #include <string>

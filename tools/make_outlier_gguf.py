@@ -11,7 +11,8 @@ channels are scaled alike, so the rotation commutes with it.
 Where a model norms its queries and keys (Qwen 3, Gemma 3), the norms' weights are scaled, which all heads of a
 layer share. Elsewhere rows of the projections are, and the two matrices (and their biases) are stored as
 F32: quantized blocks could not hold the scaled rows exactly. --factor 1 stores the same tensors so,
-unscaled: the model to compare with. A factor that is a power of two changes no product's rounding, unless
+unscaled: the model to compare with. With --f32 all tensors are stored as F32: of such a model no product is
+rounded to 8 bits. A factor that is a power of two changes no product's rounding, unless
 keys leave fp16's range (65504): the cache refuses them while the model runs, with layer and channel.
 
 Needs the gguf package (PYTHONPATH) and numpy, as tools/make_random_gguf.py.
@@ -103,12 +104,13 @@ def write_model(reader, shape, path, arguments):
     writer = gguf.GGUFWriter(path, shape.architecture)
     copy_metadata(reader, writer)
     for tensor in reader.tensors:
-        if tensor.name not in scales:
+        if tensor.name not in scales and not arguments.f32:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
             continue
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        factors = scales[tensor.name].reshape((-1,) + (1,) * (values.ndim - 1))
-        writer.add_tensor(tensor.name, (values * factors).astype(np.float32), raw_dtype=F32)
+        if tensor.name in scales:
+            values = values * scales[tensor.name].reshape((-1,) + (1,) * (values.ndim - 1))
+        writer.add_tensor(tensor.name, values.astype(np.float32), raw_dtype=F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -125,6 +127,7 @@ def parse_arguments():
                         help="RoPE pairs that are scaled, per layer and KV head (default 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="S",
                         help="draws the pairs (default 0)")
+    parser.add_argument("--f32", action="store_true", help="all tensors as F32")
     return parser.parse_args()
 
 

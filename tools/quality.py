@@ -7,14 +7,16 @@
     tools/quality.py tables RESULTS docs/quality.md docs/results.md docs/calibration.md --plot docs/quality.svg
 
 `run` keeps a report for every run, RESULTS/MODEL/RUN.json, and goes on where it was stopped; the longest run
-comes first. The texts are others' and not in this repository: docs/quality.md says where they are from, and
-`run` names the file that is missing. Models are those of tools/model.py; those with outlier channels are made
-beside them.
+comes first. Stopped by Ctrl-C, or by `timeout -s INT 590`, it keeps all windows that are finished. The texts are
+others' and not in this repository: docs/quality.md says where they are from, and `run` names the file that is
+missing. Models are those of tools/model.py; those that are made from them, with outlier channels or weights in F32,
+are put beside them, calibrations into RESULTS.
 """
 
 import argparse
 import fnmatch
 import functools
+import hashlib
 import json
 import os
 import queue
@@ -33,8 +35,17 @@ import quality_tables
 import quality_texts
 
 ROOT = fetch.TOOLS.parent
-SLOWER = {"llama:": 1.5, "sim:kivi": 1.5}  # than a cache that our graph reads in whole chunks
+SLOWER = {"llama:": 3, "sim:kivi": 1.5}  # than a cache that our graph reads in whole chunks
 QUICK = {"ctx": 896, "chunks": 1, "documents": 1, "depths": 11, "starts": 2, "generate": 4}
+
+
+def shortened(options):
+    return {name: min(value, QUICK[name]) if name in QUICK else value for name, value in options.items()}
+
+
+def folder_of(arguments):
+    """Of reports. Short ones have a folder of their own, where they replace nothing."""
+    return Path(arguments.results) / ("quick" if arguments.quick else "")
 
 
 class Job:
@@ -43,10 +54,9 @@ class Job:
     def __init__(self, run, model, arguments):
         self.run, self.model = run, model
         if arguments.quick:
-            self.run = run._replace(options={name: min(value, QUICK.get(name, value))
-                                             for name, value in run.options.items()})
+            self.run = run._replace(options=shortened(run.options))
         self.name = f"{model}/{run.name}"
-        self.path = Path(arguments.results) / f"{self.name}.json"
+        self.path = folder_of(arguments) / f"{self.name}.json"
 
     def cost(self):
         """In units of their own: for the order, and for the time left."""
@@ -86,29 +96,30 @@ def chosen_jobs(arguments):
             raise fetch.Failure(f"no run is called '{pattern}'; `tools/quality.py list` has their names")
     if arguments.only:
         jobs = [job for job in jobs if any(fnmatch.fnmatch(job.name, pattern) for pattern in arguments.only)]
-    return sorted(jobs, key=lambda job: (job.run.late, -job.cost()))
+    return sorted(jobs, key=lambda job: -job.cost())
 
 
 def plain_model(name):
-    return name.partition("-outliers-")[0]
+    return name.partition("-")[0]
 
 
 def model_path(folder, name):
     file = Path(folder) / models.MODELS[plain_model(name)].file
-    factor = name.partition("-outliers-")[2]
-    return file.with_name(f"{file.stem}.outliers-{factor}.gguf") if factor else file
+    kind = name.partition("-")[2]
+    return file.with_name(f"{file.stem}.{kind}.gguf") if kind else file
 
 
-def make_outliers(folder, name):
-    """The model with outlier channels, where it is not there yet."""
+def make_model(folder, name):
+    """The model with outlier channels or with weights in F32, where it is not there yet."""
     path = model_path(folder, name)
     if path.exists():
         return
+    kind = ["--factor", "1", "--f32"] if name == quality_runs.F32 else ["--factor", name.rpartition("-")[2]]
     third_party = subprocess.run([sys.executable, ROOT / "tools/third_party.py"], check=True, text=True,
                                  stdout=subprocess.PIPE).stdout.split()[-1]
     fetch.say(f"quality: making {path}")
     subprocess.run([fetch.python_environment(), ROOT / "tools/make_outlier_gguf.py",
-                    model_path(folder, plain_model(name)), path, "--factor", name.rpartition("-")[2]],
+                    model_path(folder, plain_model(name)), path, *kind],
                    check=True, env=os.environ | {"PYTHONPATH": f"{third_party}/gguf-py"})
 
 
@@ -120,10 +131,13 @@ def prepare(jobs, arguments):
             raise fetch.Failure(f"{path} is not there; `tools/model.py {name}` fetches it")
     for name in sorted({job.model for job in jobs}):
         if name != plain_model(name):
-            make_outliers(arguments.models, name)
+            make_model(arguments.models, name)
     try:
+        names = {job.run.text for job in jobs}
+        if any(job.run.calibrated for job in jobs):
+            names.add(quality_runs.CALIBRATION["text"])
         texts = {name: quality_texts.prepare(arguments.texts, name, Path(arguments.results) / "texts")
-                 for name in sorted({job.run.text for job in jobs})}
+                 for name in sorted(names)}
         for name in sorted({source for text in texts for source in quality_texts.sources(text)}):
             if not quality_texts.is_the_same(arguments.texts, name):
                 fetch.say(f"quality: {quality_texts.place(arguments.texts, name)} is not the text that "
@@ -164,31 +178,63 @@ def incomplete(report, run):
     return ""
 
 
-def measure(job, texts, arguments):
-    """Runs it; what is to be told of it, and whether it succeeded."""
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    journal = job.path.with_suffix(".journal")
-    if job.path.exists():  # of other options, as its journal is
-        journal.unlink(missing_ok=True)
-        job.path.unlink()
-    model, text = model_path(arguments.models, job.model), texts[job.run.text]
-    made_with = {"program": sha256_of(arguments.program), "model": sha256_of(model), "text": sha256_of(text)}
-    command = [arguments.program, *job.run.arguments(), "-m", model, "--text", text, "--threads",
-               str(arguments.threads), "--resume", journal, "--json"]
-    began = time.monotonic()
+class Stopped(Exception):
+    """A program that did not succeed, and what it said."""
+
+
+def output_of(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return f"failed ({done.returncode}): {done.stderr.strip() or ' '.join(map(str, command))}", False
+        raise Stopped(f"failed ({done.returncode}): {done.stderr.strip() or ' '.join(map(str, command))}")
+    return done
+
+
+def short_hash(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def make_calibration(job, texts, arguments):
+    """The path of the model's calibration, made where it is not there yet: one for each program and text."""
+    made = quality_runs.CALIBRATION
+    model, text = model_path(arguments.models, job.model), texts[made["text"]]
+    asked = shortened(made["options"]) if arguments.quick else made["options"]
+    name = short_hash([sha256_of(path) for path in (arguments.program, model, text)] + [asked])
+    path = folder_of(arguments) / "calibrations" / f"{job.model}.{name}.gguf"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    output_of([arguments.program, "calibrate", "-m", model, "--text", text, *options, "--threads",
+               str(arguments.threads), "-o", part])
+    part.replace(path)
+    return path
+
+
+def measure(job, texts, arguments):
+    """Runs it; what is to be told of it. Raises Stopped."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    model, text = model_path(arguments.models, job.model), texts[job.run.text]
+    made_with = {"program": sha256_of(arguments.program), "model": sha256_of(model), "text": sha256_of(text)}
+    # What is half done belongs to these options and this program alone.
+    journal = job.path.with_suffix(f".{short_hash([job.run.arguments(), made_with, arguments.threads])}.journal")
+    began = time.monotonic()
+    words = job.run.arguments()
+    if job.run.calibrated:
+        calibration = make_calibration(job, texts, arguments)
+        words = [calibration if word == quality_runs.CALIBRATION_FILE else word for word in words]
+    done = output_of([arguments.program, *words, "-m", model, "--text", text, "--threads", str(arguments.threads),
+                      "--resume", journal, "--json"])
     for line in done.stderr.splitlines():
         if "warning: " in line:
             fetch.say(f"{job.name}: {line}")
     report = json.loads(done.stdout)
     problem = incomplete(report, job.run)
     if problem:
-        return f"failed: {problem}", False
+        raise Stopped(f"failed: {problem}")
     job.keep(report, time.monotonic() - began, arguments.threads, made_with)
     journal.unlink()
-    return f"{time.monotonic() - began:.0f} s", True
+    return f"{time.monotonic() - began:.0f} s"
 
 
 def check_program(program):
@@ -211,28 +257,34 @@ def run(arguments):
     waiting = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
-    progress, failures = Progress(jobs), []
+    progress, failures, stopping = Progress(jobs), [], threading.Event()
 
     def work():
-        while True:
+        while not stopping.is_set():
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
             try:
-                outcome, succeeded = measure(job, texts, arguments)
-            except (OSError, ValueError) as problem:  # no program, no room, no JSON
-                outcome, succeeded = f"failed: {problem}", False
-            if not succeeded:
+                outcome = measure(job, texts, arguments)
+            except (Stopped, OSError, ValueError) as problem:  # no program, no room, no JSON
+                outcome = str(problem) if isinstance(problem, Stopped) else f"failed: {problem}"
                 failures.append(job.name)
-            progress.end(job, outcome)
+            if not stopping.is_set():
+                progress.end(job, outcome)
 
-    # Daemons: Ctrl-C reaches the measurements themselves, and no other is begun.
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(arguments.jobs)]
+    workers = [threading.Thread(target=work) for _ in range(arguments.jobs)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches the measurements too: they end after what they keep is written.
+        stopping.set()
+        for worker in workers:
+            worker.join()
+        raise
     if failures:
         raise fetch.Failure(f"{len(failures)} runs failed: {', '.join(sorted(failures))}")
 
@@ -259,22 +311,22 @@ def plot(reports, path):
 
 
 def check_mixture(found):
-    """Refuses reports that differ in a model or a text; says so where programs or threads differ, which moves
-    means by a little."""
+    """Refuses reports that differ in what must be one: figures beside each other are then of one build, and no last
+    bit differs for another reason than the cache."""
     kinds = {}  # what must be one -> its value -> names of runs
     for job, kept in found:
         made_with = kept["made_with"]
         for kind, value in ((f"model '{job.model}'", made_with["model"]),
                             (f"text '{job.run.text}'", made_with["text"]),
-                            ("program", made_with["program"]), ("number of threads", str(kept["threads"]))):
+                            ("program", made_with["program"]), ("number of threads", str(kept["threads"])),
+                            ("instruction set", kept["report"]["isa"])):
             kinds.setdefault(kind, {}).setdefault(value, []).append(job.name)
     for kind, values in kinds.items():
         if len(values) > 1:
-            text = (f"reports are not of one {kind}: "
-                    + "; ".join(f"{value[:12]} {' '.join(sorted(names))}" for value, names in values.items()))
-            if kind.startswith(("model", "text")):
-                raise fetch.Failure(f"{text}. Remove those that are to be measured again")
-            fetch.say(f"quality: {text}")
+            raise fetch.Failure(
+                f"reports are not of one {kind}: "
+                + "; ".join(f"{value[:12]} {' '.join(sorted(names))}" for value, names in values.items())
+                + ". Remove those that are to be measured again")
 
 
 def tables(arguments):
@@ -285,8 +337,9 @@ def tables(arguments):
                             "`run` without --quick measures what `tables` shows")
     wanted = {(job.model, job.run.group) for job in chosen_jobs(arguments)}
     names = [name for name, table in quality_tables.TABLES.items()
-             if any((column.model, column.group) in wanted for column in table.columns)]
-    shown = {(column.model, column.group) for name in names for column in quality_tables.TABLES[name].columns}
+             if any((column.model, group) in wanted for column in table.columns for group in column.groups)]
+    shown = {(column.model, group) for name in names for column in quality_tables.TABLES[name].columns
+             for group in column.groups}
     jobs = [job for job in all_jobs(arguments) if (job.model, job.run.group) in shown]
     found = [(job, kept) for job in jobs if (kept := job.report())]
     if not found:
@@ -295,7 +348,7 @@ def tables(arguments):
     if missing:
         fetch.say(f"quality: cells are empty where runs are missing: {', '.join(sorted(missing))}")
     check_mixture(found)
-    reports = quality_tables.Reports([(job.model, job.run.group, kept["report"]) for job, kept in found])
+    reports = quality_tables.Reports([(job.model, job.run, kept["report"]) for job, kept in found])
     filled = {}
     for path in map(Path, arguments.document):
         try:

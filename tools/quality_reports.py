@@ -65,13 +65,15 @@ def check_long(where, row):
 
 def check(report, measure, caches):
     """Raises BadReport unless a report of `innerkv eval` has what tables show of it."""
-    require_fields("the report", report, {"against": dict, "results": list})
+    require_fields("the report", report, {"isa": str, "against": dict, "results": list})
     require_fields("against", report["against"], {"cache": str})
     for row in report["results"]:
         require_fields("a result", row, {"cache": str})
         require_figures(row["cache"], row, FIGURES[measure])
-        error = row.get("kld_standard_error")
-        require(error is None or is_figure(error), f"{row['cache']} has no figure kld_standard_error")
+        if measure != "recall":
+            require_fields(row["cache"], row, {"kld_by_item": list})
+            require(row["kld_by_item"] and all(map(is_figure, row["kld_by_item"])),
+                    f"{row['cache']} has no figures kld_by_item")
         if measure == "long":
             check_long(row["cache"], row)
     against = "accuracy" if measure == "recall" else "ppl"

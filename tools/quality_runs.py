@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs behind docs/quality.md, as data: which caches are measured, on what, how.
+"""The runs behind the tables of docs/, as data: which caches are measured, on what, how.
 
 A run is one `innerkv eval` on one model. Runs whose names differ behind a point only, such as
-`wiki-2k.presets` and `wiki-2k.blocks`, are one measurement in several processes: their rows go into one
-table. Contenders are compared with f16 in every run of its own.
+`wiki-2k.presets` and `wiki-2k.blocks`, are one measurement in several processes, so that they are short enough to
+share a machine: of the same windows with other caches, or of the same caches with other windows. Their rows go
+into one table. Contenders are compared with f16 in every run of its own.
 """
 
 from typing import NamedTuple
 
 MODELS = ("smollm2", "gemma3")
+# Made from a plain model: `MODEL-outliers-FACTOR`, and with all weights in F32 `MODEL-f32`. Of Gemma 3 norms of
+# queries and keys alone change, so there factor 1 is the model itself; no factor changes its keys' codes.
+OUTLIERS = {"smollm2": (1, 8, 32, 128), "gemma3": (32,)}
+F32 = "smollm2-f32"
+
+# What the file of --calibration is made from, for runs that have one.
+CALIBRATION = {"text": "wiki-validation", "options": {"ctx": 2048, "chunks": 8}}
+CALIBRATION_FILE = "calibration.gguf"
 
 
 class Run(NamedTuple):
@@ -18,7 +27,7 @@ class Run(NamedTuple):
     options: dict  # of the measure
     caches: tuple
     models: tuple = MODELS
-    late: bool = False  # begun when all others are, in case the time does not suffice
+    calibrated: bool = False  # with a calibration of the model
 
     @property
     def group(self):
@@ -28,6 +37,8 @@ class Run(NamedTuple):
         words = ["eval", self.measure]
         for name, value in self.options.items():
             words += [f"--{name}", str(value)]
+        if self.calibrated:
+            words += ["--calibration", CALIBRATION_FILE]
         return words + ["--cache", ",".join(self.caches)]
 
     def tokens(self):
@@ -39,65 +50,53 @@ class Run(NamedTuple):
 
 
 def outlier_model(model, factor):
-    """Of Gemma 3 only norms of queries and keys change, so factor 1 is the model itself."""
     return model if (model, factor) == ("gemma3", 1) else f"{model}-outliers-{factor}"
 
 
-OWN = ("base", "small", "hybrid", "k4v4", "k4v3", "k4v2", "k8v8")
-PAPER = ("paper:base", "paper:base+calibration=512", "paper:small", "paper:hybrid", "paper:k4v4")
-BLOCKS = ("sim:q8_0", "sim:q8_0+rot", "sim:q5_1", "sim:q5_1+rot", "sim:q5_0", "sim:q5_0+rot", "sim:q4_1",
-          "sim:q4_1+rot", "sim:q4_0", "sim:q4_0+rot")
+PRESETS = ("base", "small", "hybrid", "k4v4", "k4v3", "k4v2", "k8v8",
+           "paper:base", "paper:base+calibration=512", "paper:small", "paper:hybrid", "paper:k4v4")
+BLOCKS = ("sim:q8_0+rot", "sim:q5_1+rot", "sim:q5_0+rot", "sim:q4_0", "sim:q4_0+rot", "sim:turbo3", "sim:turbo4",
+          "sim:kivi2", "sim:kivi4")
 WINDOWED = ("sim:q4_0+rot+windows", "sim:turbo3+windows", "sim:turbo4+windows")
-KIVI = ("sim:kivi2", "sim:kivi4")
-TURBO = ("sim:turbo3", "sim:turbo4")
-LIBLLAMA = ("llama:f16", "llama:q8_0+rot", "llama:q4_1+rot", "llama:q4_0", "llama:q4_0+rot")
-UNROTATED = ("llama:q4_1",)
-RIVAL = ("llama:q4_0+rot",)  # what sim:q4_0+rot simulates
-PAPER_1024 = ("paper:base+calibration=1024",)
-AT_8K = ("base", "small", "k4v4", "paper:base", "sim:q4_0+rot", "sim:q4_0+rot+windows", "sim:kivi2")
-# What is left of the beginning, and texts written alone: a choice, since these take longest.
-FEW = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base", "sim:kivi2")
+LIBLLAMA = ("llama:f16", "llama:q4_0+rot")
+NORMS = ("base+norm=prefill", "base+norm=none")
+PARTS = ("base+queries=off", "base+sink=0", "base+recent=32", "base+epoch=65536", "base+centre=off", "base+rotate=off")
+LONG = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base+calibration=1024")
 FAR = ("k4v4", "base", "sim:q4_0+rot")
-NOVEL = ("base", "small", "k4v4", "paper:base", "sim:q5_0+rot", "sim:q4_0+rot", *KIVI)
-POSITIONS = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base")
-ALONE = {"ours": ("k8v8", "k4v4", "base", "small"), "others": ("sim:q4_0+rot", "paper:base")}
-NORMS = ("base", "base+norm=prefill", "base+norm=none")
-WINDOW_SIZES = tuple(f"base+{part}" for part in ("sink=0", "sink=4", "sink=64", "recent=32", "recent=64", "recent=128"))
-CALIBRATIONS = tuple(f"base+calibration={tokens}" for tokens in (64, 256, 512, 1024))
-TRANSFORMS = tuple(f"base+{part}" for part in ("epoch=1024", "epoch=65536",
-                                               "centre=off", "rotate=off", "norm=prefill", "norm=none"))
-OUTLIER_NORMS = ("base", "k4v4", "base+norm=prefill", "base+norm=none")
-OUTLIERS = {1: OUTLIER_NORMS, 8: ("base",), 32: OUTLIER_NORMS + ("paper:base",), 128: ("base",)}  # by factor
+BEGINNING = (*FAR, "small", "paper:base", "sim:kivi2", "llama:q4_0+rot")
+NOVEL = ("base", "small", "k4v4", "k8v8", "paper:base", "sim:q4_0+rot", "sim:kivi2", "sim:kivi4", "llama:q4_0+rot")
+ALONE = ("k8v8", "k4v4", "base", "sim:q4_0+rot")
+CALIBRATED = ("base", "k4v4")
+FLOOR = ("base", "k4v4", "k8v8", "paper:base")
+SIMULATED = ("llama:q8_0+rot", "sim:q8_0+rot", "llama:q4_0", "sim:q4_0", "llama:q4_0+rot", "sim:q4_0+rot")
+APART = ("sim:q4_0+rot", "f16")
+OUTLIER_CACHES = ("base", "k4v4", *NORMS)
 TOPICS = ("code", "arithmetic", "itself")
-TOPIC_CACHES = ("base", "base+norm=none")
-TOPIC_WINDOWS = (1, 2)
-
-
-def parts(name, measure, text, options, caches, **more):
-    return [Run(f"{name}.{part}", measure, text, options, names, **more) for part, names in caches.items()]
-
+TOPIC_WINDOWS = range(1, 7)
 
 WINDOWS_2K = {"ctx": 2048, "chunks": 3}
 
 RUNS = [
-    *parts("wiki-2k", "ppl", "wiki-test", WINDOWS_2K,
-           {"presets": OWN + PAPER, "blocks": BLOCKS + TURBO, "others": WINDOWED + KIVI + LIBLLAMA,
-            "unrotated": UNROTATED,
-            "parts": WINDOW_SIZES + CALIBRATIONS + TRANSFORMS}),
-    *parts("wiki-8k", "ppl", "wiki-test", {"ctx": 8192, "chunks": 1}, {"caches": AT_8K, "paper": PAPER_1024}),
-    *parts("repeat", "repeat", "wiki-test", {"ctx": 3072, "documents": 2}, {"caches": FEW, "libllama": RIVAL}),
-    *parts("recall-2k", "recall", "wiki-test", {"ctx": 2048, "documents": 4, "depths": 27},
-           {"caches": FEW, "libllama": RIVAL}),
+    Run("wiki-2k.presets", "ppl", "wiki-test", WINDOWS_2K, PRESETS),
+    Run("wiki-2k.blocks", "ppl", "wiki-test", WINDOWS_2K, BLOCKS),
+    Run("wiki-2k.others", "ppl", "wiki-test", WINDOWS_2K, (*WINDOWED, *LIBLLAMA)),
+    Run("wiki-2k.parts", "ppl", "wiki-test", WINDOWS_2K, (*NORMS, *PARTS)),
+    Run("floor", "ppl", "wiki-test", WINDOWS_2K, FLOOR, (F32,)),
+    Run("simulation", "ppl", "wiki-test", {"ctx": 512, "chunks": 3}, SIMULATED, (F32,)),
+    Run("apart", "ppl", "wiki-test", {"ctx": 1024, "chunks": 3, "against": "llama:q4_0+rot"}, APART, ("gemma3",)),
+    Run("calibrated", "ppl", "wiki-test", WINDOWS_2K, CALIBRATED, calibrated=True),
+    Run("calibrated", "ppl", "wiki-test", WINDOWS_2K, ("base",), ("smollm2-outliers-32",), calibrated=True),
+    Run("repeat", "repeat", "wiki-test", {"ctx": 2048, "documents": 3}, BEGINNING),
+    Run("recall-2k", "recall", "wiki-test", {"ctx": 2048, "documents": 3, "depths": 36}, BEGINNING),
     Run("recall-8k", "recall", "wiki-test", {"ctx": 8192, "documents": 2, "depths": 40}, FAR),
     Run("recall-16k", "recall", "wiki-test", {"ctx": 16384, "documents": 1, "depths": 40}, FAR, ("gemma3",)),
-    *parts("novel-2k", "ppl", "novel", WINDOWS_2K, {"caches": NOVEL, "libllama": ("llama:f16", *RIVAL)}),
-    *parts("novel-8k", "long", "novel", {"ctx": 8192, "documents": 1, "starts": 0},
-           {"caches": POSITIONS, "paper": PAPER_1024}),
-    *parts("alone", "long", "novel", {"ctx": 2048, "documents": 2, "starts": 6, "generate": 64}, ALONE),
-    Run("validation", "ppl", "wiki-validation", WINDOWS_2K, NORMS),
-    *(Run(f"topic-{topic}.{window}", "ppl", f"topic-{topic}-{window}", {"ctx": 2048, "chunks": 1}, TOPIC_CACHES,
-          late=True)
+    Run("novel-2k", "ppl", "novel", WINDOWS_2K, (*NOVEL, *NORMS)),
+    Run("novel-8k", "long", "novel", {"ctx": 8192, "documents": 2, "starts": 0}, LONG),
+    Run("alone", "long", "novel", {"ctx": 2048, "documents": 1, "starts": 8, "generate": 64}, ALONE),
+    *(Run(f"topic-{topic}.{window}", "ppl", f"topic-{topic}-{window}", {"ctx": 1024, "chunks": 1}, ("base",))
       for topic in TOPICS for window in TOPIC_WINDOWS),
-    *(Run("outliers", "ppl", "wiki-test", WINDOWS_2K, caches, (outlier_model(model, factor),))
-      for model in MODELS for factor, caches in OUTLIERS.items() if outlier_model(model, factor) != model),
+    Run("outliers", "ppl", "wiki-test", WINDOWS_2K, OUTLIER_CACHES, ("smollm2-outliers-1",)),
+    Run("outliers", "ppl", "wiki-test", WINDOWS_2K, ("base",), ("smollm2-outliers-8", "smollm2-outliers-128")),
+    Run("outliers", "ppl", "wiki-test", WINDOWS_2K, (*OUTLIER_CACHES, "paper:base"),
+        ("smollm2-outliers-32", "gemma3-outliers-32")),
 ]

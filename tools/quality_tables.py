@@ -8,10 +8,19 @@ from typing import Callable, NamedTuple
 
 import quality_runs as runs
 
-TITLES = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
+TITLES = {"smollm2": "SmolLM2", "gemma3": "Gemma 3", runs.F32: "SmolLM2 in F32"}
 TEXT_NAMES = {"wiki-test": "wiki.test.tokens", "wiki-validation": "wiki.valid.tokens", "novel": "novel.txt"}
 COMMAND_WIDTH = 118
-STRETCHES = 8  # of a document, in the tables: two of `eval long` each
+
+
+class Value(NamedTuple):
+    """What a cell shows of a report's row: the mean over reports of different windows."""
+
+    of: Callable
+    style: str
+
+    def text(self, rows):
+        return self.style.format(statistics.fmean(map(self.of, rows))) if rows else ""
 
 
 def number(field, digits):
@@ -22,47 +31,32 @@ def share(field):
     return Value(lambda row: row[field], "{:.1%}")
 
 
-class Value(NamedTuple):
-    """What a cell shows of a report's row: the mean over parts that have the cache."""
-
-    of: Callable
-    style: str
-
-    def text(self, rows):
-        return self.style.format(sum(map(self.of, rows)) / len(rows)) if rows else ""
-
-
-def stretch(index):
+def eighth(index):
+    """Mean KLD of an eighth of a document: two of the sixteen stretches of `eval long`."""
     def mean(row):
         pair = row["by_position"][2 * index:2 * index + 2]
         return sum(part["kld_mean"] * part["tokens"] for part in pair) / sum(part["tokens"] for part in pair)
     return Value(mean, "{:.3f}")
 
 
-class Change(Value):
-    """Perplexity, and how far it is from the reference's."""
+def by_window(rows):
+    """Mean KLD of each window, whichever text stands before it."""
+    return {(row["window"], index): mean for row in rows for index, mean in enumerate(row["kld_by_item"])}
 
-    def text(self, rows):
-        if not rows:
-            return ""
-        own, other = (sum(row[name] for row in rows) / len(rows) for name in ("ppl", "ppl_against"))
-        return f"{own:.2f} ({own / other - 1:+.1%})"
+
+def with_error(values, style):
+    """The mean of values of one window each, and its standard error; of one window there is none."""
+    text = style.format(statistics.fmean(values))
+    if len(values) < 2:
+        return text
+    return f"{text} ± {style.format(statistics.stdev(values) / math.sqrt(len(values))).lstrip('+')}"
 
 
 class Divergence(Value):
-    """Mean KLD, and its standard error over windows where reports have it: their own, or that of one-window reports
-    of different texts."""
+    """Mean KLD and its standard error over windows, which have equally many tokens."""
 
     def text(self, rows):
-        error = self.error(rows)
-        return super().text(rows) + (f" ± {self.style.format(error)}" if error is not None else "")
-
-    def error(self, rows):
-        texts = {row.get("text") for row in rows}
-        if len(texts) > 1:
-            return statistics.stdev(map(self.of, rows)) / math.sqrt(len(rows)) if len(texts) == len(rows) else None
-        errors = [row.get("kld_standard_error") for row in rows]
-        return statistics.fmean(errors) if errors and None not in errors else None
+        return with_error(by_window(rows).values(), self.style) if rows else ""
 
 
 class Column(NamedTuple):
@@ -70,6 +64,34 @@ class Column(NamedTuple):
     model: str
     group: str  # of runs
     value: Value
+
+    @property
+    def groups(self):
+        return {self.group}
+
+    def text(self, reports, cache):
+        return self.value.text(reports.of(self.model, self.group, cache, self.value))
+
+
+class Difference(NamedTuple):
+    """A column: mean KLD less that of another cache, or of the same in another group, window by window."""
+
+    title: str
+    model: str
+    group: str
+    other_group: str
+    other_cache: str = ""  # empty: the same
+
+    @property
+    def groups(self):
+        return {self.group, self.other_group}
+
+    def text(self, reports, cache):
+        own = by_window(reports.of(self.model, self.group, cache, KLD))
+        other = by_window(reports.of(self.model, self.other_group, self.other_cache or cache, KLD))
+        if not own or own.keys() != other.keys() or (self.group, cache) == (self.other_group, self.other_cache):
+            return ""
+        return with_error([own[window] - other[window] for window in own], "{:+.4f}")
 
 
 class Table(NamedTuple):
@@ -84,84 +106,100 @@ def both(*columns):
     return [Column(title, model, group, value) for model in runs.MODELS for title, group, value in columns]
 
 
-KLD = Divergence(*number("kld_mean", 4))
+KLD = Divergence(lambda row: row["kld_mean"], "{:.4f}")
 TOTAL = number("bits_per_value_total", 2)
+PERPLEXITY = number("ppl", 2)
+SIZE = (("with windows", TOTAL), ("perplexity", PERPLEXITY))
 SCORES = (("mean KLD", KLD), ("p99", number("kld_p99", 3)), ("top-1", share("top1")))
+RECALL = share("accuracy")
+EIGHTHS = (("first", 0), ("second", 1), ("fourth", 3), ("sixth", 5), ("last", 7))
+NEVER_DIFFER = Value(lambda row: row["generation"]["same"], "{:.0f}")
+AGREEMENT = Value(lambda row: row["generation"]["agreement"], "{:.0%}")
+ALL = (*runs.PRESETS, *runs.BLOCKS, *runs.WINDOWED)
 
 
 def scores(group, *more):
     return both(*((title, group, value) for title, value in (*more, *SCORES)))
 
 
-ALL = (*runs.OWN, *runs.PAPER, *runs.BLOCKS, *runs.WINDOWED, *runs.KIVI, *runs.TURBO)
-PERPLEXITY = number("ppl", 2)
-SIZE = (("with windows", TOTAL), ("perplexity", PERPLEXITY))
-RECALL = share("accuracy")
-EIGHTHS = (("first", 0), ("second", 1), ("fourth", 3), ("sixth", 5), ("last", 7))
-NEVER_DIFFER = Value(lambda row: row["generation"]["same"], "{:.0f}")
-AGREEMENT = Value(lambda row: row["generation"]["agreement"], "{:.0%}")
+def own_and_calibrated(model):
+    return [Column("own norms", model, "outliers" if "outliers" in model else "wiki-2k", KLD),
+            Column("calibrated", model, "calibrated", KLD),
+            Difference("difference", model, "calibrated", "outliers" if "outliers" in model else "wiki-2k")]
 
 
-def with_1024(caches):
-    """The paper's norm from 1,024 tokens too, behind the one from 128."""
-    place = caches.index("paper:base") + 1
-    return caches[:place] + runs.PAPER_1024 + caches[place:]
+def after_topics(model):
+    return [*(Column(f"after {topic}", model, f"topic-{topic}", KLD) for topic in runs.TOPICS),
+            *(Difference(f"{topic} less itself", model, f"topic-{topic}", "topic-itself")
+              for topic in runs.TOPICS if topic != "itself")]
+
+
+def outliers(model):
+    """Beside a model the same with factors; that with factor 1 has the same tensors in the same types."""
+    factors = sorted({1, *runs.OUTLIERS[model]})
+    names = [runs.outlier_model(model, factor) for factor in factors]
+    return [Column(f"{TITLES[model]}: {factor}" if factor == 1 else str(factor), name,
+                   "outliers" if name != model else "wiki-2k", KLD) for factor, name in zip(factors, names)]
 
 
 TABLES = {
-    "caches": Table(("f16", *ALL, *runs.LIBLLAMA[:2], *runs.UNROTATED, *runs.LIBLLAMA[2:]), scores("wiki-2k", *SIZE), ("wiki-2k",)),
-    "caches-8k": Table(("f16", *with_1024(runs.AT_8K)), scores("wiki-8k", *SIZE), ("wiki-8k",)),
-    "beginning": Table(("f16", *runs.FEW, *runs.RIVAL),
+    "caches": Table(("f16", *ALL, *runs.LIBLLAMA), scores("wiki-2k", *SIZE), ("wiki-2k",)),
+    "floor": Table(("f16", *runs.FLOOR),
+                   [Column(title, model, group, value) for model, group in (("smollm2", "wiki-2k"), (runs.F32, "floor"))
+                    for title, value in (("perplexity", PERPLEXITY), *SCORES)], ("floor",), bits=False),
+    "caches-8k": Table(("f16", *runs.LONG), scores("novel-8k", *SIZE), ("novel-8k",)),
+    "positions": Table(runs.LONG, both(*((name, "novel-8k", eighth(index)) for name, index in EIGHTHS)), ("novel-8k",),
+                       bits=False),
+    "beginning": Table(("f16", *runs.BEGINNING),
                        [*both(("repeat, perplexity", "repeat", PERPLEXITY), ("mean KLD", "repeat", KLD),
                               ("recall, 2k", "recall-2k", RECALL), ("8k", "recall-8k", RECALL)),
                         Column("16k", "gemma3", "recall-16k", RECALL)],
                        ("repeat", "recall-2k", "recall-8k", "recall-16k")),
-    "novel": Table((*runs.NOVEL, "llama:f16", *runs.RIVAL), scores("novel-2k"), ("novel-2k",)),
-    "positions": Table(with_1024(runs.POSITIONS), both(*((name, "novel-8k", stretch(index)) for name, index in EIGHTHS)),
-                       ("novel-8k",), bits=False),
-    "alone": Table(sum(runs.ALONE.values(), ()), both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
+    "novel": Table(runs.NOVEL, scores("novel-2k"), ("novel-2k",)),
+    "alone": Table(runs.ALONE, both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
                    ("alone",), bits=False),
-    "norms": Table(runs.NORMS, both(("test", "wiki-2k", KLD), ("validation", "validation", KLD)),
-                   ("validation",), bits=False),
-    "parts": Table(("base", *runs.WINDOW_SIZES, *runs.CALIBRATIONS, *runs.TRANSFORMS, "paper:base",
-                    "paper:base+calibration=512"),
-                   both(("mean KLD", "wiki-2k", KLD)), ("wiki-2k",), bits=False),
-    "outliers": Table(runs.OUTLIERS[32],
-                      [Column(f"{TITLES[model]}: {factor}" if factor == 1 else str(factor),
-                              name := runs.outlier_model(model, factor), "outliers" if name != model else "wiki-2k",
-                              KLD)
-                       for model in runs.MODELS for factor in runs.OUTLIERS], ("outliers",), bits=False),
-    "topics": Table(runs.TOPIC_CACHES, both(*((f"after {topic}", f"topic-{topic}", KLD) for topic in runs.TOPICS)),
-                    ("topic-code",), bits=False),
-    "presets": Table(runs.OWN + runs.PAPER, [Column(title, "smollm2", "wiki-2k", value) for title, value in
-                                             (("with windows, at 2k", TOTAL), ("perplexity", Change(None, "")),
-                                              *SCORES)], ()),
+    "norms": Table(("base", *runs.NORMS),
+                   [column for model in runs.MODELS for name, group in (("WikiText-2", "wiki-2k"), ("novel", "novel-2k"))
+                    for column in (Column(name, model, group, KLD), Difference("less base", model, group, group, "base"))],
+                   ("wiki-2k", "novel-2k"), bits=False),
+    "parts": Table(("base", *runs.PARTS, "paper:base", "paper:base+calibration=512"),
+                   [column for model in runs.MODELS
+                    for column in (Column("mean KLD", model, "wiki-2k", KLD),
+                                   Difference("less base", model, "wiki-2k", "wiki-2k", "base"))], ("wiki-2k",),
+                   bits=False),
+    "calibrated": Table(runs.CALIBRATED, [column for model in runs.MODELS for column in own_and_calibrated(model)],
+                        ("calibrated",), bits=False),
+    "outliers": Table((*runs.OUTLIER_CACHES, "paper:base"), [*outliers("smollm2"), *outliers("gemma3")], ("outliers",),
+                      bits=False),
+    "outliers-calibrated": Table(("base",), own_and_calibrated("smollm2-outliers-32"), ("calibrated",),
+                                 bits=False),
+    "topics": Table(("base",), [column for model in runs.MODELS for column in after_topics(model)], ("topic-code",),
+                    bits=False),
+    "simulation": Table(runs.SIMULATED, [Column(title, runs.F32, "simulation", value) for title, value in SCORES],
+                        ("simulation",)),
+    "apart": Table(runs.APART, [Column(title, "gemma3", "apart", value) for title, value in SCORES], ("apart",)),
 }
 
 
 class Reports:
-    """Rows of reports as `innerkv eval --json` printed them: (model, group of runs, report) of each."""
+    """Rows of reports as `innerkv eval --json` printed them: (model, run, report) of each."""
 
     def __init__(self, reports):
-        self.rows = {}  # (model, group) -> cache -> rows of the parts that have it
-        for model, group, report in reports:
-            against = report["against"]
-            for row in report["results"]:
-                self.add(model, group, row | {"ppl_against": against.get("ppl"), "text": report.get("text")})
-            self.add(model, group, {"bits_per_value": 16.0} | against)
+        self.rows = {}  # (model, group of runs) -> cache -> rows
+        for model, run, report in reports:
+            window = run.text.rpartition("-")[2]  # of joined texts, their number
+            for row in ({"bits_per_value": 16.0} | report["against"], *report["results"]):
+                rows = self.rows.setdefault((model, run.group), {}).setdefault(row["cache"], [])
+                rows.append(row | {"window": window})
 
-    def add(self, model, group, row):
-        self.rows.setdefault((model, group), {}).setdefault(row["cache"], []).append(row)
-
-    def of(self, column, cache):
-        """Rows that have the column's value; the reference has no divergence from itself."""
-        rows = self.rows.get((column.model, column.group), {}).get(cache, [])
-        return [row for row in rows if self.has(column.value, row)]
+    def of(self, model, group, cache, value):
+        """Rows that have the value; the reference has no divergence from itself."""
+        return [row for row in self.rows.get((model, group), {}).get(cache, []) if self.has(value, row)]
 
     @staticmethod
     def has(value, row):
         try:
-            return isinstance(value, Change) or value.of(row) is not None
+            return value.of(row) is not None
         except KeyError:
             return False
 
@@ -189,20 +227,29 @@ def heads(columns):
 def table_rows(table, reports):
     yield ["cache", *(["bits a value"] if table.bits else []), *heads(table.columns)]
     for cache in table.caches:
-        cells = [column.value.text(reports.of(column, cache)) for column in table.columns]
+        cells = [column.text(reports, cache) for column in table.columns]
         if any(cells):
             yield [f"`{cache}`", *([reports.bits(table.columns, cache)] if table.bits else []), *cells]
 
 
+def option_words(options):
+    return "".join(f" --{name} {value}" for name, value in options.items())
+
+
 def command(group, table):
-    """One command for what the table shows of a group's parts."""
+    """One command for what the table shows of a group's parts, behind what makes the calibration where it has one."""
     measured = [run for run in runs.RUNS if run.group == group]
     known = {cache for run in measured for cache in run.caches}
     caches = [cache for cache in table.caches if cache in known]
     first = measured[0]
-    options = "".join(f" --{name} {value}" for name, value in first.options.items())
     text = TEXT_NAMES.get(first.text, "joined.txt")
-    lines = [f"innerkv eval {first.measure} -m MODEL --text {text}{options} --cache \\", ""]
+    lines, options = [], option_words(first.options)
+    if first.calibrated:
+        made = runs.CALIBRATION
+        lines.append(f"innerkv calibrate -m MODEL --text {TEXT_NAMES[made['text']]}{option_words(made['options'])}"
+                     f" -o {runs.CALIBRATION_FILE}")
+        options += f" --calibration {runs.CALIBRATION_FILE}"
+    lines += [f"innerkv eval {first.measure} -m MODEL --text {text}{options} --cache \\", ""]
     for cache in caches:
         word = cache + ("," if cache != caches[-1] else "")
         if len(lines[-1]) + len(word) > COMMAND_WIDTH:

@@ -32,7 +32,7 @@ TEXTS = {
 }
 
 LEAD = 1500  # characters of another topic
-JOINED = 12000  # characters in all, more than 2,048 tokens
+JOINED = 6000  # characters in all, more than 1,024 tokens
 
 
 class Missing(Exception):
@@ -70,7 +70,10 @@ def lead(folder, topic, window):
 def topic_text(folder, topic, number):
     """Window `number`, from 1, of the test split, its beginning replaced by text of another topic."""
     text = place(folder, "wiki-test").read_text(encoding="utf-8")
-    begin = text.index("\n", (number - 1) * JOINED) + 1
+    begin = text.find("\n", (number - 1) * JOINED) + 1
+    if begin == 0 or begin + JOINED > len(text):
+        raise Missing(f"{place(folder, 'wiki-test')} is too short for window {number} of {JOINED} characters; it is not "
+                      f"{TEXTS['wiki-test'].origin}")
     window = text[begin:begin + JOINED]
     return lead(folder, topic, window) + window[LEAD:]
 

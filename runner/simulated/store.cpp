@@ -84,6 +84,17 @@ void Store::commit() {
     append_ = {};
 }
 
+/// A part that succeeded before another failed has rounded what was due with the tokens that do not come.
+void Store::drop() noexcept {
+    if (append_.layer != nullptr) {
+        const Layer& layer = *append_.layer;
+        const Rounded then = due(layer.length + 1);
+        restore(layer, true, layer.rounded.k, then.k);
+        restore(layer, false, layer.rounded.v, then.v);
+    }
+    append_ = {};
+}
+
 SequenceView Store::view(int layer) const {
     const Layer& from = layers_[static_cast<std::size_t>(layer)];
     SequenceView view;
@@ -211,8 +222,9 @@ void Store::round(int head, bool keys) const {
     }
 }
 
-/// Rows of tokens that were rounded too early for a shorter sequence.
-void Store::restore(const Layer& layer, bool keys, std::int64_t begin, std::int64_t end) const {
+/// Rows of the layer's tokens, as they came.
+void Store::restore(const Layer& layer, bool keys, std::int64_t begin,
+                    std::int64_t end) const noexcept {
     if ((keys ? cache_.k : cache_.v).window.at_once()) {
         return;
     }

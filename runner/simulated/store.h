@@ -53,7 +53,7 @@ public:
     int start_append(int layer, const AppendRows& rows) override;
     void run_part(int part) override;
     void commit() override;
-    void drop() noexcept override { append_ = {}; }
+    void drop() noexcept override;
     SequenceView view(int layer) const override;
     void settle() override {}
     void truncate(std::int64_t length) override;
@@ -93,7 +93,8 @@ private:
                        std::int64_t token) const;
     void store(int head, bool keys) const;
     void round(int head, bool keys) const;
-    void restore(const Layer& layer, bool keys, std::int64_t begin, std::int64_t end) const;
+    void restore(const Layer& layer, bool keys, std::int64_t begin,
+                 std::int64_t end) const noexcept;
     Rounded due(std::int64_t length) const;
 
     Definition cache_;

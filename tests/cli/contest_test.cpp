@@ -111,7 +111,7 @@ TEST(Contest, RowsDoNotDependOnTheCuts) {
 TEST(Contest, TheReferenceAgainstItself) {
     Contest contest = make_contest("llama-long", {"f16", "f16", "base"});
     ASSERT_TRUE(contest.score(some_tokens(500, 6), 250));
-    const std::vector<CacheScore> scores = contest.scores({contest.standings()});
+    const std::vector<CacheScore> scores = sum_up(contest.formats(), {contest.standings()});
     for (const CacheScore& score : scores) EXPECT_EQ(score.score.tokens, 250);
     EXPECT_EQ(scores[1].score.divergence_max, 0);
     EXPECT_EQ(scores[1].score.same_top, 1);

@@ -16,7 +16,7 @@
 #include "journal.h"
 #include "planting.h"
 #include "runner/calibration.h"
-#include "standing.h"
+#include "score.h"
 
 namespace innerkv::cli {
 namespace {

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "kld.h"
+#include "share_rows.h"
 
 namespace innerkv::cli {
 namespace {
