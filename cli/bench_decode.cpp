@@ -39,6 +39,7 @@ struct BenchOptions {
     std::string model;
     std::string presets{innerkv::presets().front().name};
     std::string peers;
+    std::string calibration; ///< a file; empty: none
     bool json = false;
 };
 
@@ -67,6 +68,7 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
     if (!options.peers.empty())
         for (std::string& name : split_list(options.peers)) bench.caches.push_back(std::move(name));
     std::ranges::sort(bench.contexts);
+    bench.calibration = read_calibration(options.calibration, options.presets, kOwnCodec);
     if (bench.threads == 0) bench.threads = runner::available_cores();
     try {
         bench::require_contexts(bench, info.context_length);
@@ -86,10 +88,15 @@ Json to_json(const BenchOptions& options, const bench::DecodeBenchOptions& bench
                            {"best_decode_tokens_per_s", result.best_decode_tokens_per_s},
                            {"prompt_tokens_per_s", result.prompt_tokens_per_s},
                            {"peak_bytes", result.peak_bytes}});
-    return {{"model", options.model},       {"threads", bench.threads},
-            {"tokens", bench.tokens},       {"repeats", bench.repeats},
-            {"seed", bench.seed},           {"interrupted", interrupted()},
-            {"isa", select_isa(bench.isa)}, {"results", entries}};
+    return {{"model", options.model},
+            {"threads", bench.threads},
+            {"tokens", bench.tokens},
+            {"repeats", bench.repeats},
+            {"seed", bench.seed},
+            {"interrupted", interrupted()},
+            {"isa", select_isa(bench.isa)},
+            {"calibration", options.calibration},
+            {"results", entries}};
 }
 
 std::string to_text(const bench::DecodeBenchOptions& bench,
@@ -141,6 +148,7 @@ void add_bench_decode(CLI::App& parent, Action& action) {
         ->check(whole_range(2, 1 << 24))
         ->capture_default_str();
     add_presets_option(*command, options->presets, "Our contenders");
+    add_calibration_option(*command, options->calibration);
     command
         ->add_option("--peer", options->peers,
                      "libllama's caches: llama:f16, llama:q8_0, llama:q4_0, ...")
