@@ -18,7 +18,7 @@ namespace {
 constexpr int kFewestBits = 2;
 constexpr int kMostBits = 4;
 /// Caches that read a window side by side; the reference reads it once for all of them.
-constexpr std::size_t kAtOnce = 8;
+constexpr std::size_t kAtOnce = 4;
 /// Below what can be measured; so that bits that are left go somewhere.
 constexpr double kLeastLoss = 1e-9;
 /// Page sides are multiples of it, and budgets are counted in it.

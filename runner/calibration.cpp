@@ -395,12 +395,12 @@ void write_calibration(const Calibration& calibration, const std::string& path) 
     const MetadataPtr metadata = make_metadata(calibration);
     const ContextPtr context = make_context(3);
     std::vector<std::int8_t> bits = bits_of(calibration);
+    if (!bits.empty()) {
+        add_bits(metadata.get(), context.get(), bits);
+    }
     if (calibration.has_transforms()) {
         add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
         add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
-    }
-    if (!bits.empty()) {
-        add_bits(metadata.get(), context.get(), bits);
     }
     const std::string part = part_of(target);
     const CaughtLog log;
