@@ -79,6 +79,7 @@ public:
         session.threads = options.threads;
         session.forward_only = true;
         if (session.rival.empty()) session.isa = options.isa;
+        if (session.preset.k.quantized()) session.calibration = options.calibration;
         session_ = std::make_unique<runner::Session>(model, session);
         memory_.sample();
     }

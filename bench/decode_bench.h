@@ -21,6 +21,8 @@ struct DecodeBenchOptions {
     int threads = 1;
     std::string isa; ///< of presets; empty: the best there is
     std::uint32_t seed = 1;
+    std::shared_ptr<const runner::Calibration>
+        calibration; ///< of presets that quantize; null: none
     /// What is measured, and how many tokens were processed of all for it; false: stop. May be empty.
     std::function<bool(const std::string& what, std::int64_t done, std::int64_t total)> progress;
 };

@@ -40,6 +40,7 @@ struct BenchOptions {
     std::string model;
     std::string presets{innerkv::presets().front().name};
     std::string peers;
+    std::string calibration; ///< a file; empty: none
     bool json = false;
 };
 
@@ -72,6 +73,7 @@ bench::DecodeBenchOptions complete(const BenchOptions& options, const runner::Mo
                              [&](int context) { return context <= info.context_length; });
     if (bench.contexts.empty()) bench.contexts = {info.context_length};
     std::ranges::sort(bench.contexts);
+    bench.calibration = read_calibration(options.calibration, options.presets, kOwnCodec);
     if (bench.threads == 0) bench.threads = runner::available_cores();
     try {
         bench::require_contexts(bench, info.context_length);
@@ -91,10 +93,15 @@ Json to_json(const BenchOptions& options, const bench::DecodeBenchOptions& bench
                            {"best_decode_tokens_per_s", result.best_decode_tokens_per_s},
                            {"prompt_tokens_per_s", result.prompt_tokens_per_s},
                            {"peak_bytes", result.peak_bytes}});
-    return {{"model", options.model},       {"threads", bench.threads},
-            {"tokens", bench.tokens},       {"repeats", bench.repeats},
-            {"seed", bench.seed},           {"interrupted", interrupted()},
-            {"isa", select_isa(bench.isa)}, {"results", entries}};
+    return {{"model", options.model},
+            {"threads", bench.threads},
+            {"tokens", bench.tokens},
+            {"repeats", bench.repeats},
+            {"seed", bench.seed},
+            {"interrupted", interrupted()},
+            {"isa", select_isa(bench.isa)},
+            {"calibration", options.calibration},
+            {"results", entries}};
 }
 
 std::string to_text(const bench::DecodeBenchOptions& bench,
@@ -147,6 +154,7 @@ void add_bench_decode(CLI::App& parent, Action& action) {
         ->delimiter(',')
         ->check(whole_range(2, 1 << 24));
     add_presets_option(*command, options->presets, "Our contenders");
+    add_calibration_option(*command, options->calibration);
     command
         ->add_option("--peer", options->peers,
                      "libllama's caches: llama:f16, llama:q8_0, llama:q4_0, ...")

@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <vector>
 
 #include <fmt/format.h>
+
+#include "precision.h"
 
 namespace innerkv::cli {
 namespace {
@@ -36,35 +39,56 @@ Summary summarize(const runner::Calibration& calibration) {
 } // namespace
 
 Json to_json(const runner::Calibration& calibration) {
-    const Summary summary = summarize(calibration);
-    return {{"type", "calibration"},
-            {"model", calibration.model},
-            {"architecture", calibration.architecture},
-            {"model_hash", calibration.model_hash},
-            {"text_hash", calibration.text_hash},
-            {"tokens", calibration.tokens},
-            {"layers", calibration.layers},
-            {"kv_heads", calibration.kv_heads},
-            {"head_dim", calibration.head_dim},
-            {"norm_min", summary.least_norm},
-            {"norm_max", summary.largest_norm},
-            {"norm_ratio_max", summary.largest_ratio},
-            {"centre_max", summary.largest_centre}};
+    Json json = {{"type", "calibration"},
+                 {"model", calibration.model},
+                 {"architecture", calibration.architecture},
+                 {"model_hash", calibration.model_hash},
+                 {"text_hash", calibration.text_hash},
+                 {"tokens", calibration.tokens},
+                 {"layers", calibration.layers},
+                 {"kv_heads", calibration.kv_heads},
+                 {"head_dim", calibration.head_dim}};
+    if (calibration.has_transforms()) {
+        const Summary summary = summarize(calibration);
+        json.update({{"norm_min", summary.least_norm},
+                     {"norm_max", summary.largest_norm},
+                     {"norm_ratio_max", summary.largest_ratio},
+                     {"centre_max", summary.largest_centre}});
+    }
+    if (!calibration.layer_codecs.empty()) {
+        Json layers = Json::array();
+        for (const LayerCodecs& layer : calibration.layer_codecs)
+            layers.push_back({layer.k.bits, layer.v.bits});
+        json.update({{"bits_per_value", calibration.bits_per_value()}, {"layer_bits", layers}});
+    }
+    return json;
 }
 
 std::string to_text(const runner::Calibration& calibration) {
-    const Summary summary = summarize(calibration);
-    const NamedLine lines[] = {
-        {"holds", "a calibration: norm and centre of keys"},
+    const bool by_layer = !calibration.layer_codecs.empty();
+    std::vector<NamedLine> lines = {
+        {"holds", fmt::format("a calibration: {}{}{}",
+                              calibration.has_transforms() ? "norm and centre of keys" : "",
+                              calibration.has_transforms() && by_layer ? ", " : "",
+                              by_layer ? "bits of each layer" : "")},
         {"model", fmt::format("{}, {}", calibration.model, calibration.architecture)},
         {"model hash", calibration.model_hash},
         {"text", fmt::format("{} tokens, hash {}", calibration.tokens, calibration.text_hash)},
         {"heads", fmt::format("{} layers of {} key-value, dimension {}", calibration.layers,
                               calibration.kv_heads, calibration.head_dim)},
-        {"norms", fmt::format("{:.4g} to {:.4g}, in one head {:.4g} times at most",
-                              summary.least_norm, summary.largest_norm, summary.largest_ratio)},
-        {"centres", fmt::format("up to {:.4g}", summary.largest_centre)},
     };
+    if (calibration.has_transforms()) {
+        const Summary summary = summarize(calibration);
+        lines.push_back({"norms", fmt::format("{:.4g} to {:.4g}, in one head {:.4g} times at most",
+                                              summary.least_norm, summary.largest_norm,
+                                              summary.largest_ratio)});
+        lines.push_back({"centres", fmt::format("up to {:.4g}", summary.largest_centre)});
+    }
+    if (by_layer) {
+        lines.push_back({"bits", fmt::format("{:.2f} a value", calibration.bits_per_value())});
+        lines.push_back(
+            {"keys, values", layer_digits(calibration.layer_codecs) + ", two digits a layer"});
+    }
     return named_lines(lines);
 }
 

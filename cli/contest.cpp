@@ -52,7 +52,7 @@ Contest::Contest(const std::shared_ptr<runner::Model>& model,
         session.chunk = static_cast<int>(block_);
         session.isa = options.isa;
         session.arithmetic = options.arithmetic;
-        session.expand_weights = false; // what is judged is decoding
+        session.expand_weights = options.expand_weights;
         if (session.preset.k.quantized()) session.calibration = options.calibration;
         contestants_.push_back({cache, std::make_unique<runner::Session>(model, session), {}});
     }

@@ -23,6 +23,8 @@ struct ContestOptions {
     std::string codec;                                      ///< as --codec has it
     std::shared_ptr<const runner::Calibration> calibration; ///< null: none
     Arithmetic arithmetic = Arithmetic::integer;
+    /// As runner::SessionOptions has it; what is judged otherwise is decoding.
+    bool expand_weights = false;
 };
 
 /// What one cache made of one item.

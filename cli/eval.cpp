@@ -83,7 +83,7 @@ void add_eval_options(CLI::App& command, EvalOptions& options, const std::string
         ->check(CLI::IsMember({"integer", "exact"}))
         ->capture_default_str();
     add_key_norm_option(command, options.key_norm);
-    add_calibration_option(command, options.calibration);
+    add_calibration_option(command, options.calibration)->excludes("--key-norm");
     add_threads_option(command, options.threads, "Threads; all cores by default");
     add_isa_option(command, options.isa, "Instruction set of the kernels");
     add_json_option(command, options.json);

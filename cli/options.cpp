@@ -139,6 +139,10 @@ runner::SessionOptions session_options(const std::string& contender, int context
     runner::SessionOptions session = runner::make_options(contender, context);
     if (!session.rival.empty()) return session;
     if (codec == kPaperCodec) {
+        if (!session.layer_codecs.empty())
+            throw UsageError(fmt::format("--codec paper has its own codecs, and {} names others "
+                                         "for each layer; leave one of the two out",
+                                         contender));
         if (!session.named_transform.empty())
             throw UsageError(
                 fmt::format("--codec paper has its own key transform and would undo {} of {}; "
@@ -166,11 +170,28 @@ void check_context(const char* option, int context, const runner::ModelInfo& inf
 CLI::Option* add_calibration_option(CLI::App& command, std::string& path) {
     return command
         .add_option("--calibration", path,
-                    "Key transforms that innerkv calibrate took from the model, for all sequences")
+                    "What innerkv calibrate took from the model: key transforms of all sequences, "
+                    "bits of each layer")
         ->type_name("FILE")
-        ->check(file_name())
-        ->excludes("--key-norm");
+        ->check(file_name());
 }
+
+namespace {
+
+/// Bits by layer stand in for those of the default preset; others would be undone unseen.
+void check_layer_bits(const runner::Calibration& calibration, const std::string& cache) {
+    const runner::SessionOptions session = runner::make_options(cache, 1);
+    const Preset& replaced = presets().front();
+    const bool named = session.preset.k != replaced.k || session.preset.v != replaced.v ||
+                       !session.layer_codecs.empty();
+    if (!named) return;
+    throw UsageError(fmt::format("--calibration {} brings the bits of every layer, {:.2f} a value, "
+                                 "and would undo those of {}; name {}, whose windows it keeps",
+                                 calibration.path, calibration.bits_per_value(), cache,
+                                 replaced.name));
+}
+
+} // namespace
 
 std::shared_ptr<const runner::Calibration>
 read_calibration(const std::string& path, const std::string& caches, const std::string& codec) {
@@ -188,7 +209,8 @@ read_calibration(const std::string& path, const std::string& caches, const std::
                                          "key transform; leave one of the two out",
                                          cache));
         if (!session.named_transform.empty())
-            throw UsageError(fmt::format("--calibration brings norm, centre and rotation and would "
+            throw UsageError(fmt::format("--calibration brings norm, centre and rotation, or bits "
+                                         "that go with the preset's own, and would "
                                          "undo {} of {}; leave one of the two out",
                                          transform_settings(session), cache));
         if (session.transform != TransformPolicy::from_preset(find_preset(session.preset.name)))
@@ -200,7 +222,10 @@ read_calibration(const std::string& path, const std::string& caches, const std::
         throw UsageError(
             "--calibration brings norm, centre and rotation, --codec paper has its own "
             "key norm alone; leave one of the two out");
-    return runner::read_calibration(path);
+    const auto calibration = runner::read_calibration(path);
+    if (!calibration->layer_codecs.empty())
+        for (const std::string& cache : split_list(caches)) check_layer_bits(*calibration, cache);
+    return calibration;
 }
 
 CLI::Validator accepted_by(std::function<void(const std::string&)> check) {

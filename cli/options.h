@@ -71,10 +71,9 @@ runner::SessionOptions session_options(const std::string& contender, int context
 /// Throws UsageError where a context, the value of `option`, is beyond what the model was made for.
 void check_context(const char* option, int context, const runner::ModelInfo& info);
 
-/// Not with --key-norm, which the command must have already.
 CLI::Option* add_calibration_option(CLI::App& command, std::string& path);
 /// Null for an empty path. Throws UsageError where one of the `caches`, separated by commas, or the codec has no use
-/// for a calibration.
+/// for a calibration, or for the bits by layer that this one brings.
 std::shared_ptr<const runner::Calibration>
 read_calibration(const std::string& path, const std::string& caches, const std::string& codec);
 

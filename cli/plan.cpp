@@ -22,7 +22,8 @@ struct PlanOptions {
     std::string model;
     int context = 0;
     int batch = 1;
-    std::string presets = preset_names();
+    std::string presets; ///< empty: all, or with a calibration what it is for
+    std::string calibration;
     bool json = false;
 };
 
@@ -34,16 +35,19 @@ struct PlanRow {
     std::size_t f16_bytes = 0;
 };
 
+using CalibrationPtr = std::shared_ptr<const runner::Calibration>;
+
 PlanRow plan_preset(const runner::ModelInfo& info, const PlanOptions& options,
-                    const std::string& preset) {
+                    const std::string& preset, const CalibrationPtr& calibration) {
     runner::SessionOptions session = runner::make_options(preset, options.context);
+    session.calibration = calibration;
     CacheConfig config = runner::cache_config(info, session);
     config.max_sequences = options.batch;
     config.max_tokens = std::int64_t{options.context} * options.batch;
     const auto batch = static_cast<std::size_t>(options.batch);
     PlanRow row;
     row.preset = preset;
-    row.bits_per_value = config.format.bits_per_value();
+    row.bits_per_value = config.bits_per_value();
     row.bytes = batch * sequence_bytes(config, options.context);
     row.f16_bytes = batch * f16_sequence_bytes(config, options.context);
     row.reserved_bytes = plan_cache(config).total();
@@ -72,6 +76,7 @@ Json to_json(const runner::ModelInfo& info, const PlanOptions& options,
     return {{"model", info.path},
             {"context", options.context},
             {"batch", options.batch},
+            {"calibration", options.calibration},
             {"results", results}};
 }
 
@@ -91,9 +96,14 @@ std::string to_text(const runner::ModelInfo& info, const PlanOptions& options,
 int plan(const PlanOptions& options) {
     const runner::ModelInfo info = runner::inspect_model(options.model);
     check_context("--context", options.context, info);
+    const std::string usual =
+        options.calibration.empty() ? preset_names() : std::string(presets().front().name);
+    const std::string& chosen = options.presets.empty() ? usual : options.presets;
+    const CalibrationPtr calibration = read_calibration(options.calibration, chosen, kOwnCodec);
+    if (calibration) runner::check_shape(*calibration, info);
     std::vector<PlanRow> rows;
-    for (const std::string& preset : split_list(options.presets))
-        rows.push_back(plan_preset(info, options, preset));
+    for (const std::string& preset : split_list(chosen))
+        rows.push_back(plan_preset(info, options, preset, calibration));
     if (options.json)
         write_json(to_json(info, options, rows));
     else
@@ -115,7 +125,9 @@ void add_plan_command(CLI::App& app, Action& action) {
         ->type_name("B")
         ->check(whole_range(1, kMostSequences))
         ->capture_default_str();
-    add_presets_option(*command, options->presets, "Presets to compare");
+    add_presets_option(*command, options->presets,
+                       "Presets to compare; all by default, with --calibration base");
+    add_calibration_option(*command, options->calibration);
     add_json_option(*command, options->json);
     command->footer("Examples:\n"
                     "  innerkv plan -m model.gguf --context 8192\n"

@@ -87,6 +87,13 @@ int choose_context(const RunOptions& options, const runner::ModelInfo& info, std
 
 using CalibrationPtr = std::shared_ptr<const runner::Calibration>;
 
+/// Those that --calibration is for.
+std::string calibrated_caches(const RunOptions& options) {
+    const bool compared = !options.compare.empty() && options.compare != options.cache &&
+                          find_preset(options.compare).k.quantized();
+    return compared ? options.cache + "," + options.compare : options.cache;
+}
+
 runner::SessionOptions make_session_options(const RunOptions& options, const std::string& cache,
                                             int context, const CalibrationPtr& calibration) {
     runner::SessionOptions session =
@@ -116,7 +123,7 @@ int run(const RunOptions& options) {
     if (options.verbose) log_models();
     const PromptText text = read_prompt(options);
     const CalibrationPtr calibration =
-        read_calibration(options.calibration, options.cache, options.codec);
+        read_calibration(options.calibration, calibrated_caches(options), options.codec);
     const std::shared_ptr<runner::Model> model = runner::Model::load(options.model);
     const std::vector<runner::Token> prompt = make_prompt(*model, text);
     catch_interrupts();
@@ -173,7 +180,7 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
         ->type_name("N")
         ->check(whole_range(1, kMostTokens));
     add_key_norm_option(command, options.key_norm);
-    add_calibration_option(command, options.calibration);
+    add_calibration_option(command, options.calibration)->excludes("--key-norm");
     add_codec_option(command, options.codec);
     command.add_flag("--exact-prefill", options.exact_prefill,
                      "Keep the whole prompt in fp16 until it is complete");

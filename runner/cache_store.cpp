@@ -52,7 +52,7 @@ CacheReport CacheStore::report(std::int64_t length) const {
     report.bytes = usage.bytes_in_use;
     report.quantized_pages = usage.quantized_pages;
     report.f16_bytes = f16_sequence_bytes(config, length);
-    report.bits_per_value = config.format.bits_per_value();
+    report.bits_per_value = config.bits_per_value();
     return report;
 }
 

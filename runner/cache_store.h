@@ -13,7 +13,7 @@ public:
     /// One step a chunk for caches that quantize nothing in between.
     CacheStore(const CacheConfig& config, const SessionOptions& options);
 
-    PageFormat format() const override { return cache_.config().format; }
+    PageFormat format(int layer) const override { return cache_.config().layer_format(layer); }
     int step(std::int64_t position, int tokens) const override;
     void reserve(int tokens) override { cache_.reserve(sequence_, tokens); }
     int start_append(int layer, const AppendRows& rows) override;

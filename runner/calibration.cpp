@@ -22,7 +22,7 @@ namespace innerkv::runner {
 namespace {
 
 constexpr const char* kType = "innerkv-calibration";
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::int64_t kMostOfAnything = 1 << 20;
 
 constexpr const char* kTypeKey = "general.type";
@@ -38,6 +38,17 @@ constexpr const char* kHeadDimKey = "innerkv.calibration.head_dim";
 constexpr const char* kHashKey = "innerkv.calibration.hash";
 constexpr const char* kNormTensor = "norm";
 constexpr const char* kCentreTensor = "centre";
+constexpr const char* kBitsTensor = "bits";
+
+/// [layers, 2]: of keys, of values.
+std::vector<std::int8_t> bits_of(const Calibration& calibration) {
+    std::vector<std::int8_t> bits;
+    for (const LayerCodecs& layer : calibration.layer_codecs) {
+        bits.push_back(static_cast<std::int8_t>(layer.k.bits));
+        bits.push_back(static_cast<std::int8_t>(layer.v.bits));
+    }
+    return bits;
+}
 
 /// Of everything that the file says: a damaged one is told from a good one.
 std::string hash_of(const Calibration& calibration) {
@@ -53,6 +64,8 @@ std::string hash_of(const Calibration& calibration) {
     for (const std::vector<float>* values : {&calibration.norm, &calibration.centre}) {
         hash.add(values->data(), values->size() * sizeof(float));
     }
+    const std::vector<std::int8_t> bits = bits_of(calibration);
+    hash.add(bits.data(), bits.size());
     return hash.text();
 }
 
@@ -119,6 +132,26 @@ std::vector<float> read_tensor(const GgufFile& file, const char* name,
     return values;
 }
 
+std::vector<LayerCodecs> read_bits(const GgufFile& file, const TensorEntry& tensor, int layers) {
+    const std::array<std::int64_t, GGML_MAX_DIMS> shape{2, layers, 1, 1};
+    if (tensor.type != GGML_TYPE_I8 || tensor.shape != shape) {
+        file.fail("is a damaged calibration: tensor " + tensor.name + " is not I8 of " +
+                  shape_text(shape));
+    }
+    const std::byte* const bits = file.data(tensor);
+    std::vector<LayerCodecs> codecs;
+    for (std::size_t layer = 0; layer < static_cast<std::size_t>(layers); ++layer) {
+        try {
+            codecs.push_back(codecs_of_bits(std::to_integer<int>(bits[2 * layer]),
+                                            std::to_integer<int>(bits[2 * layer + 1])));
+        } catch (const InvalidArgument& error) {
+            file.fail("is a damaged calibration: layer " + std::to_string(layer) + ": " +
+                      error.what());
+        }
+    }
+    return codecs;
+}
+
 void check_version(const GgufFile& file) {
     const std::string type = file.text(kTypeKey).value_or("");
     if (type != kType) {
@@ -166,10 +199,40 @@ void add_tensor(gguf_context* metadata, ggml_context* context, const char* name,
     gguf_add_tensor(metadata, tensor);
 }
 
+void add_bits(gguf_context* metadata, ggml_context* context, std::vector<std::int8_t>& bits) {
+    ggml_tensor* const tensor =
+        ggml_new_tensor_2d(context, GGML_TYPE_I8, 2, static_cast<std::int64_t>(bits.size() / 2));
+    ggml_set_name(tensor, kBitsTensor);
+    tensor->data = bits.data();
+    gguf_add_tensor(metadata, tensor);
+}
+
+void check_layer_codecs(const Calibration& calibration) {
+    const std::vector<LayerCodecs>& layers = calibration.layer_codecs;
+    if (layers.size() != static_cast<std::size_t>(calibration.layers)) {
+        throw InvalidArgument("a calibration has codecs of " + std::to_string(layers.size()) +
+                              " layers; its model has " + std::to_string(calibration.layers));
+    }
+    for (const LayerCodecs& layer : layers) {
+        if (layer != codecs_of_bits(layer.k.bits, layer.v.bits)) {
+            throw InvalidArgument("a calibration cannot be written: its codecs are not those of "
+                                  "codecs_of_bits");
+        }
+    }
+}
+
 void check_complete(const Calibration& calibration) {
     const std::size_t size = static_cast<std::size_t>(calibration.layers) *
                              static_cast<std::size_t>(calibration.kv_heads) *
                              static_cast<std::size_t>(calibration.head_dim);
+    const bool has_codecs = !calibration.layer_codecs.empty();
+    if (has_codecs) {
+        check_layer_codecs(calibration);
+    }
+    const bool nothing_else = calibration.norm.empty() && calibration.centre.empty();
+    if (has_codecs && size > 0 && nothing_else) {
+        return;
+    }
     if (size == 0 || calibration.norm.size() != size || calibration.centre.size() != size) {
         throw InvalidArgument("a calibration has " + std::to_string(calibration.norm.size()) +
                               " norms and " + std::to_string(calibration.centre.size()) +
@@ -203,6 +266,11 @@ std::string part_of(const std::string& target) {
     throw Error(path + ": cannot be written" + (reason.empty() ? "" : ": " + reason));
 }
 
+bool has_shape(const Calibration& calibration, const ModelInfo& info) {
+    return calibration.layers == info.layers && calibration.kv_heads == info.kv_heads &&
+           calibration.head_dim == info.head_dim;
+}
+
 /// False: errno or ggml's log says why.
 bool write_part(const gguf_context* metadata, const std::string& part) {
     errno = 0;
@@ -220,6 +288,14 @@ bool write_part(const gguf_context* metadata, const std::string& part) {
 }
 
 } // namespace
+
+double Calibration::bits_per_value() const {
+    double sum = 0.0;
+    for (const LayerCodecs& layer : layer_codecs) {
+        sum += PageFormat{layer.k, layer.v, head_dim}.bits_per_value();
+    }
+    return layer_codecs.empty() ? 0.0 : sum / static_cast<double>(layer_codecs.size());
+}
 
 std::vector<KeyTransform> Calibration::transforms() const {
     std::vector<KeyTransform> heads(static_cast<std::size_t>(layers) *
@@ -256,6 +332,18 @@ std::string hash_of(const Model& model) {
     return hash.text();
 }
 
+Calibration new_calibration(const Model& model) {
+    const ModelInfo& info = model.info();
+    Calibration calibration;
+    calibration.architecture = info.architecture;
+    calibration.model = info.name;
+    calibration.model_hash = hash_of(model);
+    calibration.layers = info.layers;
+    calibration.kv_heads = info.kv_heads;
+    calibration.head_dim = info.head_dim;
+    return calibration;
+}
+
 bool is_calibration(const std::string& path) {
     install_log();
     const GgufFile file(path);
@@ -276,8 +364,14 @@ std::shared_ptr<const Calibration> read_calibration(const std::string& path) {
     calibration->layers = static_cast<int>(required_count(file, kLayersKey, kMostOfAnything));
     calibration->kv_heads = static_cast<int>(required_count(file, kKvHeadsKey, kMostOfAnything));
     calibration->head_dim = static_cast<int>(required_count(file, kHeadDimKey, kMostOfAnything));
-    calibration->norm = read_tensor(file, kNormTensor, *calibration);
-    calibration->centre = read_tensor(file, kCentreTensor, *calibration);
+    const TensorEntry* const bits = file.find_tensor(kBitsTensor);
+    if (bits) {
+        calibration->layer_codecs = read_bits(file, *bits, calibration->layers);
+    }
+    if (!bits || file.find_tensor(kNormTensor) || file.find_tensor(kCentreTensor)) {
+        calibration->norm = read_tensor(file, kNormTensor, *calibration);
+        calibration->centre = read_tensor(file, kCentreTensor, *calibration);
+    }
     if (const std::string fault = find_fault(*calibration); !fault.empty()) {
         file.fail("is a damaged calibration: " + fault);
     }
@@ -299,9 +393,15 @@ void write_calibration(const Calibration& calibration, const std::string& path) 
     check_complete(calibration);
     const std::string target = replaceable_file(path);
     const MetadataPtr metadata = make_metadata(calibration);
-    const ContextPtr context = make_context(2);
-    add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
-    add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
+    const ContextPtr context = make_context(3);
+    std::vector<std::int8_t> bits = bits_of(calibration);
+    if (!bits.empty()) {
+        add_bits(metadata.get(), context.get(), bits);
+    }
+    if (calibration.has_transforms()) {
+        add_tensor(metadata.get(), context.get(), kNormTensor, calibration, calibration.norm);
+        add_tensor(metadata.get(), context.get(), kCentreTensor, calibration, calibration.centre);
+    }
     const std::string part = part_of(target);
     const CaughtLog log;
     if (write_part(metadata.get(), part) && std::rename(part.c_str(), target.c_str()) == 0) {
@@ -313,11 +413,19 @@ void write_calibration(const Calibration& calibration, const std::string& path) 
     refuse_output(path, reason);
 }
 
+void check_shape(const Calibration& calibration, const ModelInfo& info) {
+    if (calibration.architecture == info.architecture && has_shape(calibration, info)) {
+        return;
+    }
+    throw ModelError(calibration.path + ": was made for another model, '" + calibration.model +
+                     "' (" + calibration.architecture + "); " + info.path + " is '" + info.name +
+                     "' (" + info.architecture + "). Make one with innerkv calibrate");
+}
+
 void check_model(const Calibration& calibration, const Model& model) {
     const ModelInfo& info = model.info();
     const std::string hash = hash_of(model);
-    if (calibration.model_hash == hash && calibration.layers == info.layers &&
-        calibration.kv_heads == info.kv_heads && calibration.head_dim == info.head_dim) {
+    if (calibration.model_hash == hash && has_shape(calibration, info)) {
         return;
     }
     throw ModelError(calibration.path + ": was made for another model, '" + calibration.model +

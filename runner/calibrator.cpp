@@ -107,14 +107,8 @@ Calibration Calibrator::result() const {
                               std::to_string(impl_->session->options().preset.sink_tokens) +
                               " tokens; none was given");
     }
-    Calibration result;
-    result.architecture = info.architecture;
-    result.model = info.name;
-    result.model_hash = hash_of(*impl_->model);
+    Calibration result = new_calibration(*impl_->model);
     result.tokens = impl_->tokens;
-    result.layers = info.layers;
-    result.kv_heads = info.kv_heads;
-    result.head_dim = info.head_dim;
     for (const Channel& channel : impl_->channels) {
         const auto centre = static_cast<float>(channel.sum / static_cast<double>(impl_->tokens));
         result.centre.push_back(centre);

@@ -42,7 +42,7 @@ public:
                  .layer = layer,
                  .shape = {.q_heads = parameters.q_heads,
                            .kv_heads = parameters.kv_heads,
-                           .format = store_->format(),
+                           .format = store_->format(layer),
                            .scale = parameters.attention_scale,
                            .soft_cap = parameters.attention_soft_cap,
                            .sliding_window =

@@ -18,8 +18,8 @@ public:
     KvStore& operator=(const KvStore&) = delete;
     virtual ~KvStore() = default;
 
-    /// Of the quantized pages that view() shows.
-    virtual PageFormat format() const = 0;
+    /// Of the quantized pages that view() shows of a layer.
+    virtual PageFormat format(int layer) const = 0;
     /// How many of `tokens` tokens at `position` may be appended at once, so that each meets the history
     /// that it would meet if it came alone.
     virtual int step(std::int64_t position, int tokens) const = 0;

@@ -91,6 +91,8 @@ struct Calibration; // calibration.h
 struct SessionOptions {
     Preset preset;             ///< see find_preset; windows and codecs may be edited
     TransformPolicy transform; ///< norm is taken from the preset by make_options
+    /// Codecs by layer in place of the preset's, one pair for each of the model's layers; empty: the preset's.
+    std::vector<LayerCodecs> layer_codecs;
     /// Settings of the key transform that the contender's name gives, such as "norm", whatever their values.
     std::vector<std::string> named_transform;
     bool queries = true;        ///< the cache is shown queries, which `balanced` weighs
@@ -109,8 +111,8 @@ struct SessionOptions {
     /// Somebody else's cache instead of the preset's, as rival_names() has them; empty: none. Norms,
     /// arithmetic and, where libllama runs it, isa have no meaning then.
     std::string rival;
-    /// Key transforms of all sequences, in place of `transform`; null: none. Of this very model, and for
-    /// presets that quantize.
+    /// Key transforms of all sequences, in place of `transform`, or codecs by layer, or both; null: none. Of this
+    /// very model, and for presets that quantize.
     std::shared_ptr<const Calibration> calibration;
 };
 
@@ -136,7 +138,7 @@ struct CacheReport {
         0; ///< in use: pages, windows, transforms; what they would be where simulated
     std::int64_t quantized_pages = 0; ///< of all layers; 0: windows hold everything
     std::size_t f16_bytes = 0;        ///< what an f16 cache of the same tokens takes
-    /// Of the format, PageFormat::bits_per_value: everything in a page counts, scales, zero-points and padding
+    /// Of the format, CacheConfig::bits_per_value: everything in a page counts, scales, zero-points and padding
     /// (of rivals, their blocks with minima and norms); windows and the transforms of a sequence don't.
     double bits_per_value = 0.0;
 };

@@ -40,6 +40,12 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
         throw InvalidArgument(options.rival + " quantizes a prompt as it comes; exact_prefill is "
                                               "supported for presets alone");
     }
+    if (!options.layer_codecs.empty() &&
+        options.layer_codecs.size() != static_cast<std::size_t>(info.layers)) {
+        throw InvalidArgument("codecs of " + std::to_string(options.layer_codecs.size()) +
+                              " layers were given; " + info.path + " has " +
+                              std::to_string(info.layers));
+    }
     if (options.chunk < kPageTokens || options.chunk % kPageTokens != 0) {
         throw InvalidArgument("a chunk of " + std::to_string(options.chunk) +
                               " tokens was asked for; a multiple of " +
@@ -59,6 +65,11 @@ void check_calibration(const Model& model, const SessionOptions& options) {
         throw InvalidArgument("a calibration was given for the preset " +
                               std::string(options.preset.name) +
                               ", which quantizes nothing; leave it out, or choose another preset");
+    }
+    if (!options.calibration->layer_codecs.empty() && !options.layer_codecs.empty()) {
+        throw InvalidArgument("codecs by layer were given beside the calibration " +
+                              options.calibration->path +
+                              ", which has such; leave one of the two out");
     }
 }
 
@@ -120,7 +131,11 @@ CacheConfig cache_config(const ModelInfo& info, const SessionOptions& options) {
     CacheConfig config =
         CacheConfig::from_preset(options.preset, info.layers, info.kv_heads, info.head_dim);
     config.transform = options.transform;
-    if (options.calibration) {
+    config.layer_codecs = options.layer_codecs;
+    if (options.calibration && !options.calibration->layer_codecs.empty()) {
+        config.layer_codecs = options.calibration->layer_codecs;
+    }
+    if (options.calibration && options.calibration->has_transforms()) {
         config.transform = {};
         config.transform.norm = KeyNormPolicy::calibrated;
         config.calibrated = options.calibration->transforms();

@@ -39,6 +39,19 @@ bool parse_norm(std::string_view value, KeyNormPolicy& norm) {
     return found.has_value();
 }
 
+/// Two digits a layer.
+bool parse_layers(std::string_view value, std::vector<LayerCodecs>& layers) {
+    if (value.empty() || value.size() % 2 != 0 ||
+        value.find_first_not_of("2348") != std::string_view::npos) {
+        return false;
+    }
+    layers.clear();
+    for (std::size_t i = 0; i < value.size(); i += 2) {
+        layers.push_back(codecs_of_bits(value[i] - '0', value[i + 1] - '0'));
+    }
+    return true;
+}
+
 struct Setting {
     std::string_view name;
     std::string_view form;     ///< of its value, in the list of all
@@ -79,6 +92,11 @@ constexpr Setting kSettings[] = {
     {"queries", "on|off", "on or off", true,
      [](std::string_view value, SessionOptions& options) {
          return parse_switch(value, options.queries);
+     }},
+    {"layers", "KVKV...",
+     "two digits a layer, bits of its keys and of its values: 2, 3, 4 or 8 each", false,
+     [](std::string_view value, SessionOptions& options) {
+         return parse_layers(value, options.layer_codecs);
      }},
 };
 static_assert(kMostTokens == 16777216 && kPageTokens == 32, "the texts above say so");
@@ -130,6 +148,12 @@ void apply_settings(std::string_view settings, SessionOptions& options) {
         const std::string_view setting = settings.substr(0, settings.find('+'));
         apply(setting, seen, options);
         settings.remove_prefix(setting.size());
+    }
+    if (!options.layer_codecs.empty() && options.preset.k.kind != CodecKind::affine) {
+        throw InvalidArgument(
+            "layers= is for presets with codecs of 2 to 4 bits of this library; " +
+            std::string(options.preset.name) +
+            " has others here; leave it out, or choose another preset");
     }
 }
 

@@ -9,7 +9,7 @@
 namespace innerkv::runner {
 
 /// `settings` is empty or begins with a plus. Keys: sink, recent (tokens), calibration (tokens that the norm is
-/// taken from), epoch (tokens that share a centre), norm (none, prefill, balanced), centre, rotate, queries (on, off).
+/// taken from), epoch (tokens that share a centre), norm (none, prefill, balanced), centre, rotate, queries (on, off), layers (digits, two a layer: bits of keys and of values).
 /// Throws InvalidArgument naming the keys or values there are, also where a key is named twice or the preset
 /// quantizes nothing.
 void apply_settings(std::string_view settings, SessionOptions& options);

@@ -97,6 +97,9 @@ struct CacheConfig {
     int layers = 0;
     int kv_heads = 0;
     PageFormat format; ///< of a settled page; f16 codecs: nothing is ever quantized
+    /// Precision by layer, [layers]: codecs in place of format's, which must be quantized, as these must. Empty: every
+    /// layer has format's.
+    std::vector<LayerCodecs> layer_codecs;
     int sink_tokens = 32;
     int recent_tokens = 96; ///< a multiple of 32
     TransformPolicy transform;
@@ -117,6 +120,11 @@ struct CacheConfig {
     bool exact_prefill = false;
 
     static CacheConfig from_preset(const Preset& preset, int layers, int kv_heads, int head_dim);
+
+    /// Of a layer's settled pages; `layer` is in range.
+    PageFormat layer_format(int layer) const;
+    /// PageFormat::bits_per_value, the mean over layers.
+    double bits_per_value() const;
 };
 
 /// Bytes, known before anything is allocated. Page tables are counted once a page: forks have tables of

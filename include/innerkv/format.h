@@ -167,6 +167,18 @@ static_assert(PageFormat{symmetric(3), symmetric(3), 128}.bits_per_value() == 3.
 static_assert(PageFormat{kF16, kF16, 128}.page_bytes() == 16384);
 static_assert(PageFormat{kF16, kF16, 80}.page_bytes() % kPageAlignment == 0);
 
+/// Codecs of one layer's pages, where layers differ.
+struct LayerCodecs {
+    Codec k;
+    Codec v;
+
+    friend constexpr bool operator==(const LayerCodecs&, const LayerCodecs&) = default;
+};
+
+/// The codecs that presets have for so many bits of keys and of values: affine for 2, 3 and 4, symmetric for 8.
+/// Throws InvalidArgument naming other numbers of bits.
+LayerCodecs codecs_of_bits(int k_bits, int v_bits);
+
 /// Head dimensions every backend supports.
 inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
 

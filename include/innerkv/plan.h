@@ -12,7 +12,7 @@ namespace innerkv {
 /// Bytes that one sequence of `length` tokens holds under `config` in steady state (appended token by
 /// token): windows in fp16, the rest in pages, transforms counted. With a sliding window, the layers
 /// that have one hold the pages it reaches. Equals CacheUsage::bytes_in_use of a cache with that
-/// sequence alone. Only the shape, the windows and the transform policy of `config` matter. Throws
+/// sequence alone. Only the shape, the codecs, the windows and the transform policy of `config` matter. Throws
 /// InvalidArgument.
 std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length);
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import _core
 from .arrays import Array, empty_like, readable
 from .device import DeviceCore, device_index
-from .planning import make_config, plan, window_list
+from .planning import LayerBits, make_config, plan, window_list
 
 Spans = Sequence[tuple[int, int]]
 
@@ -45,6 +45,8 @@ class Cache:
             query sees are dropped. One number for all layers, or one a layer, 0 or None for none.
         exact_prefill: keep prompts in fp16 until `settle` is called.
         paper: the codecs and the key transform of the InnerQ paper instead of the preset's own.
+        layer_bits: precision by layer, instead of the preset's: (bits of keys, bits of values) for each layer, 2, 3, 4
+            or 8 each, as `innerkv calibrate --bits` finds them (docs/calibration.md). Not on a device.
         device: "cpu", or "cuda" or "cuda:N" where this build has CUDA. There all memory is taken at once, and
             `docs/python.md` tells what else is different.
 
@@ -65,14 +67,18 @@ class Cache:
         sliding_window: int | Sequence[int | None] | None = None,
         exact_prefill: bool = False,
         paper: bool = False,
+        layer_bits: LayerBits | None = None,
         device: str = "cpu",
     ) -> None:
         index = device_index(device)
+        if layer_bits is not None and index is not None:
+            raise ValueError(
+                f'layer_bits: on {device} all layers have one format; choose one of presets(), or the device "cpu"'
+            )
         self.layers = layers
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.preset = preset
-        self._page_bytes = _core.page_bytes(preset, paper, head_dim)
         self.device = "cpu" if index is None else f"cuda:{index}"
         config = make_config(
             layers,
@@ -85,11 +91,13 @@ class Cache:
             max_append=max_append,
             sliding_window=sliding_window,
             exact_prefill=exact_prefill,
+            layer_bits=layer_bits,
         )
         if index is None:
             self._core = _core.SharedCache(config)
         else:
             self._core = DeviceCore(config, index, window_list(sliding_window, layers), max_append)
+        self._page_bytes = [config.page_bytes(layer) for layer in range(layers)]
 
     plan = staticmethod(plan)
 
@@ -235,7 +243,7 @@ class Cache:
     def pages(self, layer: int, sequence: int) -> np.ndarray:
         """A copy of the quantized pages, uint8 [pages, kv_heads, bytes of a page]; the same on every device."""
         raw = np.frombuffer(self._core.pages(sequence, layer), np.uint8)
-        return raw.reshape(-1, self.kv_heads, self._page_bytes)
+        return raw.reshape(-1, self.kv_heads, self._page_bytes[layer])
 
     @property
     def nbytes(self) -> int:

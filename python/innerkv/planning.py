@@ -57,6 +57,22 @@ def window_list(sliding_window: int | Sequence[int | None] | None, layers: int) 
     return [window or 0 for window in sliding_window]
 
 
+LayerBits = Sequence[tuple[int, int]]
+
+
+def check_layer_bits(layer_bits: LayerBits | None, layers: int, paper: bool) -> list[tuple[int, int]]:
+    """As the module takes them; empty where there are none."""
+    if layer_bits is None:
+        return []
+    if paper:
+        raise ValueError("layer_bits: not with the paper's codecs; leave one of the two out")
+    if len(layer_bits) != layers:
+        raise ValueError(
+            f"layer_bits has {len(layer_bits)} entries for {layers} layers; give each a pair, bits of keys and of values"
+        )
+    return [(k, v) for k, v in layer_bits]
+
+
 def make_config(
     layers: int,
     kv_heads: int,
@@ -69,6 +85,7 @@ def make_config(
     max_append: int,
     sliding_window: int | Sequence[int | None] | None,
     exact_prefill: bool,
+    layer_bits: LayerBits | None,
 ) -> _core.CacheConfig:
     return _core.CacheConfig.from_preset(
         preset,
@@ -81,6 +98,7 @@ def make_config(
         max_append,
         window_list(sliding_window, layers),
         exact_prefill,
+        check_layer_bits(layer_bits, layers, paper),
     )
 
 
@@ -96,6 +114,7 @@ def plan(
     max_append: int = 512,
     sliding_window: int | Sequence[int | None] | None = None,
     exact_prefill: bool = False,
+    layer_bits: LayerBits | None = None,
 ) -> Plan:
     """What a cache for `batch` sequences of `context` tokens takes, in bytes. Allocates nothing.
 
@@ -112,6 +131,7 @@ def plan(
         max_append=max_append,
         sliding_window=sliding_window,
         exact_prefill=exact_prefill,
+        layer_bits=layer_bits,
     )
     return Plan(
         preset=preset,

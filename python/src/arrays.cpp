@@ -77,7 +77,7 @@ nb::bytes quantized_pages(const CacheConfig& config, const SequenceView& view) {
         for (int head = 0; head < config.kv_heads; ++head)
             all.append(reinterpret_cast<const char*>(page + static_cast<std::size_t>(head) *
                                                                 view.quantized.head_stride),
-                       config.format.page_bytes());
+                       view.quantized.head_stride);
     return nb::bytes(all.data(), all.size());
 }
 

@@ -108,13 +108,15 @@ nb::bytes pages(const SharedCache& cache, std::int32_t sequence, int layer) {
 
 CacheConfig config_with(const std::string& preset, bool paper, int layers, int kv_heads,
                         int head_dim, std::int64_t max_tokens, int max_sequences, int max_append,
-                        std::vector<int> sliding_window, bool exact_prefill) {
+                        std::vector<int> sliding_window, bool exact_prefill,
+                        const std::vector<std::pair<int, int>>& layer_bits) {
     CacheConfig config = config_from(preset, paper, layers, kv_heads, head_dim);
     config.max_tokens = max_tokens;
     config.max_sequences = max_sequences;
     config.max_append = max_append;
     config.sliding_window = std::move(sliding_window);
     config.exact_prefill = exact_prefill;
+    for (const auto& [k, v] : layer_bits) config.layer_codecs.push_back(codecs_of_bits(k, v));
     return config;
 }
 
@@ -134,7 +136,13 @@ void bind_cache(nb::module_& module) {
     nb::class_<CacheConfig>(module, "CacheConfig")
         .def_static("from_preset", config_with, "preset"_a, "paper"_a, "layers"_a, "kv_heads"_a,
                     "head_dim"_a, "max_tokens"_a, "max_sequences"_a, "max_append"_a,
-                    "sliding_window"_a, "exact_prefill"_a)
+                    "sliding_window"_a, "exact_prefill"_a, "layer_bits"_a)
+        .def(
+            "page_bytes",
+            [](const CacheConfig& config, int layer) {
+                return config.layer_format(layer).page_bytes();
+            },
+            "layer"_a)
         .def("plan", plan_of);
     nb::class_<SharedCache>(module, "SharedCache")
         .def(nb::init<CacheConfig>(), "config"_a, Released())

@@ -121,7 +121,7 @@ AttentionShape shape_for(int layer, const Question& question, const CacheConfig&
     AttentionShape shape;
     shape.q_heads = question.q.heads();
     shape.kv_heads = config.kv_heads;
-    shape.format = config.format;
+    shape.format = config.layer_format(layer);
     shape.scale = question.scale;
     shape.soft_cap = question.soft_cap;
     if (question.sliding_window)

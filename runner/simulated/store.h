@@ -47,7 +47,7 @@ public:
     /// Throws InvalidArgument where the cache does not support the model's head dimension.
     Store(const ModelInfo& info, Definition cache);
 
-    PageFormat format() const override { return {kF16, kF16, head_dim_}; }
+    PageFormat format(int) const override { return format(); }
     int step(std::int64_t position, int tokens) const override;
     void reserve(int tokens) override;
     int start_append(int layer, const AppendRows& rows) override;
@@ -87,6 +87,7 @@ private:
         Rows v;
     };
 
+    PageFormat format() const { return {kF16, kF16, head_dim_}; }
     Page make_page() const;
     bool keeps_originals() const;
     std::uint16_t* row(const std::vector<Page>& pages, int head, bool keys,

@@ -28,7 +28,7 @@ namespace {
 
 LayerAppend::LayerAppend(CacheState& cache, int layer, std::span<const AppendRows> batch)
     : cache_(cache), layer_(layer), rule_(cache.rule(layer)),
-      done_(static_cast<std::size_t>(parts()), 0) {
+      format_(cache.config.layer_format(layer)), done_(static_cast<std::size_t>(parts()), 0) {
     check_batch(batch);
     appends_.reserve(batch.size());
     for (const AppendRows& rows : batch) plan(rows, cache_.sequence(rows.sequence).settles);
@@ -37,7 +37,7 @@ LayerAppend::LayerAppend(CacheState& cache, int layer, std::span<const AppendRow
 
 LayerAppend::LayerAppend(CacheState& cache, int layer, SequenceId sequence)
     : cache_(cache), layer_(layer), rule_(cache.rule(layer)),
-      done_(static_cast<std::size_t>(parts()), 0) {
+      format_(cache.config.layer_format(layer)), done_(static_cast<std::size_t>(parts()), 0) {
     AppendRows nothing;
     nothing.sequence = sequence;
     plan(nothing, true);
@@ -80,7 +80,7 @@ void LayerAppend::check_queries(const AppendRows& rows) const {
 
 void LayerAppend::plan(const AppendRows& rows, bool settles) {
     SequenceState& sequence = cache_.sequence(rows.sequence);
-    SequenceAppend append(cache_, rows, sequence.layers[static_cast<std::size_t>(layer_)]);
+    SequenceAppend append(cache_, layer_, rows, sequence.layers[static_cast<std::size_t>(layer_)]);
     const LayerState& state = *append.state;
     if (settles) append.settle = plan_settle(rule_, state, state.transform != nullptr);
     const std::int64_t end = state.length + rows.tokens;
@@ -102,16 +102,20 @@ void LayerAppend::plan(const AppendRows& rows, bool settles) {
 }
 
 void LayerAppend::take_pages(const std::string& what) {
-    PoolCapacity needed;
+    std::int64_t quantized_needed = 0;
+    std::int64_t f16_needed = 0;
+    std::int64_t centres_needed = 0;
     const auto f16_pages = [](const SequenceAppend& append) {
         return append.new_sink_pages + append.new_recent_pages + (append.copied_rows > 0 ? 1 : 0);
     };
     for (const SequenceAppend& append : appends_) {
-        needed.quantized_pages += append.settle.quantize;
-        needed.f16_pages += f16_pages(append);
-        needed.centres += append.settle.new_epochs.count();
+        quantized_needed += append.settle.quantize;
+        f16_needed += f16_pages(append);
+        centres_needed += append.settle.new_epochs.count();
     }
-    check_free(cache_, what, needed);
+    check_free(what, kQuantizedPages, cache_.quantized_pool(layer_), quantized_needed);
+    check_free(what, kF16Pages, cache_.f16_pool, f16_needed);
+    check_free(what, kCentres, cache_.centre_pool, centres_needed);
     for (SequenceAppend& append : appends_) {
         append.quantized_pages.take(append.settle.quantize);
         append.f16_pages.take(f16_pages(append));
@@ -178,7 +182,7 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     const LayerState& state = *append.state;
     const auto f16_offset =
         static_cast<std::size_t>(head) * f16_format(cache_.config.format.head_dim).page_bytes();
-    const auto offset = static_cast<std::size_t>(head) * cache_.config.format.page_bytes();
+    const auto offset = static_cast<std::size_t>(head) * format_.page_bytes();
     const auto index = static_cast<std::size_t>(head);
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
@@ -190,9 +194,9 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     const std::int64_t recent_first = rule_.grid_page(state.recent_first);
     std::int64_t source = append.settle.drop_recent;
     for (const Page& page : append.quantized_pages.pages()) {
-        const PageTransform transform = page_transform(
-            cache_.config.format, transforms, centres_of(append, recent_first + source), index);
-        quantize_f16_page(cache_.config.format, transform,
+        const PageTransform transform =
+            page_transform(format_, transforms, centres_of(append, recent_first + source), index);
+        quantize_f16_page(format_, transform,
                           state.recent.pointers()[static_cast<std::size_t>(source)] + f16_offset,
                           page.data + offset);
         ++source;
@@ -313,7 +317,7 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
 
     static_cast<LayerExtent&>(state) = settled(rule_, state, settle);
     state.sink.release_front(cache_.f16_pool, settle.drop_sink);
-    state.quantized.release_front(cache_.quantized_pool, settle.drop_quantized);
+    state.quantized.release_front(cache_.quantized_pool(layer_), settle.drop_quantized);
     state.centres.release_front(cache_.centre_pool, settle.drop_centres);
     for (const Page& centre : append.centres.pages()) state.centres.push_back(centre);
     append.centres.keep();
@@ -325,14 +329,18 @@ void LayerAppend::commit_settle(SequenceAppend& append) noexcept {
 PoolCapacity CacheState::settle_need(const SequenceState& target) const {
     PoolCapacity held; // what the layers so far took more than they gave back
     PoolCapacity most;
+    held.quantized_pages.resize(quantized_pools.size());
+    most.quantized_pages.resize(quantized_pools.size());
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerState& state = target.layers[static_cast<std::size_t>(layer)];
         const SettlePlan settle = plan_settle(rule(layer), state, state.transform != nullptr);
-        held.quantized_pages += settle.quantize;
+        std::int64_t& quantized = held.quantized_pages[class_of(layer)];
+        std::int64_t& most_quantized = most.quantized_pages[class_of(layer)];
+        quantized += settle.quantize;
         held.centres += settle.new_epochs.count();
-        most.quantized_pages = std::max(most.quantized_pages, held.quantized_pages);
+        most_quantized = std::max(most_quantized, quantized);
         most.centres = std::max(most.centres, held.centres);
-        held.quantized_pages -= state.quantized.exclusive(quantized_pool, settle.drop_quantized);
+        quantized -= state.quantized.exclusive(quantized_pool(layer), settle.drop_quantized);
         held.centres -= state.centres.exclusive(centre_pool, settle.drop_centres);
     }
     return most;
@@ -341,8 +349,8 @@ PoolCapacity CacheState::settle_need(const SequenceState& target) const {
 void CacheState::settle(SequenceId id) {
     check_not_pending("settle");
     SequenceState& target = sequence(id);
-    check_free(*this, "settling", settle_need(target));
-    // Layer by layer: the pool has room for one layer's new pages beside those that it drops for them.
+    check_free("settling", settle_need(target));
+    // Layer by layer: each pool has room for one layer's new pages beside those that it drops for them.
     for (int layer = 0; layer < config.layers; ++layer) LayerAppend(*this, layer, id).finish();
     target.settles = true;
 }

@@ -26,8 +26,9 @@ struct PageWrite {
 
 /// One sequence's share of an append.
 struct SequenceAppend {
-    SequenceAppend(CacheState& cache, const AppendRows& new_rows, LayerState& layer_state)
-        : rows(new_rows), state(&layer_state), quantized_pages(cache.quantized_pool),
+    SequenceAppend(CacheState& cache, int layer, const AppendRows& new_rows,
+                   LayerState& layer_state)
+        : rows(new_rows), state(&layer_state), quantized_pages(cache.quantized_pool(layer)),
           f16_pages(cache.f16_pool), centres(cache.centre_pool) {}
 
     AppendRows rows;
@@ -84,6 +85,7 @@ private:
     CacheState& cache_;
     int layer_;
     const LayerRule& rule_;
+    PageFormat format_; ///< of the layer's quantized pages
     std::vector<SequenceAppend> appends_;
     std::vector<std::uint8_t> done_; ///< [parts]
     bool pending_ = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "cache/state.h"
@@ -50,6 +51,27 @@ void check_windows(const CacheConfig& config) {
                               std::to_string(config.layers) +
                               " layers; give one per layer (0: no window) or none at all");
     for (const int window : config.sliding_window) check_range("sliding_window", window, 0);
+}
+
+void check_layer_codecs(const CacheConfig& config) {
+    const std::vector<LayerCodecs>& layers = config.layer_codecs;
+    if (layers.empty()) return;
+    if (layers.size() != static_cast<std::size_t>(config.layers))
+        throw InvalidArgument("cache config: layer_codecs has " + std::to_string(layers.size()) +
+                              " entries for " + std::to_string(config.layers) +
+                              " layers; give one per layer, or none for format's in all of them");
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const PageFormat format = config.layer_format(layer);
+        const std::string where = "cache config: layer_codecs[" + std::to_string(layer) + "]: ";
+        try {
+            format.validate();
+        } catch (const InvalidArgument& error) {
+            throw InvalidArgument(where + error.what());
+        }
+        if (!format.quantized() || !config.format.quantized())
+            throw InvalidArgument(where + "f16 beside quantized codecs, of another layer or of "
+                                          "format; choose quantized ones for all of them");
+    }
 }
 
 void check_policy(const CacheConfig& config) {
@@ -102,15 +124,16 @@ void check_calibrated(const CacheConfig& config) {
 void check_capacity(const CacheConfig& config) {
     const PoolCapacity capacity = pool_capacity(config);
     const std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    if (std::max({capacity.quantized_pages, capacity.f16_pages, capacity.centres}) > most)
+    const std::int64_t quantized = std::accumulate(capacity.quantized_pages.begin(),
+                                                   capacity.quantized_pages.end(), std::int64_t{0});
+    if (std::max({quantized, capacity.f16_pages, capacity.centres}) > most)
         throw InvalidArgument("cache config: max_tokens = " + std::to_string(config.max_tokens) +
                               " and max_sequences = " + std::to_string(config.max_sequences) +
                               " need more than 2^31 page groups; choose smaller ones");
     const double layer_states = static_cast<double>(config.layers) * config.max_sequences;
-    check_bytes(
-        static_cast<double>(capacity.quantized_pages + capacity.f16_pages + capacity.centres) *
-            static_cast<double>(f16_group_bytes(config)) +
-        layer_states * static_cast<double>(layer_state_bytes(config)));
+    check_bytes(static_cast<double>(quantized + capacity.f16_pages + capacity.centres) *
+                    static_cast<double>(f16_group_bytes(config)) +
+                layer_states * static_cast<double>(layer_state_bytes(config)));
 }
 
 } // namespace
@@ -119,6 +142,7 @@ void validate_layout(const CacheConfig& config) {
     config.format.validate();
     check_range("layers", config.layers, 1);
     check_range("kv_heads", config.kv_heads, 1);
+    check_layer_codecs(config);
     check_windows(config);
     check_policy(config);
 }
@@ -170,6 +194,19 @@ CacheConfig CacheConfig::from_preset(const Preset& preset, int layers, int kv_he
     config.recent_tokens = preset.recent_tokens;
     config.transform = TransformPolicy::from_preset(preset);
     return config;
+}
+
+PageFormat CacheConfig::layer_format(int layer) const {
+    if (layer_codecs.empty()) return format;
+    const LayerCodecs& codecs = layer_codecs[static_cast<std::size_t>(layer)];
+    return {codecs.k, codecs.v, format.head_dim};
+}
+
+double CacheConfig::bits_per_value() const {
+    if (layer_codecs.empty()) return format.bits_per_value();
+    double sum = 0.0;
+    for (int layer = 0; layer < layers; ++layer) sum += layer_format(layer).bits_per_value();
+    return sum / layers;
 }
 
 TransformPolicy TransformPolicy::from_preset(const Preset& preset) {

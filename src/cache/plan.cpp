@@ -58,18 +58,22 @@ std::int64_t centres_in_flight(const CacheConfig& config, const LayerRule& rule)
 } // namespace
 
 PoolCapacity pool_capacity(const CacheConfig& config) {
+    const PageClasses classes(config);
     PoolCapacity capacity;
-    std::int64_t in_flight = 0;
+    capacity.quantized_pages.resize(classes.group_bytes.size());
+    std::vector<std::int64_t> in_flight(classes.group_bytes.size());
     std::int64_t new_centres = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerRule rule = layer_rule(config, layer);
-        capacity.quantized_pages += quantized_pages_of_layer(config, rule);
+        const std::size_t page_class = classes.of_layer[static_cast<std::size_t>(layer)];
+        capacity.quantized_pages[page_class] += quantized_pages_of_layer(config, rule);
         capacity.f16_pages += f16_pages_of_layer(config, rule);
         capacity.centres += centres_of_layer(config, rule);
-        in_flight = std::max(in_flight, quantized_pages_in_flight(config, rule));
+        in_flight[page_class] =
+            std::max(in_flight[page_class], quantized_pages_in_flight(config, rule));
         new_centres = std::max(new_centres, centres_in_flight(config, rule));
     }
-    capacity.quantized_pages += in_flight;
+    for (std::size_t i = 0; i < in_flight.size(); ++i) capacity.quantized_pages[i] += in_flight[i];
     capacity.centres += new_centres;
     // Likewise for fp16 pages: those of the new rows, and a copy of a shared page that is half full.
     capacity.f16_pages +=
@@ -82,27 +86,24 @@ PoolCapacity pool_capacity(const CacheConfig& config) {
 CachePlan plan_cache(const CacheConfig& config) {
     paging::validate_config(config);
     const paging::PoolCapacity capacity = paging::pool_capacity(config);
-    const auto quantized = static_cast<std::size_t>(capacity.quantized_pages);
-    const auto f16 = static_cast<std::size_t>(capacity.f16_pages);
-    const auto centres = static_cast<std::size_t>(capacity.centres);
     // Per group: an entry in a page table, a reference count and a place in the list of free ones.
     const std::size_t table_entry =
         sizeof(void*) + sizeof(paging::PageId) + 2 * sizeof(std::uint32_t);
     const std::size_t layer_states =
         static_cast<std::size_t>(config.layers) * static_cast<std::size_t>(config.max_sequences);
     CachePlan plan;
-    plan.quantized_bytes = quantized * paging::quantized_group_bytes(config);
-    plan.f16_bytes = f16 * paging::f16_group_bytes(config);
-    plan.centre_bytes = centres * paging::centre_group_bytes(config);
-    const auto chunk_ends = [](std::size_t group_bytes, std::int64_t groups) {
+    plan.other_bytes = layer_states * paging::layer_state_bytes(config);
+    const auto add_pool = [&](std::size_t& bytes, std::size_t group_bytes, std::int64_t groups) {
+        const auto count = static_cast<std::size_t>(groups);
         const paging::ChunkShape shape(group_bytes, groups);
-        return shape.count * shape.bytes - static_cast<std::size_t>(groups) * group_bytes;
+        bytes += count * group_bytes;
+        plan.other_bytes += count * table_entry + shape.count * shape.bytes - count * group_bytes;
     };
-    plan.other_bytes = (quantized + f16 + centres) * table_entry +
-                       chunk_ends(paging::quantized_group_bytes(config), capacity.quantized_pages) +
-                       chunk_ends(paging::f16_group_bytes(config), capacity.f16_pages) +
-                       chunk_ends(paging::centre_group_bytes(config), capacity.centres) +
-                       layer_states * paging::layer_state_bytes(config);
+    const paging::PageClasses classes(config);
+    for (std::size_t i = 0; i < classes.group_bytes.size(); ++i)
+        add_pool(plan.quantized_bytes, classes.group_bytes[i], capacity.quantized_pages[i]);
+    add_pool(plan.f16_bytes, paging::f16_group_bytes(config), capacity.f16_pages);
+    add_pool(plan.centre_bytes, paging::centre_group_bytes(config), capacity.centres);
     return plan;
 }
 
@@ -123,7 +124,7 @@ std::size_t sequence_bytes(const CacheConfig& config, std::int64_t length) {
             rule.sink_pages(length) - sink_outside + rule.grid_pages(length) - recent_from;
         bytes +=
             static_cast<std::size_t>(recent_from - outside) *
-                paging::quantized_group_bytes(config) +
+                paging::quantized_group_bytes(config, layer) +
             static_cast<std::size_t>(f16) * paging::f16_group_bytes(config) +
             static_cast<std::size_t>(rule.epochs(outside, recent_from).count()) *
                 paging::centre_group_bytes(config) +

@@ -41,16 +41,17 @@ bool settles(const LayerRule& rule, const SequenceState& sequence, const LayerSt
     return sequence.settles && (calibrated || rule.calibration_ready(end));
 }
 
-Need quantized_need(const CacheState& cache, const LayerRule& rule, const SequenceState& sequence,
+Need quantized_need(const CacheState& cache, int layer, const SequenceState& sequence,
                     const LayerState& state, int tokens) {
+    const LayerRule& rule = cache.rule(layer);
     const std::int64_t end = state.length + tokens;
     if (!settles(rule, sequence, state, end)) return {};
     const std::int64_t settled = rule.grid_page(state.recent_first);
     const std::int64_t all = std::max<std::int64_t>(0, rule.settled_pages(end) - settled);
     if (rule.sliding_window == 0) return {all, 0};
     const std::int64_t peak = rule.peak_windowed_pages();
-    const std::int64_t bounded =
-        std::max(peak, state.quantized.size()) - state.quantized.exclusive(cache.quantized_pool);
+    const std::int64_t bounded = std::max(peak, state.quantized.size()) -
+                                 state.quantized.exclusive(cache.quantized_pool(layer));
     if (all <= bounded) return {all, 0};
     return {bounded, std::min(peak, divide_up(cache.config.max_append, kPageTokens))};
 }
@@ -75,6 +76,8 @@ void add(Need& total, const Need& layer) {
     total.in_flight = std::max(total.in_flight, layer.in_flight);
 }
 
+std::int64_t total(const Need& need) { return need.between_appends + need.in_flight; }
+
 } // namespace
 
 void CacheState::reserve(SequenceId id, int tokens) const {
@@ -83,18 +86,20 @@ void CacheState::reserve(SequenceId id, int tokens) const {
     if (tokens < 0)
         throw InvalidArgument("reserve " + std::to_string(tokens) +
                               " tokens; the count must not be negative");
-    Need quantized;
+    std::vector<Need> quantized(quantized_pools.size());
     Need f16;
     Need centres;
     for (int layer = 0; layer < config.layers; ++layer) {
         const LayerState& state = target.layers[static_cast<std::size_t>(layer)];
-        add(quantized, quantized_need(*this, rule(layer), target, state, tokens));
+        add(quantized[class_of(layer)], quantized_need(*this, layer, target, state, tokens));
         add(f16, f16_need(*this, rule(layer), target, state, tokens));
         add(centres, centre_need(*this, rule(layer), target, state, tokens));
     }
-    check_free(*this, "room for " + std::to_string(tokens) + " more tokens",
-               {quantized.between_appends + quantized.in_flight,
-                f16.between_appends + f16.in_flight, centres.between_appends + centres.in_flight});
+    PoolCapacity needed;
+    needed.f16_pages = total(f16);
+    needed.centres = total(centres);
+    for (const Need& of_class : quantized) needed.quantized_pages.push_back(total(of_class));
+    check_free("room for " + std::to_string(tokens) + " more tokens", needed);
 }
 
 } // namespace innerkv::paging

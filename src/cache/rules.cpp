@@ -63,8 +63,21 @@ std::size_t layer_transform_bytes(const CacheConfig& config) {
            static_cast<std::size_t>(config.format.head_dim);
 }
 
+std::size_t quantized_group_bytes(const CacheConfig& config, int layer) {
+    return static_cast<std::size_t>(config.kv_heads) * config.layer_format(layer).page_bytes();
+}
+
 std::size_t quantized_group_bytes(const CacheConfig& config) {
     return static_cast<std::size_t>(config.kv_heads) * config.format.page_bytes();
+}
+
+PageClasses::PageClasses(const CacheConfig& config) {
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const std::size_t bytes = quantized_group_bytes(config, layer);
+        const auto found = std::find(group_bytes.begin(), group_bytes.end(), bytes);
+        of_layer.push_back(static_cast<std::size_t>(found - group_bytes.begin()));
+        if (found == group_bytes.end()) group_bytes.push_back(bytes);
+    }
 }
 
 std::size_t centre_group_bytes(const CacheConfig& config) {

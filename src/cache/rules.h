@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "innerkv/cache.h"
 
@@ -176,10 +177,20 @@ std::size_t layer_transform_bytes(const CacheConfig& config);
 std::size_t query_power_bytes(const CacheConfig& config);
 
 /// Bytes of a page group: [kv_heads] pages.
+std::size_t quantized_group_bytes(const CacheConfig& config, int layer);
+/// Where all layers have one format.
 std::size_t quantized_group_bytes(const CacheConfig& config);
 std::size_t f16_group_bytes(const CacheConfig& config);
 /// Of one epoch's centres: [kv_heads, head_dim] fp16, filled up to 64 bytes.
 std::size_t centre_group_bytes(const CacheConfig& config);
+
+/// Layers whose quantized page groups are equally large share a pool.
+struct PageClasses {
+    explicit PageClasses(const CacheConfig& config);
+
+    std::vector<std::size_t> group_bytes; ///< [classes], each once
+    std::vector<std::size_t> of_layer;    ///< [layers]
+};
 
 constexpr PageFormat f16_format(int head_dim) { return {kF16, kF16, head_dim}; }
 /// Of a KV head's row in an fp16 page, and of its centre.

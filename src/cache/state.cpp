@@ -47,10 +47,13 @@ const PageList& LayerState::last_list(const LayerRule& rule) const {
 
 CacheState::CacheState(CacheConfig checked_config)
     : config(std::move(checked_config)), calibrated_values(adopt_calibrated(config)),
-      quantized_pool(quantized_group_bytes(config), pool_capacity(config).quantized_pages),
-      f16_pool(f16_group_bytes(config), pool_capacity(config).f16_pages),
+      classes(config), f16_pool(f16_group_bytes(config), pool_capacity(config).f16_pages),
       centre_pool(centre_group_bytes(config), pool_capacity(config).centres),
       pending(static_cast<std::size_t>(config.layers), 0) {
+    const PoolCapacity capacity = pool_capacity(config);
+    for (std::size_t i = 0; i < classes.group_bytes.size(); ++i)
+        quantized_pools.push_back(
+            std::make_unique<Pool>(classes.group_bytes[i], capacity.quantized_pages[i]));
     for (int layer = 0; layer < config.layers; ++layer) rules.push_back(layer_rule(config, layer));
     KeyTransform rotated;
     rotated.rotate = config.transform.rotate;
@@ -123,22 +126,25 @@ SequenceId CacheState::fork(SequenceId parent) {
     check_sequence_count();
     const SequenceId id = new_id();
     const auto child = sequences.emplace(id, source).first;
-    for (const LayerState& layer : child->second.layers) {
-        layer.sink.retain_all(f16_pool);
-        layer.quantized.retain_all(quantized_pool);
-        layer.recent.retain_all(f16_pool);
-        layer.centres.retain_all(centre_pool);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        const LayerState& state = child->second.layers[static_cast<std::size_t>(layer)];
+        state.sink.retain_all(f16_pool);
+        state.quantized.retain_all(quantized_pool(layer));
+        state.recent.retain_all(f16_pool);
+        state.centres.retain_all(centre_pool);
     }
     return id;
 }
 
 void CacheState::remove(SequenceId id) {
     check_not_pending("remove");
-    for (LayerState& layer : sequence(id).layers) {
-        layer.sink.keep_front(f16_pool, 0);
-        layer.quantized.keep_front(quantized_pool, 0);
-        layer.recent.keep_front(f16_pool, 0);
-        layer.centres.keep_front(centre_pool, 0);
+    SequenceState& removed = sequence(id);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        LayerState& state = removed.layers[static_cast<std::size_t>(layer)];
+        state.sink.keep_front(f16_pool, 0);
+        state.quantized.keep_front(quantized_pool(layer), 0);
+        state.recent.keep_front(f16_pool, 0);
+        state.centres.keep_front(centre_pool, 0);
     }
     sequences.erase(id);
 }
@@ -169,8 +175,8 @@ SequenceView CacheState::view(int layer, SequenceId id) const {
     const std::size_t f16_stride = f16_format(config.format.head_dim).page_bytes();
     SequenceView view;
     view.sink = run_of(state.sink, f16_stride, std::min(state.dropped, sink_end), sink_end);
-    view.quantized = run_of(state.quantized, config.format.page_bytes(), state.quantized_first,
-                            state.recent_first);
+    view.quantized = run_of(state.quantized, config.layer_format(layer).page_bytes(),
+                            state.quantized_first, state.recent_first);
     view.recent = run_of(state.recent, f16_stride, state.recent_first, state.length);
     view.length = state.length;
     view.transforms = transforms(layer, state);
@@ -184,29 +190,34 @@ CacheUsage CacheState::usage() const {
         for (const LayerState& layer : sequence.layers)
             if (layer.transform) transforms_in_use.insert(layer.transform.get());
     CacheUsage usage;
-    usage.quantized_pages = quantized_pool.in_use();
+    const auto add = [&usage](const Pool& pool) {
+        usage.bytes_in_use += static_cast<std::size_t>(pool.in_use()) * pool.page_bytes();
+        usage.bytes_reserved += pool.bytes_reserved();
+    };
+    for (const auto& pool : quantized_pools) {
+        usage.quantized_pages += pool->in_use();
+        add(*pool);
+    }
     usage.f16_pages = f16_pool.in_use();
-    usage.bytes_in_use =
-        static_cast<std::size_t>(usage.quantized_pages) * quantized_pool.page_bytes() +
-        static_cast<std::size_t>(usage.f16_pages) * f16_pool.page_bytes() +
-        static_cast<std::size_t>(centre_pool.in_use()) * centre_pool.page_bytes() +
-        transforms_in_use.size() * layer_transform_bytes(config);
-    usage.bytes_reserved =
-        quantized_pool.bytes_reserved() + f16_pool.bytes_reserved() + centre_pool.bytes_reserved();
+    add(f16_pool);
+    add(centre_pool);
+    usage.bytes_in_use += transforms_in_use.size() * layer_transform_bytes(config);
     return usage;
 }
 
-void check_free(const CacheState& state, const std::string& what, const PoolCapacity& needed) {
-    const auto check = [&what](const char* kind, const Pool& pool, std::int64_t groups) {
-        if (groups <= pool.free()) return;
-        throw OutOfPages(what + " needs " + std::to_string(groups) + " " + kind + "; " +
-                         std::to_string(pool.free()) + " of " + std::to_string(pool.capacity()) +
-                         " are free; remove or truncate a sequence, or make the cache with larger "
-                         "max_tokens, max_sequences or max_append");
-    };
-    check("quantized pages", state.quantized_pool, needed.quantized_pages);
-    check("fp16 pages", state.f16_pool, needed.f16_pages);
-    check("centres", state.centre_pool, needed.centres);
+void CacheState::check_free(const std::string& what, const PoolCapacity& needed) const {
+    for (std::size_t i = 0; i < needed.quantized_pages.size(); ++i)
+        paging::check_free(what, kQuantizedPages, *quantized_pools[i], needed.quantized_pages[i]);
+    paging::check_free(what, kF16Pages, f16_pool, needed.f16_pages);
+    paging::check_free(what, kCentres, centre_pool, needed.centres);
+}
+
+void check_free(const std::string& what, const char* kind, const Pool& pool, std::int64_t groups) {
+    if (groups <= pool.free()) return;
+    throw OutOfPages(what + " needs " + std::to_string(groups) + " " + kind + "; " +
+                     std::to_string(pool.free()) + " of " + std::to_string(pool.capacity()) +
+                     " are free; remove or truncate a sequence, or make the cache with larger "
+                     "max_tokens, max_sequences or max_append");
 }
 
 } // namespace innerkv::paging

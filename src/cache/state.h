@@ -51,7 +51,7 @@ struct SequenceState {
 
 /// Groups of each pool.
 struct PoolCapacity {
-    std::int64_t quantized_pages = 0;
+    std::vector<std::int64_t> quantized_pages; ///< [PageClasses::group_bytes]; empty: none
     std::int64_t f16_pages = 0;
     std::int64_t centres = 0;
 };
@@ -79,12 +79,21 @@ struct CacheState {
     std::span<const KeyTransform> transforms(int layer, const LayerState& state) const;
     /// Centres of the quantized run.
     CentreRun centres(int layer, const LayerState& state) const;
+    /// Of the layer's quantized pages.
+    Pool& quantized_pool(int layer) { return *quantized_pools[class_of(layer)]; }
+    const Pool& quantized_pool(int layer) const { return *quantized_pools[class_of(layer)]; }
+    std::size_t class_of(int layer) const {
+        return classes.of_layer[static_cast<std::size_t>(layer)];
+    }
+    /// Throws OutOfPages unless the pools have so many free groups. `what` begins the message.
+    void check_free(const std::string& what, const PoolCapacity& needed) const;
 
     CacheConfig config;
     std::vector<float> calibrated_values; ///< what the pointers in config.calibrated point to
     std::vector<KeyTransform> rotation;   ///< [kv_heads]; where the rotation is all there is
     std::vector<LayerRule> rules;         ///< [layers]
-    Pool quantized_pool;
+    PageClasses classes;
+    std::vector<std::unique_ptr<Pool>> quantized_pools; ///< [classes]
     Pool f16_pool;
     Pool centre_pool;
     std::map<SequenceId, SequenceState> sequences;
@@ -113,7 +122,10 @@ std::vector<float> adopt_calibrated(CacheConfig& config);
 /// That the pools are made for.
 PoolCapacity pool_capacity(const CacheConfig& config);
 
-/// Throws OutOfPages unless the pools have so many free groups. `what` begins the message.
-void check_free(const CacheState& state, const std::string& what, const PoolCapacity& needed);
+/// Throws OutOfPages unless the pool has so many free groups. `what` begins the message, `kind` names the groups.
+void check_free(const std::string& what, const char* kind, const Pool& pool, std::int64_t groups);
+inline constexpr const char* kQuantizedPages = "quantized pages";
+inline constexpr const char* kF16Pages = "fp16 pages";
+inline constexpr const char* kCentres = "centres";
 
 } // namespace innerkv::paging

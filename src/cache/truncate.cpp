@@ -49,7 +49,7 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
     const std::int64_t whole = (length - state.quantized_first) / kPageTokens;
     const int kept = kept_of_quantized_page(state, length);
     if (kept > 0) {
-        const PageFormat& format = cache.config.format;
+        const PageFormat format = cache.config.layer_format(layer);
         const std::size_t f16_stride = f16_format(format.head_dim).page_bytes();
         const std::byte* source = state.quantized.pointers()[static_cast<std::size_t>(whole)];
         const std::span<const KeyTransform> transforms = cache.transforms(layer, state);
@@ -59,17 +59,18 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
                                    source + head * format.page_bytes(), kept,
                                    page->data + head * f16_stride);
     }
-    state.quantized.keep_front(cache.quantized_pool, whole);
+    state.quantized.keep_front(cache.quantized_pool(layer), whole);
     state.recent.keep_front(cache.f16_pool, 0);
     state.recent_first = state.quantized_first + kPageTokens * whole;
     state.centres.keep_front(cache.centre_pool, cache.rule(layer).epochs(state).count());
     if (kept > 0) state.recent.push_back(*page);
 }
 
-void cut_sink(CacheState& cache, const LayerRule& rule, LayerState& state, std::int64_t length) {
+void cut_sink(CacheState& cache, int layer, LayerState& state, std::int64_t length) {
+    const LayerRule& rule = cache.rule(layer);
     if (length == 0) state.dropped = 0;
     state.sink.keep_front(cache.f16_pool, rule.sink_pages(length) - rule.dropped_sink_pages(state));
-    state.quantized.keep_front(cache.quantized_pool, 0);
+    state.quantized.keep_front(cache.quantized_pool(layer), 0);
     state.recent.keep_front(cache.f16_pool, 0);
     state.centres.keep_front(cache.centre_pool, 0);
     state.quantized_first = state.recent_first = rule.sink_tokens;
@@ -80,7 +81,7 @@ void cut_layer(CacheState& cache, int layer, LayerState& state, std::int64_t len
                const Page* page) {
     const LayerRule& rule = cache.rule(layer);
     if (length <= rule.sink_tokens) {
-        cut_sink(cache, rule, state, length);
+        cut_sink(cache, layer, state, length);
     } else if (length >= state.recent_first) {
         state.recent.keep_front(cache.f16_pool,
                                 divide_up(length - state.recent_first, kPageTokens));
@@ -107,7 +108,7 @@ void CacheState::truncate(SequenceId id, std::int64_t length) {
         if (own_recent_page(*this, state) < 0) ++fresh_pages;
         state.recent.reserve(1);
     }
-    check_free(*this, "truncate", {.f16_pages = fresh_pages});
+    paging::check_free("truncate", kF16Pages, f16_pool, fresh_pages);
     PageHold fresh(f16_pool);
     fresh.take(fresh_pages);
 

@@ -58,6 +58,21 @@ void PageFormat::validate() const {
     }
 }
 
+namespace {
+
+Codec codec_of_bits(const char* side, int bits) {
+    if (bits == 8) return symmetric(bits);
+    if (bits >= 2 && bits <= 4) return affine(bits);
+    throw InvalidArgument(std::string(side) + " of " + std::to_string(bits) +
+                          " bits; supported are 2, 3, 4 and 8");
+}
+
+} // namespace
+
+LayerCodecs codecs_of_bits(int k_bits, int v_bits) {
+    return {codec_of_bits("keys", k_bits), codec_of_bits("values", v_bits)};
+}
+
 std::span<const Preset> presets() { return kPresets; }
 
 std::optional<KeyNormPolicy> find_key_norm(std::string_view name) {

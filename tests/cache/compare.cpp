@@ -62,7 +62,13 @@ void Model::compare(const Cache& cache) {
 
 void Model::compare_usage(const Cache& cache) const {
     const CacheUsage usage = cache.usage();
-    EXPECT_EQ(usage.quantized_pages, quantized_alive_);
+    std::int64_t quantized_pages = 0;
+    std::size_t quantized_bytes = 0;
+    for (const auto& [bytes, pages] : quantized_alive_) {
+        quantized_pages += pages;
+        quantized_bytes += static_cast<std::size_t>(pages) * bytes;
+    }
+    EXPECT_EQ(usage.quantized_pages, quantized_pages);
     EXPECT_EQ(usage.f16_pages, f16_alive_);
     std::set<const void*> transforms;
     for (const auto& [id, sequence] : sequences)
@@ -75,7 +81,7 @@ void Model::compare_usage(const Cache& cache) const {
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const auto dim = static_cast<std::size_t>(config_.format.head_dim);
     EXPECT_EQ(usage.bytes_in_use,
-              heads * (static_cast<std::size_t>(quantized_alive_) * config_.format.page_bytes() +
+              heads * (quantized_bytes +
                        static_cast<std::size_t>(f16_alive_) * 2 * kPageTokens * dim * 2 +
                        transforms.size() * static_cast<std::size_t>(arrays) * dim * sizeof(float)) +
                   static_cast<std::size_t>(centres_alive_) * ((heads * dim * 2 + 63) / 64 * 64));
@@ -109,7 +115,7 @@ void Model::compare_layer(const Cache& cache, SequenceId id, int index, ModelLay
     if (testing::Test::HasFatalFailure()) return;
     compare_f16(view.sink, layer, layer.sink);
     compare_f16(view.recent, layer, layer.recent);
-    compare_quantized(view.quantized, layer);
+    compare_quantized(view.quantized, layer, index);
 }
 
 void Model::compare_f16(const PageRun& run, const ModelLayer& layer,
@@ -134,16 +140,15 @@ void Model::compare_f16(const PageRun& run, const ModelLayer& layer,
     }
 }
 
-void Model::compare_quantized(const PageRun& run, ModelLayer& layer) {
+void Model::compare_quantized(const PageRun& run, ModelLayer& layer, int index) {
     ASSERT_EQ(run.pages.size(), layer.quantized.size());
-    const std::size_t bytes =
-        static_cast<std::size_t>(config_.kv_heads) * config_.format.page_bytes();
+    const std::size_t bytes = static_cast<std::size_t>(config_.kv_heads) * page_bytes(index);
     for (std::size_t i = 0; i < run.pages.size(); ++i) {
         note_page(run.pages[i], layer.quantized[i]);
         std::vector<std::byte>& seen = layer.quantized[i]->bytes;
         if (seen.empty()) {
-            ASSERT_EQ(run.head_stride, config_.format.page_bytes());
-            compare_page(run.pages[i], layer,
+            ASSERT_EQ(run.head_stride, page_bytes(index));
+            compare_page(run.pages[i], layer, index,
                          run.first_token + kPageTokens * static_cast<std::int64_t>(i));
             seen.assign(run.pages[i], run.pages[i] + bytes);
         }
@@ -151,14 +156,15 @@ void Model::compare_quantized(const PageRun& run, ModelLayer& layer) {
     }
 }
 
-void Model::compare_page(const std::byte* group, const ModelLayer& layer,
+void Model::compare_page(const std::byte* group, const ModelLayer& layer, int index,
                          std::int64_t first) const {
-    const PageFormat padded{config_.format.k, config_.format.v, config_.format.padded_dim()};
+    const PageFormat layer_format = format(index);
+    const PageFormat padded{layer_format.k, layer_format.v, layer_format.padded_dim()};
     std::vector<float> k(static_cast<std::size_t>(kPageTokens * padded.head_dim));
     std::vector<float> v(k.size());
     for (int head = 0; head < config_.kv_heads; ++head) {
-        const ExpectedPage expected = expected_page(
-            config_.format, transform_of(layer, head, first), layer.tokens, first, head);
+        const ExpectedPage expected = expected_page(layer_format, transform_of(layer, head, first),
+                                                    layer.tokens, first, head);
         const std::byte* page = group + static_cast<std::size_t>(head) * padded.page_bytes();
         dequantize_page(padded, page, k.data(), padded.head_dim, v.data(), padded.head_dim);
         expect_within(expected.k.values, expected.k.bounds, k, "K");
@@ -208,8 +214,9 @@ void Model::compare_centres(const CentreRun& centres, ModelLayer& layer, int ind
     }
 }
 
-void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first,
+void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, int index, std::int64_t first,
                            int kept) const {
+    const PageFormat layer_format = format(index);
     const int dim = config_.format.head_dim;
     // fp16 rounding, and a codec's largest level may stand above what fp16 holds.
     const auto rounding = [](double value) { return std::abs(value) * 0x1p-10 + 1e-6; };
@@ -217,10 +224,9 @@ void Model::adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t f
                                     layer.tokens.begin() + first + kept);
     for (int head = 0; head < config_.kv_heads; ++head) {
         const ModelTransform transform = transform_of(layer, head, first);
-        const ExpectedPage page =
-            expected_page(config_.format, transform, layer.tokens, first, head);
-        const std::vector<double> k_bounds = row_bounds(config_.format, transform.rotate, page.k);
-        const std::vector<double> v_bounds = row_bounds(config_.format, transform.rotate, page.v);
+        const ExpectedPage page = expected_page(layer_format, transform, layer.tokens, first, head);
+        const std::vector<double> k_bounds = row_bounds(layer_format, transform.rotate, page.k);
+        const std::vector<double> v_bounds = row_bounds(layer_format, transform.rotate, page.v);
         const std::byte* group = run.pages[0] + static_cast<std::size_t>(head) * run.head_stride;
         for (int t = 0; t < kept; ++t) {
             const ModelToken& before = layer.tokens[static_cast<std::size_t>(first + t)];

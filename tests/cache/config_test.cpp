@@ -103,6 +103,66 @@ TEST(Config, TheLargestSinglyAreCounted) {
     }
 }
 
+TEST(Config, LayerCodecsAreChecked) {
+    const auto two_layers = [](CacheConfig& c, LayerCodecs first, LayerCodecs second) {
+        c.layers = 2;
+        c.layer_codecs = {first, second};
+    };
+    const LayerCodecs good = codecs_of_bits(3, 2);
+    expect_refused("layer_codecs has 2 entries for 1 layers; give one per layer",
+                   [&](CacheConfig& c) {
+                       c.layer_codecs = {good, good};
+                   });
+    expect_refused("layer_codecs[1]: K codec has 5 bits", [&](CacheConfig& c) {
+        two_layers(c, good, {affine(5), affine(2)});
+    });
+    expect_refused("layer_codecs[0]: one of K and V is f16", [&](CacheConfig& c) {
+        two_layers(c, {affine(3), kF16}, good);
+    });
+    expect_refused("layer_codecs[1]: f16 beside quantized codecs", [&](CacheConfig& c) {
+        two_layers(c, good, {kF16, kF16});
+    });
+    expect_refused("layer_codecs[0]: f16 beside quantized codecs", [&](CacheConfig& c) {
+        c.format.k = c.format.v = kF16;
+        two_layers(c, good, good);
+    });
+}
+
+TEST(Config, FormatOfALayer) {
+    CacheConfig config = small_config("base", 128);
+    config.layers = 2;
+    EXPECT_EQ(config.layer_format(1), config.format);
+    EXPECT_EQ(config.bits_per_value(), 3.5);
+    config.layer_codecs = {codecs_of_bits(2, 3), codecs_of_bits(4, 8)};
+    EXPECT_EQ(config.layer_format(0), (PageFormat{affine(2), affine(3), 128}));
+    EXPECT_EQ(config.layer_format(1), (PageFormat{affine(4), symmetric(8), 128}));
+    EXPECT_EQ(config.bits_per_value(), (2.5 + 3.5 + 4.5 + 8.5) / 4);
+    EXPECT_THROW(codecs_of_bits(5, 2), InvalidArgument);
+    EXPECT_THROW(codecs_of_bits(2, 16), InvalidArgument);
+}
+
+/// A layer's pages are the bytes that they are in a cache where all layers have its format.
+TEST(Config, LayersHaveThePagesOfUniformCaches) {
+    const LayerCodecs plan[] = {codecs_of_bits(3, 3), codecs_of_bits(2, 4), codecs_of_bits(4, 2)};
+    CacheConfig config = small_config("base", 96);
+    config.layers = 3;
+    config.transform = {KeyNormPolicy::balanced, true, true};
+    const TestSequence rows(config, 500);
+    config.layer_codecs = {std::begin(plan), std::end(plan)};
+    Cache mixed(config);
+    const SequenceId id = mixed.create();
+    rows.append_all(mixed, id, 77);
+    config.layer_codecs.clear();
+    for (int layer = 0; layer < config.layers; ++layer) {
+        config.format.k = plan[layer].k;
+        config.format.v = plan[layer].v;
+        Cache uniform(config);
+        const SequenceId same = uniform.create();
+        rows.append_all(uniform, same, 77);
+        EXPECT_EQ(contents(mixed, id, layer), contents(uniform, same, layer));
+    }
+}
+
 TEST(Config, EpochsAreWholePages) {
     for (const int tokens : {0, 31, 48, -32}) {
         SCOPED_TRACE(tokens);

@@ -21,6 +21,25 @@ std::size_t centre_bytes(const CacheConfig& config) {
     return (bytes + 63) / 64 * 64;
 }
 
+/// The config's layers whose pages have so many bytes, alone: their pages have a pool of their own.
+CacheConfig layers_with(const CacheConfig& config, std::size_t page_bytes) {
+    CacheConfig alone = config;
+    alone.layers = 0;
+    alone.layer_codecs.clear();
+    alone.sliding_window.clear();
+    alone.calibrated.clear();
+    alone.transform = {};
+    for (int index = 0; index < config.layers; ++index) {
+        const PageFormat format = config.layer_format(index);
+        if (format.page_bytes() != page_bytes) continue;
+        alone.format = format;
+        ++alone.layers;
+        if (!config.sliding_window.empty())
+            alone.sliding_window.push_back(config.sliding_window[static_cast<std::size_t>(index)]);
+    }
+    return alone;
+}
+
 /// The first page that only this list holds, or pages.size().
 std::size_t own_page(const std::vector<ModelPagePtr>& pages) {
     const auto own = std::find_if(pages.begin(), pages.end(),
@@ -31,7 +50,7 @@ std::size_t own_page(const std::vector<ModelPagePtr>& pages) {
 } // namespace
 
 ModelNeed& ModelNeed::operator+=(const ModelNeed& other) {
-    quantized += other.quantized;
+    for (const auto& [bytes, pages] : other.quantized) quantized[bytes] += pages;
     f16 += other.f16;
     centres += other.centres;
     return *this;
@@ -41,10 +60,21 @@ Model::Model(const CacheConfig& config) : config_(config) {
     const CachePlan plan = plan_cache(config);
     const PageFormat f16{kF16, kF16, config.format.head_dim};
     const auto heads = static_cast<std::size_t>(config.kv_heads);
-    quantized_capacity_ =
-        static_cast<std::int64_t>(plan.quantized_bytes / (heads * config.format.page_bytes()));
+    for (int index = 0; index < config.layers; ++index) {
+        const std::size_t bytes = page_bytes(index);
+        if (quantized_capacity_.contains(bytes)) continue;
+        const CachePlan alone = plan_cache(layers_with(config, bytes));
+        quantized_capacity_[bytes] =
+            static_cast<std::int64_t>(alone.quantized_bytes / (heads * bytes));
+    }
     f16_capacity_ = static_cast<std::int64_t>(plan.f16_bytes / (heads * f16.page_bytes()));
     centre_capacity_ = static_cast<std::int64_t>(plan.centre_bytes / centre_bytes(config));
+}
+
+PageFormat Model::format(int index) const {
+    if (config_.layer_codecs.empty()) return config_.format;
+    const LayerCodecs& codecs = config_.layer_codecs[static_cast<std::size_t>(index)];
+    return {codecs.k, codecs.v, config_.format.head_dim};
 }
 
 int Model::window(int index) const {
@@ -114,7 +144,13 @@ bool Model::starts_page(std::int64_t position) const {
 ModelPagePtr Model::new_f16_page() { return std::make_shared<ModelPage>(f16_alive_); }
 
 bool Model::fits(const ModelNeed& need) const {
-    return quantized_alive_ + need.quantized <= quantized_capacity_ &&
+    const auto fits_class = [this](const auto& entry) {
+        const auto& [bytes, pages] = entry;
+        const auto alive = quantized_alive_.find(bytes);
+        return (alive == quantized_alive_.end() ? 0 : alive->second) + pages <=
+               quantized_capacity_.at(bytes);
+    };
+    return std::all_of(need.quantized.begin(), need.quantized.end(), fits_class) &&
            f16_alive_ + need.f16 <= f16_capacity_ &&
            centres_alive_ + need.centres <= centre_capacity_;
 }
@@ -205,7 +241,7 @@ void Model::apply(const Settling& settling, ModelLayer& layer, int index) {
     layer.recent_first += kPageTokens * (settling.drop_recent + settling.quantize);
     drop_centres(layer);
     for (int i = 0; i < settling.quantize; ++i)
-        layer.quantized.push_back(std::make_shared<ModelPage>(quantized_alive_));
+        layer.quantized.push_back(std::make_shared<ModelPage>(quantized_alive_[page_bytes(index)]));
 }
 
 ModelTransform Model::calibrate_head(const ModelLayer& layer, int head) const {
@@ -311,7 +347,7 @@ ModelNeed Model::append_need(SequenceId id, int layer, int tokens) const {
     ModelNeed need;
     if (sequence.settles) {
         const Settling plan = settling(state, layer);
-        need.quantized = plan.quantize;
+        need.quantized[page_bytes(layer)] = plan.quantize;
         need.centres = static_cast<std::int64_t>(new_epochs(plan, state, layer).size());
     }
     for (int i = 0; i < tokens; ++i)
@@ -358,12 +394,14 @@ ModelNeed Model::settle_need(SequenceId id) const {
     for (int index = 0; index < config_.layers; ++index) {
         const ModelLayer& layer = sequences.at(id).layers[static_cast<std::size_t>(index)];
         const Settling plan = settling(layer, index);
-        held.quantized += plan.quantize;
+        std::int64_t& quantized = held.quantized[page_bytes(index)];
+        std::int64_t& most_quantized = need.quantized[page_bytes(index)];
+        quantized += plan.quantize;
         held.centres += static_cast<std::int64_t>(new_epochs(plan, layer, index).size());
-        need.quantized = std::max(need.quantized, held.quantized);
+        most_quantized = std::max(most_quantized, quantized);
         need.centres = std::max(need.centres, held.centres);
         for (int page = 0; page < plan.drop_quantized; ++page)
-            if (layer.quantized[static_cast<std::size_t>(page)].use_count() == 1) --held.quantized;
+            if (layer.quantized[static_cast<std::size_t>(page)].use_count() == 1) --quantized;
         const std::int64_t dropped =
             layer.quantized_first + kPageTokens * (plan.drop_quantized + plan.drop_recent);
         for (const auto& [epoch, centre] : layer.centres)
@@ -441,7 +479,7 @@ void Model::cut_layer(ModelLayer& layer, std::int64_t length, int index, Sequenc
         layer.recent_first = layer.quantized_first + kPageTokens * whole;
         if (kept > 0) {
             layer.recent.push_back(page ? page : new_f16_page());
-            adopt_cut_page(cache.view(index, id).recent, layer, layer.recent_first, kept);
+            adopt_cut_page(cache.view(index, id).recent, layer, index, layer.recent_first, kept);
         }
         drop_centres(layer);
     }

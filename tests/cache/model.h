@@ -78,7 +78,7 @@ struct ModelSequence {
 
 /// Pages an operation takes before it gives any back.
 struct ModelNeed {
-    std::int64_t quantized = 0;
+    std::map<std::size_t, std::int64_t> quantized; ///< by the bytes of a page
     std::int64_t f16 = 0;
     std::int64_t centres = 0;
     bool copies = false; ///< the last page is partly filled and shared
@@ -133,6 +133,8 @@ private:
     ModelTransform calibrate_head(const ModelLayer& layer, int head) const;
     void balance(const ModelLayer& layer, int head, ModelTransform& transform) const;
     void add_queries(ModelLayer& layer, const TestRows& q, int token) const;
+    PageFormat format(int index) const;
+    std::size_t page_bytes(int index) const { return format(index).page_bytes(); }
     bool quantizes(int index) const;
     bool calibrates(int index) const;
     int window(int index) const;
@@ -145,19 +147,21 @@ private:
     void compare_layer(const Cache& cache, SequenceId id, int index, ModelLayer& layer);
     void compare_f16(const PageRun& run, const ModelLayer& layer,
                      const std::vector<ModelPagePtr>& pages);
-    void compare_quantized(const PageRun& run, ModelLayer& layer);
+    void compare_quantized(const PageRun& run, ModelLayer& layer, int index);
     void compare_transforms(const SequenceView& view, ModelLayer& layer, int index) const;
     void compare_centres(const CentreRun& centres, ModelLayer& layer, int index) const;
-    void compare_page(const std::byte* group, const ModelLayer& layer, std::int64_t first) const;
-    void adopt_cut_page(const PageRun& run, ModelLayer& layer, std::int64_t first, int kept) const;
+    void compare_page(const std::byte* group, const ModelLayer& layer, int index,
+                      std::int64_t first) const;
+    void adopt_cut_page(const PageRun& run, ModelLayer& layer, int index, std::int64_t first,
+                        int kept) const;
     void note_page(const std::byte* data, const ModelPagePtr& page);
     /// Of the page at grid token `first`.
     ModelTransform transform_of(const ModelLayer& layer, int head, std::int64_t first) const;
 
     CacheConfig config_;
-    std::int64_t quantized_alive_ = 0;
+    std::map<std::size_t, std::int64_t> quantized_alive_; ///< by the bytes of a page
     std::int64_t f16_alive_ = 0;
-    std::int64_t quantized_capacity_ = 0;
+    std::map<std::size_t, std::int64_t> quantized_capacity_;
     std::int64_t f16_capacity_ = 0;
     std::int64_t centres_alive_ = 0;
     std::int64_t centre_capacity_ = 0;

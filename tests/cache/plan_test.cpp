@@ -21,6 +21,7 @@ struct PlanCase {
     std::vector<int> windows;
     TransformPolicy transform;
     int max_sequences = 4;
+    std::vector<LayerCodecs> layer_codecs = {};
 };
 void PrintTo(const PlanCase& tested, std::ostream* out) { *out << tested.name; }
 
@@ -32,6 +33,7 @@ CacheConfig config_of(const PlanCase& plan) {
     config.recent_tokens = plan.recent;
     config.transform = plan.transform;
     config.max_sequences = plan.max_sequences;
+    config.layer_codecs = plan.layer_codecs;
     config.max_tokens = 700;
     config.max_append = 64;
     return config;
@@ -114,6 +116,25 @@ INSTANTIATE_TEST_SUITE_P(
                  {KeyNormPolicy::prefill, false, false, false, 300},
                  1},
         PlanCase{"one_window", "base", 64, 32, 32, {200}, {}, 1},
+        PlanCase{"by_layer",
+                 "base",
+                 80,
+                 32,
+                 32,
+                 {0, 0, 0},
+                 {KeyNormPolicy::prefill, true},
+                 4,
+                 {codecs_of_bits(2, 4), codecs_of_bits(2, 2), codecs_of_bits(8, 3)}},
+        PlanCase{"by_layer_windows",
+                 "base",
+                 64,
+                 40,
+                 32,
+                 {64, 0, 200, 33, 150},
+                 {},
+                 4,
+                 {codecs_of_bits(2, 2), codecs_of_bits(3, 2), codecs_of_bits(2, 3),
+                  codecs_of_bits(4, 4), codecs_of_bits(2, 2)}},
         PlanCase{"f16", "f16", 96, 32, 96, {0}, {}},
         PlanCase{"f16_windows", "f16", 64, 4, 96, {0, 100, 20}, {}}),
     [](const auto& tested) { return std::string(tested.param.name); });

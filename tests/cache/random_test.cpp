@@ -9,6 +9,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "innerkv/error.h"
@@ -89,6 +90,13 @@ CacheConfig with_pool(CacheConfig config, int max_tokens, int max_sequences, int
     return config;
 }
 
+/// As many layers as there are pairs of bits, of keys and of values.
+CacheConfig by_layer(CacheConfig config, const std::vector<std::pair<int, int>>& bits) {
+    config.layers = static_cast<int>(bits.size());
+    for (const auto& [k, v] : bits) config.layer_codecs.push_back(codecs_of_bits(k, v));
+    return config;
+}
+
 CacheConfig exact(CacheConfig config) {
     config.exact_prefill = true;
     return config;
@@ -138,6 +146,17 @@ std::vector<RandomCase> random_cases() {
         {"exact_prefill_windows",
          exact(with_pool(with_windows(shape("base", 64, 40, 32), {0, 60}), 400, 3, 64)), 150},
         {"no_recent_window", shape("base", 64, 0, 0), 200},
+        {"by_layer", by_layer(base64, {{3, 2}, {4, 4}, {2, 3}}), 200},
+        {"by_layer_all_steps",
+         by_layer(with_epochs(with_norm(base80, KeyNormPolicy::balanced, true, 40), 64),
+                  {{2, 2}, {8, 4}}),
+         120},
+        {"by_layer_windows_small_pool",
+         by_layer(with_pool(with_windows(shape("base", 64, 4, 32), {150, 40, 0, 200}), 400, 3, 64),
+                  {{2, 4}, {3, 3}, {4, 2}, {4, 4}}),
+         250},
+        {"by_layer_calibrated", by_layer(with_calibrated(base80), {{4, 2}, {2, 2}}), 100},
+        {"by_layer_exact_prefill", by_layer(exact(base64), {{3, 2}, {4, 3}}), 150},
     };
 }
 

@@ -52,7 +52,9 @@ const std::uint16_t* f16_row(const CacheConfig& config, const PageRun& run, bool
 }
 
 Contents contents(const Cache& cache, SequenceId id, int layer) {
-    return contents(cache.config(), cache.view(layer, id));
+    CacheConfig config = cache.config();
+    config.format = config.layer_format(layer);
+    return contents(config, cache.view(layer, id));
 }
 
 Contents contents(const CacheConfig& config, const SequenceView& view) {

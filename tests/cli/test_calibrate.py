@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`innerkv calibrate`, and what uses its file."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from program import DATA, NUMBER, RANDOM_MODEL, RANDOM_MODELS, ProgramTest, inne
 TEXT = DATA / "wikitext-small.txt"
 
 
-class CalibrateTest(ProgramTest):
+class CalibrationTest(ProgramTest):
     def setUp(self):
         scratch = tempfile.TemporaryDirectory()
         self.addCleanup(scratch.cleanup)
@@ -29,6 +30,8 @@ class CalibrateTest(ProgramTest):
         return self.json(self.calibrate("--text", TEXT, "--ctx", 512, "--chunks", 1, "--json",
                                         **options))
 
+
+class CalibrateTest(CalibrationTest):
     def test_json(self):
         result = self.make()
         self.has_fields(result, {"model_file": str, "text": str, "output": str, "ctx": int,
@@ -136,6 +139,142 @@ class CalibrateTest(ProgramTest):
             out, errors = process.communicate(timeout=600)
         self.assertEqual((process.returncode, out), (130, b""), errors)
         self.assertRegex(errors.decode(), rf"innerkv: interrupted; {self.output} was not written\n$")
+        self.assertEqual(os.listdir(self.output.parent), [])
+
+
+class BitsTest(CalibrationTest):
+    """`--bits`: llama-long has 3 layers, whose heads of 64 channels take 2.5, 3.5 or 4.5 bits a value."""
+
+    WINDOWS = ("--text", TEXT, "--ctx", 384, "--chunks", 2)
+
+    EXACT_MODEL = RANDOM_MODELS / "llama.gguf"  # in F32, whose products round nothing to 8 bits
+
+    def measure(self, bits, *arguments, of=RANDOM_MODEL):
+        return self.json(self.calibrate(*self.WINDOWS, "--bits", bits, "--json", *arguments, model=of))
+
+    def evaluate(self, cache, *arguments, of=RANDOM_MODEL):
+        result = self.json(innerkv("eval", "ppl", "-m", of, "--threads", 1, *self.WINDOWS, "--cache", cache, "--json",
+                                   *arguments))
+        return result["results"]
+
+    def test_json(self):
+        result = self.measure(3)
+        expected = {"type": "calibration", "ctx": 384, "chunks": 2, "tokens": 2 * (384 - 32), "layers": 3,
+                    "bits_per_value": 3.0}
+        self.assertEqual(result | expected, result)
+        self.assertNotIn("norm_min", result)
+        shown = self.json(innerkv("inspect", self.output, "--json"))
+        self.assertEqual(shown, {name: result[name] for name in shown})
+        text = self.succeed(innerkv("inspect", self.output))
+        digits = "".join(str(bits) for layer in result["layer_bits"] for bits in layer)
+        self.assertIn("bits of each layer", text)
+        self.assertIn("3.00 a value", text)
+        self.assertIn(digits, text)
+
+    def test_it_measures_as_eval_does(self):
+        result = self.measure(3, of=self.EXACT_MODEL)
+        entries = self.evaluate("base+layers=444444,base+layers=444442,base+layers=442444", of=self.EXACT_MODEL)
+        finest, values, keys = (entry["kld_mean"] for entry in entries)
+        close = {"delta": 1e-3 * finest}
+        self.assertAlmostEqual(result["kld_at_4_bits"], finest, **close)
+        above = result["kld_added_at_2_bits"]
+        self.assertEqual(len(above), 3)
+        self.assertAlmostEqual(above[2][1], values - finest, **close)
+        self.assertAlmostEqual(above[1][0], keys - finest, **close)
+        self.assertGreater(values - finest, 0.1 * finest)
+
+    def test_the_bits_lose_least_of_all(self):
+        """By the rule of docs/calibration.md, over all 729 there are."""
+        result = self.measure(3.25)
+        self.assertLessEqual(result["bits_per_value"], 3.25)
+        added = [side for layer in result["kld_added_at_2_bits"] for side in layer]
+        chosen = [bits for layer in result["layer_bits"] for bits in layer]
+
+        def loss(bits):
+            scale = [max(side, 1e-9) / (1 / 9 - 1 / 225) for side in added]
+            return sum(s / (2**b - 1)**2 for s, b in zip(scale, bits))
+
+        within = [bits for bits in itertools.product((2, 3, 4), repeat=6) if sum(bits) / 6 + 0.5 <= 3.25]
+        self.assertAlmostEqual(loss(chosen), min(map(loss, within)), places=9)
+
+    def test_what_uses_it(self):
+        self.measure(3)
+        by_file, = self.evaluate("base", "--calibration", self.output)
+        digits = "".join(str(bits) for layer in self.json(innerkv("inspect", self.output, "--json"))["layer_bits"]
+                         for bits in layer)
+        named, plain = self.evaluate(f"base+layers={digits},base")
+        self.assertEqual((by_file["bits_per_value"], plain["bits_per_value"]), (3.0, 3.5))
+        self.assertEqual(by_file["kld_mean"], named["kld_mean"])
+        self.assertNotEqual(by_file["kld_mean"], plain["kld_mean"])
+        self.assertLess(by_file["bits_per_value_total"], plain["bits_per_value_total"])
+
+        answer = self.json(run("-f", DATA / "README.md", "-n", 8, "--json", "--calibration", self.output))
+        planned, = self.json(innerkv("plan", "-m", RANDOM_MODEL, "--json", "--calibration", self.output, "--context",
+                                     answer["cache_tokens"]))["results"]
+        self.assertEqual((planned["cache"], planned["bits_per_value"]), ("base", 3.0))
+        self.assertEqual(answer["cache_bytes"], planned["bytes"])
+        bench = self.json(innerkv("bench", "decode", "-m", RANDOM_MODEL, "--threads", 1, "--context", 400, "--tokens", 4,
+                                  "--repeats", 1, "--cache", "base", "--calibration", self.output, "--json"))
+        self.assertEqual(bench["calibration"], str(self.output))
+        self.assertEqual(len(bench["results"]), 1)
+
+    def test_with_a_key_transform(self):
+        transform = self.make(model=self.EXACT_MODEL)
+        both = self.output.with_name("both.gguf")
+        result = self.json(innerkv("calibrate", "-m", self.EXACT_MODEL, "--threads", 1, "-o", both, *self.WINDOWS,
+                                   "--bits", 3, "--calibration", self.output, "--json"))
+        for name in ("norm_min", "norm_max", "centre_max"):
+            self.assertEqual(result[name], transform[name])
+        self.assertEqual(result["bits_per_value"], 3.0)
+        finest, = self.evaluate("base+layers=444444", "--calibration", self.output, of=self.EXACT_MODEL)
+        self.assertAlmostEqual(result["kld_at_4_bits"], finest["kld_mean"], delta=1e-3 * finest["kld_mean"])
+        self.assertIn("norm and centre of keys, bits of each layer", self.succeed(innerkv("inspect", both)))
+        self.fail_with(innerkv("calibrate", "-m", RANDOM_MODEL, *self.WINDOWS, "--bits", 3, "-o", self.output,
+                               "--calibration", self.output), 2, "-o", self.output)
+
+    def test_combinations_without_meaning(self):
+        self.measure(3)
+        undone = "brings the bits of every layer, 3.00 a value, and would undo those of"
+        for cache in ("small", "k8v8+sink=4", "hybrid", "base+layers=333333"):
+            self.fail_with(innerkv("eval", "ppl", "-m", "x", "--text", "x", "--calibration", self.output, "--cache",
+                                   cache), 2, f"{undone} {cache}; name base")
+        self.fail_with(run("-p", "x", "--cache", "base", "--compare", "small", "--calibration", self.output), 2, undone)
+        self.fail_with(innerkv("plan", "-m", RANDOM_MODEL, "--context", 99, "--cache", "base,k4v4", "--calibration",
+                               self.output), 2, f"{undone} k4v4")
+        self.fail_with(innerkv("eval", "ppl", "-m", "x", "--text", "x", "--codec", "paper", "--cache",
+                               "base+layers=333333"), 2, "--codec paper", "base+layers=333333")
+        other = RANDOM_MODELS / "gemma3.gguf"
+        for command in (("run", "-p", "x", "-n", 1), ("plan", "--context", 99)):
+            self.fail_with(innerkv(*command, "-m", other, "--calibration", self.output), 1, self.output,
+                           "another model", "innerkv calibrate")
+        self.fail_with(run("-p", "x", "-n", 1, "--cache", "base+layers=3333"), 2, "no cache preset")
+
+    def test_layers_of_another_model(self):
+        self.fail_with(innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text", TEXT, "--ctx", 384,
+                               "--chunks", 1, "--cache", "base+layers=3333"), 1, "codecs of 2 layers", "has 3")
+
+    def test_bits_that_cannot_be_had(self):
+        for bits in ("2.4", "4.6", "1"):
+            self.fail_with(self.calibrate(*self.WINDOWS, "--bits", bits), 2, f"--bits {bits}", "2.50 to 4.50")
+        for bits in ("0", "x", "nan", "17"):
+            self.fail_with(self.calibrate(*self.WINDOWS, "--bits", bits), 2, "--bits", bits)
+        self.assertFalse(self.output.exists())
+
+    def test_a_key_transform_needs_bits(self):
+        self.fail_with(self.calibrate(*self.WINDOWS, "--calibration", "x"), 2, "--calibration", "--bits")
+        self.measure(3)
+        self.fail_with(innerkv("calibrate", "-m", "x", *self.WINDOWS, "--bits", 3, "-o", f"{self.output}.2",
+                               "--calibration", self.output), 2, "holds no key transform")
+
+    def test_interrupted(self):
+        with subprocess.Popen([program.PROGRAM, "calibrate", "-m", model(), "--text", TEXT, "--ctx", "512",
+                               "--chunks", "1", "--bits", "3", "--threads", "1", "-o", self.output],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=program.environment()) as process:
+            while caught_signals(process.pid) & (1 << (signal.SIGINT - 1)) == 0:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=600)
+        self.assertEqual((process.returncode, out), (130, b""), errors)
         self.assertEqual(os.listdir(self.output.parent), [])
 
 

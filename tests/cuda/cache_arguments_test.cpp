@@ -29,6 +29,8 @@ TEST_F(DeviceCacheArguments, Configs) {
         };
     };
     expect_refused<InvalidArgument>(make([](auto& c) { c.exact_prefill = true; }), "exact_prefill");
+    expect_refused<InvalidArgument>(make([](auto& c) { c.layer_codecs = {codecs_of_bits(3, 3)}; }),
+                                    "layer_codecs is not supported, all layers have one format");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_sequences = 257; }), "1 to 256");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_tokens = 0; }), "max_tokens is 0");
     expect_refused<InvalidArgument>(make([](auto& c) { c.kv_heads = 0; }), "kv_heads");

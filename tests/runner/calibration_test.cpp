@@ -140,6 +140,7 @@ protected:
         EXPECT_EQ(read.tokens, calibration_.tokens);
         EXPECT_EQ(read.norm, calibration_.norm);
         EXPECT_EQ(read.centre, calibration_.centre);
+        EXPECT_EQ(read.layer_codecs, calibration_.layer_codecs);
     }
     /// The message; empty: it was read, and is what was written.
     std::string refusal() const {
@@ -156,10 +157,24 @@ protected:
         EXPECT_EQ(message.find(path_), 0u) << message;
         EXPECT_EQ(message.find('\n'), std::string::npos) << message;
     }
+    /// All that a file can hold.
     static Calibration make() {
         Calibration calibration = calibrate(Model::load(random_model("llama")), 1);
         calibration.text_hash = hash_of("a text");
+        for (int layer = 0; layer < calibration.layers; ++layer)
+            calibration.layer_codecs.push_back(codecs_of_bits(2 + layer % 3, 4 - layer % 3));
         return calibration;
+    }
+    static Calibration without_transforms(Calibration calibration) {
+        calibration.norm.clear();
+        calibration.centre.clear();
+        return calibration;
+    }
+    /// The file's bytes of the first layers' bits.
+    std::vector<char>::iterator find_bits(std::vector<char>& contents) const {
+        // They stand before the numbers of the key transform, 32 bytes apart.
+        const auto* const first = reinterpret_cast<const char*>(calibration_.norm.data());
+        return std::search(contents.begin(), contents.end(), first, first + 16) - 32;
     }
 
     const Calibration calibration_ = make();
@@ -169,6 +184,81 @@ protected:
 TEST_F(CalibrationFile, ReadsWhatWasWritten) {
     EXPECT_TRUE(is_calibration(path_));
     EXPECT_EQ(refusal(), "");
+}
+
+TEST_F(CalibrationFile, HoldsEitherOrBoth) {
+    Calibration transforms = calibration_;
+    transforms.layer_codecs.clear();
+    for (const Calibration& one : {transforms, without_transforms(calibration_)}) {
+        write_calibration(one, path_);
+        const auto read = read_calibration(path_);
+        EXPECT_EQ(read->norm, one.norm);
+        EXPECT_EQ(read->centre, one.centre);
+        EXPECT_EQ(read->layer_codecs, one.layer_codecs);
+        EXPECT_EQ(read->has_transforms(), !one.norm.empty());
+        EXPECT_EQ(read->bits_per_value(), one.layer_codecs.empty() ? 0.0 : 3.5);
+    }
+    EXPECT_THROW(write_calibration(without_transforms(transforms), path_), InvalidArgument);
+    Calibration half = calibration_;
+    half.centre.clear();
+    EXPECT_THROW(write_calibration(half, path_), InvalidArgument);
+}
+
+TEST_F(CalibrationFile, BitsThatThereAreNotAreRefused) {
+    Calibration bad = calibration_;
+    bad.layer_codecs.pop_back();
+    EXPECT_THROW(write_calibration(bad, path_), InvalidArgument);
+    bad = calibration_;
+    for (const Codec codec : {symmetric(3), affine(5), kF16}) {
+        bad.layer_codecs[0].v = codec;
+        EXPECT_THROW(write_calibration(bad, path_), InvalidArgument);
+    }
+    const std::vector<char> whole = contents_of(path_);
+    for (const int bits : {0, 1, 5, 7, 16, 128, 255}) {
+        std::vector<char> damaged = whole;
+        const auto found = find_bits(damaged);
+        ASSERT_EQ(found[0], 2);
+        ASSERT_EQ(found[1], 4);
+        found[3] = static_cast<char>(bits);
+        write(damaged);
+        expect_refusal("is a damaged calibration: layer 1: values of " + std::to_string(bits) +
+                       " bits; supported are 2, 3, 4 and 8");
+    }
+    std::vector<char> damaged = whole;
+    find_bits(damaged)[1] = 3;
+    write(damaged);
+    expect_refusal("is a damaged calibration: its contents are not those");
+    for (const char* name : {"bits", "norm", "centre"}) {
+        damaged = whole;
+        const std::string tensor(name);
+        const auto at = std::search(damaged.begin(), damaged.end(), tensor.begin(), tensor.end());
+        ASSERT_NE(at, damaged.end());
+        *at = 'x';
+        write(damaged);
+        expect_refusal("is a damaged calibration");
+    }
+}
+
+TEST_F(CalibrationFile, WithoutTransformsIsRefusedWhereverItIsCutOrFlipped) {
+    write_calibration(without_transforms(calibration_), path_);
+    const std::vector<char> whole = contents_of(path_);
+    std::mt19937 random(11);
+    for (std::size_t size = 1; size < whole.size(); size += 7) {
+        write({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size)});
+        // Up to the padding behind the last tensor all of it counts.
+        if (size < whole.size() - 32) {
+            EXPECT_THROW(read_calibration(path_), Error) << size;
+        }
+    }
+    for (std::size_t at = 0; at < whole.size(); ++at) {
+        std::vector<char> damaged = whole;
+        damaged[at] ^= static_cast<char>(1u << random() % 8);
+        write(damaged);
+        try {
+            EXPECT_EQ(read_calibration(path_)->layer_codecs, calibration_.layer_codecs) << at;
+        } catch (const Error&) {
+        }
+    }
 }
 
 TEST_F(CalibrationFile, HashIsFnv1a) {
@@ -237,9 +327,9 @@ TEST_F(CalibrationFile, OtherFilesAreRefused) {
     const std::string key = "innerkv.calibration.version";
     const auto found = std::search(contents.begin(), contents.end(), key.begin(), key.end());
     ASSERT_NE(found, contents.end());
-    found[static_cast<std::ptrdiff_t>(key.size()) + 4] = 2; // behind the value's type
+    found[static_cast<std::ptrdiff_t>(key.size()) + 4] = 1; // behind the value's type
     write(contents);
-    expect_refusal("is a calibration of version 2; this program reads version 1");
+    expect_refusal("is a calibration of version 1; this program reads version 2");
     write(contents_of(random_model("llama")));
     EXPECT_FALSE(is_calibration(path_));
     expect_refusal("is not a calibration");
@@ -340,6 +430,70 @@ TEST_F(CalibrationFile, BelongsToOneModelAndToPresetsThatQuantize) {
     EXPECT_THROW(Session(Model::load(random_model("gemma3")), options), ModelError);
     options.preset = find_preset("f16");
     EXPECT_THROW(Session(model, options), InvalidArgument);
+}
+
+/// Bytes of a quantized page in each layer, as a session has them.
+std::vector<std::size_t> page_bytes_of(const Session& session, int layers) {
+    std::vector<std::size_t> bytes;
+    for (int layer = 0; layer < layers; ++layer)
+        bytes.push_back(session.view(layer).quantized.head_stride);
+    return bytes;
+}
+
+TEST_F(CalibrationFile, LayersHaveItsBits) {
+    write_calibration(without_transforms(calibration_), path_);
+    const std::shared_ptr<Model> model = Model::load(random_model("llama"));
+    const ModelInfo& info = model->info();
+    SessionOptions options = make_options("base", 500);
+    options.threads = 1;
+    options.calibration = read_calibration(path_);
+    Session session(model, options);
+    const std::vector<Token> tokens = random_tokens(400, info.vocabulary_size, 20);
+    session.prompt(tokens);
+    std::vector<std::size_t> expected;
+    std::string digits = "base+layers=";
+    for (const LayerCodecs& layer : calibration_.layer_codecs) {
+        expected.push_back(PageFormat{layer.k, layer.v, info.head_dim}.page_bytes());
+        digits += std::to_string(layer.k.bits) + std::to_string(layer.v.bits);
+    }
+    EXPECT_EQ(page_bytes_of(session, info.layers), expected);
+    EXPECT_EQ(session.cache_report().bits_per_value, calibration_.bits_per_value());
+    // The key transform is the sequence's own.
+    EXPECT_FALSE(session.view(1).centres.epochs.empty());
+
+    SessionOptions named = make_options(digits, 500);
+    named.threads = 1;
+    Session same(model, named);
+    same.prompt(tokens);
+    EXPECT_TRUE(std::ranges::equal(session.logits(), same.logits()));
+    named.calibration = options.calibration;
+    EXPECT_THROW(Session(model, named), InvalidArgument);
+    named = make_options("base+layers=33", 500);
+    EXPECT_THROW(Session(model, named), InvalidArgument);
+}
+
+/// Layers that are all like the preset's are the preset's.
+TEST(LayerCodecs, OfThePresetChangeNothing) {
+    for (const char* name : {"llama-long", "gemma3"}) {
+        const std::shared_ptr<Model> model = Model::load(random_model(name));
+        const ModelInfo& info = model->info();
+        std::string layers = "base+layers=";
+        for (int layer = 0; layer < info.layers; ++layer) layers += "33";
+        const std::vector<Token> tokens = random_tokens(500, info.vocabulary_size, 3);
+        std::vector<std::vector<float>> logits;
+        std::vector<std::size_t> bytes;
+        for (const std::string& cache : {std::string("base"), layers}) {
+            SessionOptions options = make_options(cache, 600);
+            options.threads = 1;
+            Session session(model, options);
+            session.prompt(tokens);
+            session.decode(tokens.front());
+            logits.emplace_back(session.logits().begin(), session.logits().end());
+            bytes.push_back(session.cache_report().bytes);
+        }
+        EXPECT_EQ(logits[0], logits[1]) << name;
+        EXPECT_EQ(bytes[0], bytes[1]) << name;
+    }
 }
 
 } // namespace

@@ -32,6 +32,14 @@ TEST(Settings, StandBehindAnyPreset) {
     EXPECT_EQ(paper.transform.norm, KeyNormPolicy::prefill);
 }
 
+TEST(Settings, BitsByLayer) {
+    const SessionOptions options = make_options("small+layers=324482+sink=4", 100);
+    EXPECT_EQ(options.layer_codecs,
+              (std::vector<LayerCodecs>{codecs_of_bits(3, 2), codecs_of_bits(4, 4),
+                                        codecs_of_bits(8, 2)}));
+    EXPECT_TRUE(make_options("base", 100).layer_codecs.empty());
+}
+
 /// Values are not told apart from the preset's own by comparing.
 TEST(Settings, OfTheKeyTransformAreToldByName) {
     using Names = std::vector<std::string>;
@@ -74,12 +82,23 @@ TEST(Settings, ValuesAreRefusedWithWhatThereIs) {
         {"epoch=100", "'100' is not a multiple of 32"},
         {"norm=on", "'on' is not none, prefill or balanced"},
         {"rotate=1", "'1' is not on or off"},
+        {"layers=", "'' is not two digits a layer"},
+        {"layers=323", "'323' is not two digits a layer, bits of its keys and of its values"},
+        {"layers=35", "'35' is not two digits a layer"},
+        {"layers=3.", "'3.' is not two digits a layer"},
         {"sink=4+sink=8", "sink is named twice"},
         {"norm=none+epoch=64+norm=none", "norm is named twice"}};
     for (const auto& [settings, part] : cases) {
         const std::string refusal = refusal_of("base+" + settings);
         EXPECT_NE(refusal.find(part), std::string::npos) << settings << ": " << refusal;
     }
+}
+
+TEST(Settings, LayersAreForTheLibrarysOwnCodecs) {
+    for (const std::string preset : {"paper:base", "k8v8"})
+        EXPECT_NE(refusal_of(preset + "+layers=3322").find("layers= is for presets with codecs"),
+                  std::string::npos)
+            << preset;
 }
 
 TEST(Settings, AreNotForACacheThatQuantizesNothing) {

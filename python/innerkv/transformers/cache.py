@@ -12,7 +12,7 @@ from torch.utils.dlpack import to_dlpack
 from transformers import Cache
 
 from .. import cache as innerkv_cache
-from ..planning import Plan, plan
+from ..planning import LayerBits, Plan, plan
 from .columns import Columns, chunks, cut, page_chunks
 from .device import DeviceBatch
 from .layer import InnerKVLayer, check_attention, refuse_attention
@@ -41,6 +41,8 @@ class InnerKVCache(Cache):
         prefill: "exact": the tokens of a first forward call attend to each other unquantized. "decode": every
             token attends to what it would have found if all had come one by one; for measurements.
         paper: the InnerQ paper's codecs and key transform.
+        layer_bits: (bits of keys, bits of values) for each layer instead of the preset's, as `innerkv.Cache` takes them.
+            Not on a device.
         device: "cpu", "cuda" or "cuda:N"; by default where the first keys are. On a device all memory, for the first
             batch and `max_length`, is taken with the first keys; `verify` tells what steps refused.
 
@@ -57,6 +59,7 @@ class InnerKVCache(Cache):
         max_length: int | None = None,
         prefill: str = "exact",
         paper: bool = False,
+        layer_bits: LayerBits | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if prefill not in ("exact", "decode"):
@@ -64,6 +67,7 @@ class InnerKVCache(Cache):
         self.shape: ModelShape = model_shape(config)
         self.preset = preset
         self.paper = paper
+        self.layer_bits = layer_bits
         self.prefill = prefill
         self.max_length = max_length or self.shape.max_length
         self.plan()  # refuses what the library does not support before any model runs
@@ -107,6 +111,7 @@ class InnerKVCache(Cache):
             batch=batch,
             paper=self.paper,
             sliding_window=shape.sliding_window,
+            layer_bits=self.layer_bits,
         )
 
     @property
@@ -141,7 +146,9 @@ class InnerKVCache(Cache):
         kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
         windows = [window and window + kept for window in self.shape.sliding_window]
         model = self.shape.layers, kv_heads, head_dim, self.preset  # heads: of this process, where others have more
-        options = {"sliding_window": windows, "paper": self.paper, "device": self.device}
+        options = {
+            "sliding_window": windows, "paper": self.paper, "layer_bits": self.layer_bits, "device": self.device
+        }
         if has_own_memory(self.device):
             self._on_device = DeviceBatch(batch, self.max_length, *model, **options)
             self._store, self._sequences = self._on_device.store, self._on_device.slots

@@ -97,6 +97,36 @@ def test_layers_are_separate(rng):
         assert relative_error(out, attention(q, k, v)[0]) < 5e-4
 
 
+def test_bits_by_layer(rng):
+    """Each layer is what it is in a cache whose preset has its bits; bytes are their sum, and those of the plan."""
+    presets = {"small": (3, 2), "k4v4": (4, 4), "base": (3, 3)}
+    bits = list(presets.values())
+    cache = innerkv.Cache(3, 2, 64, max_tokens=1000, layer_bits=bits)
+    sequence = cache.create()
+    k, v, q = rows(rng, 600, 2), rows(rng, 600, 2), rows(rng, 600, 4)
+    sums = np.zeros(2, np.int64)
+    for layer, preset in enumerate(presets):
+        uniform = innerkv.Cache(1, 2, 64, preset, max_tokens=1000)
+        same = uniform.create()
+        for first in range(0, 600, 100):
+            part = slice(first, first + 100)
+            cache.append(layer, sequence, k[part], v[part], q[part])
+            uniform.append(0, same, k[part], v[part], q[part])
+        assert np.array_equal(cache.pages(layer, sequence), uniform.pages(0, same))
+        assert np.array_equal(cache.attend(layer, sequence, q[-1:]), uniform.attend(0, same, q[-1:]))
+        sums += uniform.nbytes, uniform.usage().quantized_pages
+    assert (cache.nbytes, cache.usage().quantized_pages) == tuple(sums)
+    one_by_one = innerkv.Cache(3, 2, 64, max_tokens=1000, layer_bits=bits)
+    sequence = one_by_one.create()
+    for token in range(600):
+        for layer in range(3):
+            part = slice(token, token + 1)
+            one_by_one.append(layer, sequence, k[part], v[part], q[part])
+    planned = innerkv.plan(3, 2, 64, context=600, layer_bits=bits)
+    assert one_by_one.nbytes == planned.sequence_bytes
+    assert planned.sequence_bytes < innerkv.plan(3, 2, 64, "k4v4", context=600).sequence_bytes
+
+
 def test_pages_do_not_depend_on_how_a_prompt_was_cut(rng):
     k, v, q = (rows(rng, 608, heads) for heads in (2, 2, 4))
     outs = []

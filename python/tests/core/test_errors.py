@@ -21,6 +21,10 @@ def small(**options):
         ((1, 2, 64), {"max_tokens": -1}, "max_tokens is -1"),
         ((2, 2, 64), {"sliding_window": [5]}, "1 entries for 2 layers"),
         ((1, 2, 64), {"device": "cuda"}, "device cuda.*cpu"),
+        ((2, 2, 64), {"layer_bits": [(3, 2)]}, "1 entries for 2 layers.*bits of keys and of values"),
+        ((1, 2, 64), {"layer_bits": [(3, 5)]}, "values of 5 bits; supported are 2, 3, 4 and 8"),
+        ((1, 2, 64), {"layer_bits": [(3, 3)], "paper": True}, "not with the paper's codecs"),
+        ((1, 2, 64, "f16"), {"layer_bits": [(3, 3)]}, "f16 beside quantized codecs"),
     ],
 )
 def test_what_a_cache_cannot_be(arguments, options, text):

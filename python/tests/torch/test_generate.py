@@ -268,6 +268,24 @@ def test_the_cache_is_smaller_than_f16():
     assert abs(cache.nbytes - planned.sequence_bytes) < 0.02 * planned.sequence_bytes
 
 
+def test_bits_by_layer():
+    model = tiny_model("llama")
+    inputs = tokens(1, 600)
+
+    def predict(**options):
+        cache = InnerKVCache(model.config, "base", **options)
+        model(inputs[:, :500], cache=cache)
+        return model(inputs[:, 500:], cache=cache).logits, cache
+
+    base, plain = predict()
+    same, uniform = predict(layer_bits=[(3, 3)] * 3)
+    assert torch.equal(base, same) and plain.nbytes == uniform.nbytes
+    mixed, cache = predict(layer_bits=[(2, 2), (4, 3), (3, 2)])
+    assert not torch.equal(base, mixed)
+    assert cache.nbytes < plain.nbytes
+    assert cache.plan(600).sequence_bytes < plain.plan(600).sequence_bytes
+
+
 def test_what_a_chunk_attends_to_is_what_single_tokens_would():
     """However the tokens are cut into calls, and wherever each sequence begins in its batch."""
     padding, width = (0, 43), 420

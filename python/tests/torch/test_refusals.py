@@ -26,7 +26,11 @@ def test_models(config, arguments, text):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"preset": "q4"}, "q4.*base"), ({"prefill": "fast"}, 'fast.*"exact" and "decode"')],
+    [
+        ({"preset": "q4"}, "q4.*base"),
+        ({"prefill": "fast"}, 'fast.*"exact" and "decode"'),
+        ({"layer_bits": [(3, 3)]}, "1 entries for 3 layers"),
+    ],
 )
 def test_options(options, text):
     with pytest.raises(ValueError, match=text):

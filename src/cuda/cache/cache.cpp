@@ -22,6 +22,10 @@ void check_config(const CacheConfig& config) {
     paging::validate_config(config);
     if (config.exact_prefill)
         throw InvalidArgument("cuda cache: exact_prefill is not supported; leave it off");
+    if (!config.layer_codecs.empty())
+        throw InvalidArgument(
+            "cuda cache: layer_codecs is not supported, all layers have one format; leave it "
+            "empty and choose a preset");
     if (config.max_sequences > kMaxSequences)
         throw InvalidArgument("cuda cache: max_sequences is " +
                               std::to_string(config.max_sequences) + "; supported are 1 to " +
