@@ -21,6 +21,8 @@ public:
     /// Slot i becomes what slot sources[i] was, its next tokens too.
     void reorder(const std::vector<int>& sources);
     void truncate(int slot, std::int64_t length);
+    /// Slots have been truncated to these lengths: their tokens behind come next.
+    void rewind(const std::vector<int>& lengths) { done_ = lengths; }
     /// Every slot's tokens, `step` at a time.
     void append_all(int step);
     /// The same bytes in every layer of all slots.

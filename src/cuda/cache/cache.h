@@ -122,15 +122,21 @@ struct DeviceCache::Impl {
     void place_pools(Cursor& cursor);
     void fill();
     void write_transforms(const SlotState& state, std::span<const KeyTransform> transforms) const;
-    /// Pages and epochs that a layer lacks for `length` tokens.
-    struct Lack {
+    /// Groups of the pools: in one layer's tables, or what is lacking there.
+    struct Groups {
         std::int64_t quantized = 0;
         std::int64_t f16 = 0;
         std::int64_t centres = 0;
     };
-    Lack lack(int layer, int slot, std::int64_t length) const;
+    /// That a layer has for so many grid pages, of which the first `quantized` are; rings need none.
+    Groups groups_for(int layer, std::int64_t grid_pages, std::int64_t quantized) const;
+    /// And for a sequence of `length` tokens that only grew.
+    Groups groups_for(int layer, std::int64_t length) const;
+    Groups lack(int layer, int slot, const Groups& wanted) const;
+    /// Extends the slot's tables to these, a layer each. Throws OutOfPages, and nothing has changed.
+    void grow(int slot, std::span<const Groups> wanted);
     /// Throws OutOfPages.
-    void check_free(const Lack& wanted) const;
+    void check_free(const Groups& wanted) const;
     bool pools_quantized(int layer) const;
     bool pools_recent(int layer) const;
 
@@ -141,9 +147,9 @@ struct DeviceCache::Impl {
     };
     Filled filled(int layer, const SlotState& state) const;
     /// Groups that a fork of the slot takes.
-    Lack fork_lack(int slot, const std::vector<SlotState>& slot_states) const;
+    Groups fork_lack(int slot, const std::vector<SlotState>& slot_states) const;
     /// And reorder(), which uses each slot so many times.
-    Lack reorder_lack(const std::vector<int>& uses) const;
+    Groups reorder_lack(const std::vector<int>& uses) const;
     void fork_layer(int layer, int from, int to, const SlotState& source, SlotState& state);
     /// Instead of groups that a fork has too; for a slot that begins anew.
     void replace_shared(int slot);

@@ -44,9 +44,9 @@ DeviceCache::Impl::Filled DeviceCache::Impl::filled(int layer, const SlotState& 
             static_cast<std::size_t>(rule.epochs(state.extent).last)};
 }
 
-DeviceCache::Impl::Lack
+DeviceCache::Impl::Groups
 DeviceCache::Impl::fork_lack(int slot, const std::vector<SlotState>& slot_states) const {
-    Lack result;
+    Groups result;
     for (int layer = 0; layer < config.layers; ++layer) {
         const SlotPages& own = slot_pages[index(layer, slot)];
         if (pools_recent(layer)) result.f16 += static_cast<std::int64_t>(own.recent.host.size());
@@ -128,7 +128,7 @@ void DeviceCache::Impl::replace_shared(int slot) {
         return std::count_if(table.host.begin(), table.host.end(),
                              [&](std::byte* group) { return pool.shared(group); });
     };
-    Lack wanted;
+    Groups wanted;
     for (int layer = 0; layer < config.layers; ++layer) {
         if (!pools_quantized(layer)) continue;
         const SlotPages& own = slot_pages[index(layer, slot)];
@@ -187,12 +187,12 @@ void DeviceCache::Impl::permute(std::span<const int> sources) {
           "writing what appends refused");
 }
 
-DeviceCache::Impl::Lack DeviceCache::Impl::reorder_lack(const std::vector<int>& uses) const {
-    Lack result;
+DeviceCache::Impl::Groups DeviceCache::Impl::reorder_lack(const std::vector<int>& uses) const {
+    Groups result;
     for (int slot = 0; slot < config.max_sequences; ++slot) {
         const int copies = uses[static_cast<std::size_t>(slot)] - 1;
         if (copies < 1) continue;
-        const Lack one = fork_lack(slot, read_states(slot));
+        const Groups one = fork_lack(slot, read_states(slot));
         result.quantized += copies * one.quantized;
         result.f16 += copies * one.f16;
         result.centres += copies * one.centres;

@@ -122,26 +122,32 @@ void DeviceCache::Impl::remove(int slot) {
     }
 }
 
-DeviceCache::Impl::Lack DeviceCache::Impl::lack(int layer, int slot, std::int64_t length) const {
-    const auto at = static_cast<std::size_t>(layer);
-    const paging::LayerRule& rule = rules[at];
-    const SlotPages& own = slot_pages[index(layer, slot)];
-    const auto entries = [](const Table& table) {
-        return static_cast<std::int64_t>(table.host.size());
-    };
-    Lack result;
-    if (layouts[at].recent_pages == 0)
-        result.f16 = std::max<std::int64_t>(0, rule.grid_pages(length) - entries(own.recent));
+DeviceCache::Impl::Groups DeviceCache::Impl::groups_for(int layer, std::int64_t grid_pages,
+                                                        std::int64_t quantized) const {
+    Groups result;
+    if (pools_recent(layer)) result.f16 = grid_pages;
     if (!pools_quantized(layer)) return result;
-    const std::int64_t settled = rule.settled_pages(length);
-    result.quantized = std::max<std::int64_t>(0, settled - entries(own.quantized));
-    if (rule.epoch_pages > 0)
-        result.centres =
-            std::max<std::int64_t>(0, divide_up(settled, rule.epoch_pages) - entries(own.epochs));
+    result.quantized = quantized;
+    const int epoch_pages = rules[static_cast<std::size_t>(layer)].epoch_pages;
+    if (epoch_pages > 0) result.centres = divide_up(quantized, epoch_pages);
     return result;
 }
 
-void DeviceCache::Impl::check_free(const Lack& wanted) const {
+DeviceCache::Impl::Groups DeviceCache::Impl::groups_for(int layer, std::int64_t length) const {
+    const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+    return groups_for(layer, rule.grid_pages(length), rule.settled_pages(length));
+}
+
+DeviceCache::Impl::Groups DeviceCache::Impl::lack(int layer, int slot, const Groups& wanted) const {
+    const SlotPages& own = slot_pages[index(layer, slot)];
+    const auto more = [](std::int64_t groups, const Table& table) {
+        return std::max<std::int64_t>(0, groups - static_cast<std::int64_t>(table.host.size()));
+    };
+    return {more(wanted.quantized, own.quantized), more(wanted.f16, own.recent),
+            more(wanted.centres, own.epochs)};
+}
+
+void DeviceCache::Impl::check_free(const Groups& wanted) const {
     check_pool("quantized page groups", wanted.quantized, quantized_pool);
     check_pool("fp16 page groups", wanted.f16, f16_pool);
     check_pool("centres", wanted.centres, centre_pool);
@@ -150,18 +156,25 @@ void DeviceCache::Impl::check_free(const Lack& wanted) const {
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
     check_count("length", length, 0, config.max_tokens);
-    Lack all;
+    std::vector<Groups> wanted;
+    for (int layer = 0; layer < config.layers; ++layer) wanted.push_back(groups_for(layer, length));
+    grow(slot, wanted);
+}
+
+void DeviceCache::Impl::grow(int slot, std::span<const Groups> wanted) {
+    std::vector<Groups> lacks;
+    Groups all;
     for (int layer = 0; layer < config.layers; ++layer) {
-        const Lack of_layer = lack(layer, slot, length);
-        all.quantized += of_layer.quantized;
-        all.f16 += of_layer.f16;
-        all.centres += of_layer.centres;
+        lacks.push_back(lack(layer, slot, wanted[static_cast<std::size_t>(layer)]));
+        all.quantized += lacks.back().quantized;
+        all.f16 += lacks.back().f16;
+        all.centres += lacks.back().centres;
     }
     if (all.quantized + all.f16 + all.centres == 0) return;
     check_free(all);
     std::vector<SlotState> grown = read_states(slot);
     for (int layer = 0; layer < config.layers; ++layer) {
-        const Lack of_layer = lack(layer, slot, length);
+        const Groups& of_layer = lacks[static_cast<std::size_t>(layer)];
         SlotPages& own = slot_pages[index(layer, slot)];
         extend(own.recent, f16_pool, of_layer.f16);
         extend(own.quantized, quantized_pool, of_layer.quantized);
