@@ -118,6 +118,36 @@ TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     EXPECT_EQ(cache.length(0, 0), 400);
 }
 
+/// A slot whose tables still name the pages and centres of the sequence before, which are another's now.
+TEST_F(DeviceCacheArguments, PagesThatAreAnotherSequences) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.transform = CacheConfig::from_preset(find_preset("base"), 1, 2, 64).transform;
+    config.transform.centre_epoch = 64;
+    for (const int tokens : {200, 20}) { // in two launches, and in one
+        SCOPED_TRACE(tokens);
+        cuda::DeviceCache cache(config);
+        BothCaches rows(config, 600); // for its memory
+        const auto append = [&](const std::vector<int>& counts, int most) {
+            rows.write_rows(counts, most);
+            cache.append(rows.device_append(0, most));
+        };
+        EXPECT_EQ(cache.create(), 0);
+        cache.reserve(0, 600);
+        cache.remove(0);
+        EXPECT_EQ(cache.create(), 0);
+        EXPECT_EQ(cache.create(), 1);
+        cache.reserve(1, 600);
+        append({0, 400}, 400);
+        append({200, 160}, 200);
+        append({0, 1}, 1);
+        cache.verify();
+        const Contents before = contents(config, cache.fetch(1).view(0));
+        append({tokens, 0}, tokens);
+        expect_refused<OutOfPages>([&] { cache.verify(); }, "slot 0, layer 0, at token 200");
+        EXPECT_TRUE(contents(config, cache.fetch(1).view(0)) == before);
+    }
+}
+
 TEST_F(DeviceCacheArguments, Truncate) {
     BothCaches both(config(), 500);
     both.append({400, 20});

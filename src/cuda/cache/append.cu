@@ -56,12 +56,25 @@ __device__ void prepare_head(CalibrationShared& shared, const LayerParams& layer
     }
 }
 
+/// Pages are there for what an append brings and settles.
+__device__ bool fits(const LayerRule& rule, const SlotState& slot, const Step& step) {
+    const LayerExtent after = settled(rule, slot.extent, step.settle);
+    // Until it is visible, what is quantized keeps its fp16 pages.
+    const std::int64_t first = rule.grid_page(slot.extent.recent_first);
+    const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
+    const bool quantized_fit =
+        step.settle.quantize == 0 || rule.grid_page(after.recent_first) <= slot.quantized_capacity;
+    return quantized_fit && end <= slot.recent_capacity && end - first <= slot.recent.pages;
+}
+
 __global__ void __launch_bounds__(kPageThreads)
     settle_kernel(const __grid_constant__ AppendParams params) {
     __shared__ CalibrationShared shared;
     const SlotState slot = params.layer.slots[blockIdx.y];
     const Step step(params, slot, static_cast<int>(blockIdx.y));
-    prepare_head(shared, params.layer, slot, step, static_cast<int>(blockIdx.x));
+    // What has no pages has no epochs either; the next launch tells.
+    if (step.tokens > 0 && fits(params.layer.rule, slot, step))
+        prepare_head(shared, params.layer, slot, step, static_cast<int>(blockIdx.x));
 }
 
 /// The first fault of a slot stays.
@@ -195,17 +208,6 @@ __device__ bool takes_queries(const AppendParams& params, const SlotState& slot,
     return params.query_blocks > 0 && rule.balances && slot.calibrated == 0 &&
            slot.extent.length < rule.sink_tokens + rule.calibration_tokens &&
            slot.extent.length + tokens > rule.sink_tokens;
-}
-
-/// Pages are there for what an append brings and settles.
-__device__ bool fits(const LayerRule& rule, const SlotState& slot, const Step& step) {
-    const LayerExtent after = settled(rule, slot.extent, step.settle);
-    // Until it is visible, what is quantized keeps its fp16 pages.
-    const std::int64_t first = rule.grid_page(slot.extent.recent_first);
-    const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
-    const bool quantized_fit =
-        step.settle.quantize == 0 || rule.grid_page(after.recent_first) <= slot.quantized_capacity;
-    return quantized_fit && end <= slot.recent_capacity && end - first <= slot.recent.pages;
 }
 
 __device__ paging::LayerExtent extent_after(const LayerRule& rule, const SlotState& slot,
