@@ -2,10 +2,51 @@
 #include "cuda/arguments.h"
 
 #include <string>
+#include <vector>
 
+#include "attention/arguments.h"
 #include "cuda/device.h"
 
 namespace innerkv::cuda {
+namespace {
+
+constexpr std::int64_t kLargestPosition = std::int64_t{1} << 30;
+
+void check_rotation(std::span<const SequenceQueries> sequences) {
+    for (const SequenceQueries& asked : sequences)
+        for (const KeyTransform& transform : asked.sequence->transforms)
+            if (transform.rotate != asked.sequence->transforms[0].rotate)
+                throw InvalidArgument(
+                    "cuda: some KV heads of a sequence are rotated and others not; "
+                    "rotate all or none");
+}
+
+} // namespace
+
+void check_sequences(const AttentionShape& shape, std::span<const SequenceQueries> sequences) {
+    // As the CPU's: what it asks of queries and outputs is made up.
+    float nothing = 0.0f;
+    std::vector<QueryBlock> blocks;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+        const SequenceQueries& asked = sequences[i];
+        QueryBlock block;
+        block.sequence = asked.sequence;
+        block.q = block.out = &nothing;
+        block.q_head_stride = block.out_head_stride = shape.format.head_dim;
+        block.q_token_stride = block.out_token_stride = shape.format.head_dim;
+        block.first_position = asked.first_position;
+        block.tokens = asked.query_tokens;
+        blocks.push_back(block);
+    }
+    check_attention_arguments(shape, blocks);
+    for (const SequenceQueries& asked : sequences)
+        if (asked.sequence->length > kLargestPosition || asked.first_position > kLargestPosition)
+            throw InvalidArgument(
+                "cuda: a sequence of length " + std::to_string(asked.sequence->length) +
+                ", queries from position " + std::to_string(asked.first_position) +
+                " on; supported are up to 2^30");
+    check_rotation(sequences);
+}
 
 void CallArguments::check_pointer(const void* pointer, const char* name) const {
     cudaPointerAttributes attributes{};

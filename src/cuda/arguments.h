@@ -20,4 +20,8 @@ private:
     int device_;
 };
 
+/// What kernels of this shape read: as check_attention_arguments, and with positions and transforms that they take.
+/// Throws InvalidArgument.
+void check_sequences(const AttentionShape& shape, std::span<const SequenceQueries> sequences);
+
 } // namespace innerkv::cuda

@@ -231,6 +231,7 @@ TEST_F(DeviceCacheTransfers, TruncatedSequencesAreLoaded) {
         SCOPED_TRACE(preset);
         CacheConfig config = config_of(preset, 64);
         config.sliding_window = {0, 500};
+        config.max_tokens = 2800;
         BothCaches both(config, 900);
         both.append({400, 300, 360});
         both.append({1, 1, 1});

@@ -46,7 +46,7 @@ TEST_F(DeviceCacheForks, OneBeginsAnew) {
     both.reorder({0, 0, 1});
     both.truncate(0, 0);
     both.append({300, 1, 1});
-    both.append({200, 50, 60});
+    both.append({100, 50, 60});
     both.append({1, 1, 1});
     both.expect_same();
 }

@@ -108,7 +108,13 @@ struct DeviceCache::Impl {
     void reorder(std::span<const int> sources);
     CacheUsage usage() const;
     int load(std::span<const SequenceView> layers);
+    /// Throw InvalidArgument unless load() takes such a view.
     void check_view(int layer, const SequenceView& view) const;
+    void check_extent(int layer, const paging::LayerExtent& extent) const;
+    void check_room(int layer, const paging::LayerExtent& extent) const;
+    void check_centres(int layer, const SequenceView& view,
+                       const paging::LayerExtent& extent) const;
+    void check_transforms(int layer, const SequenceView& view) const;
     void load_layer(int layer, int slot, const SequenceView& view, SlotState& state) const;
 
     /// States of a slot in all layers; what was enqueued before has run.

@@ -6,6 +6,7 @@
 
 #include "cache/state.h"
 #include "cuda/cache/cache.h"
+#include "cuda/cache/view.h"
 
 namespace innerkv::cuda {
 namespace {
@@ -69,83 +70,7 @@ std::vector<std::byte> gather(const PageRun& run, int kv_heads, std::size_t page
     return all;
 }
 
-paging::LayerExtent extent_of(const paging::LayerRule& rule, const SequenceView& view) {
-    paging::LayerExtent extent;
-    extent.length = view.length;
-    extent.quantized_first = view.quantized.tokens > 0 ? view.quantized.first_token
-                             : view.recent.tokens > 0  ? view.recent.first_token
-                                                       : rule.sink_tokens;
-    extent.recent_first = extent.quantized_first + view.quantized.tokens;
-    const std::int64_t sink_end = std::min<std::int64_t>(view.length, rule.sink_tokens);
-    extent.dropped = sink_end - view.sink.tokens;
-    if (extent.quantized_first > rule.sink_tokens) extent.dropped = extent.quantized_first;
-    return extent;
-}
-
-/// Page groups of a table, and what is in front of them.
-struct Stretch {
-    std::int64_t first;
-    std::size_t count;
-};
-Stretch stretch_of(std::int64_t first, std::int64_t count) {
-    return {first, static_cast<std::size_t>(std::max<std::int64_t>(0, count))};
-}
-
-/// Where the pages of each run, and the epochs, are in their tables.
-struct Stretches {
-    Stretch sink;
-    Stretch recent;
-    Stretch quantized;
-    Stretch epochs;
-
-    Stretches(const paging::LayerRule& rule, const paging::LayerExtent& extent)
-        : sink(stretch_of(rule.dropped_sink_pages(extent),
-                          rule.sink_pages(extent.length) - rule.dropped_sink_pages(extent))),
-          recent(stretch_of(rule.grid_page(extent.recent_first),
-                            rule.grid_pages(extent.length) - rule.grid_page(extent.recent_first))),
-          quantized(stretch_of(rule.grid_page(extent.quantized_first), extent.quantized_pages())),
-          epochs(stretch_of(rule.epochs(extent).first, rule.epochs(extent).count())) {}
-};
-
-[[noreturn]] void refuse_view(int layer, const std::string& fault) {
-    throw InvalidArgument("cuda cache: the view of layer " + std::to_string(layer) + " " + fault +
-                          "; views must come from a cache of the same config");
-}
-
 } // namespace
-
-void DeviceCache::Impl::check_view(int layer, const SequenceView& view) const {
-    const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
-    const paging::LayerExtent extent = extent_of(rule, view);
-    const Stretches stretches(rule, extent);
-    if (view.length < 0 || view.length > config.max_tokens)
-        refuse_view(layer, "has " + std::to_string(view.length) + " tokens, the cache takes " +
-                               std::to_string(config.max_tokens));
-    if (view.quantized.tokens % kPageTokens != 0 ||
-        (extent.recent_first - rule.sink_tokens) % kPageTokens != 0)
-        refuse_view(layer, "has quantized tokens that are no whole pages of this sink");
-    const auto pages_fit = [](const PageRun& run, const Stretch& stretch) {
-        return run.pages.size() == stretch.count;
-    };
-    if (!pages_fit(view.sink, stretches.sink) || !pages_fit(view.recent, stretches.recent) ||
-        !pages_fit(view.quantized, stretches.quantized))
-        refuse_view(layer, "has other runs of pages");
-    const std::int64_t most = paging::divide_up(config.max_tokens, kPageTokens);
-    const std::int64_t ring = layouts[static_cast<std::size_t>(layer)].recent_pages;
-    if (static_cast<std::int64_t>(stretches.recent.count) > (ring > 0 ? ring : most))
-        refuse_view(layer, "has a longer recent window");
-    if (view.quantized.tokens == 0) return;
-    if (!rule.quantizes) refuse_view(layer, "has quantized pages, and here nothing is quantized");
-    if (view.centres.epochs.size() != stretches.epochs.count)
-        refuse_view(layer, "has " + std::to_string(view.centres.epochs.size()) +
-                               " centres of keys where " + std::to_string(stretches.epochs.count) +
-                               " are needed");
-    const bool transformed =
-        params[static_cast<std::size_t>(layer)].rotate != 0 || rule.calibration_tokens > 0;
-    if (transformed != !view.transforms.empty() &&
-        config.transform.norm != KeyNormPolicy::calibrated)
-        refuse_view(layer, "went through other transforms");
-}
 
 void DeviceCache::Impl::load_layer(int layer, int slot, const SequenceView& view,
                                    SlotState& state) const {
