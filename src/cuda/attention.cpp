@@ -125,6 +125,7 @@ struct Attention::Impl {
         if (rows >= kLeastChunkRows)
             prefill =
                 Prefill(shape, limits.device, limits.max_sequences, limits.max_history_tokens);
+        finish_writes();
     }
 
     int group() const { return shape.q_heads / shape.kv_heads; }

@@ -95,6 +95,10 @@ void require_device(int device) {
     if (info.major < kOldestMajor) throw Unavailable("cuda: " + too_old(info));
 }
 
+void finish_writes() {
+    check(cudaStreamSynchronize(cudaStreamLegacy), "waiting for what was written");
+}
+
 DeviceScope::DeviceScope(int device) : device_(device) {
     check(cudaGetDevice(&before_), "asking for the current device");
     if (before_ != device_)

@@ -29,6 +29,10 @@ private:
     int device_;
 };
 
+/// Waits for copies and fills of the default stream, which may be under way when the calls that asked for them return:
+/// a stream that does not block does not wait for them. What writes device memory for launches to come ends with this.
+void finish_writes();
+
 /// Memory of one device.
 class DeviceMemory {
 public:

@@ -189,6 +189,7 @@ DeviceSequences::DeviceSequences(const AttentionShape& shape,
     const DeviceScope scope(device);
     check(cudaMemcpy(impl_->memory.data(), filled, layout.bytes(), cudaMemcpyHostToDevice),
           "copying sequences to device " + std::to_string(device));
+    finish_writes();
 }
 
 DeviceSequences::~DeviceSequences() = default;

@@ -185,6 +185,7 @@ void DeviceCache::Impl::permute(std::span<const int> sources) {
     }
     check(cudaMemcpy(faults, new_faults.data(), slots * sizeof(Fault), cudaMemcpyHostToDevice),
           "writing what appends refused");
+    finish_writes();
 }
 
 DeviceCache::Impl::Groups DeviceCache::Impl::reorder_lack(const std::vector<int>& uses) const {

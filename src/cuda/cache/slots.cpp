@@ -85,6 +85,7 @@ void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& wri
     check(cudaMemcpy2D(sequences + slot, sizeof(Sequence) * slots, seen.data(), sizeof(Sequence),
                        sizeof(Sequence), rules.size(), cudaMemcpyHostToDevice),
           "writing a slot");
+    finish_writes();
 }
 
 int DeviceCache::Impl::create() {
@@ -97,8 +98,9 @@ int DeviceCache::Impl::create() {
     std::vector<SlotState> fresh(rules.size());
     for (int layer = 0; layer < config.layers; ++layer)
         fresh[static_cast<std::size_t>(layer)] = fresh_states[index(layer, slot)];
-    write_states(slot, fresh);
+    const DeviceScope scope(device);
     check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing a slot");
+    write_states(slot, fresh);
     *free = true;
     return slot;
 }
@@ -172,6 +174,7 @@ void DeviceCache::Impl::grow(int slot, std::span<const Groups> wanted) {
     }
     if (all.quantized + all.f16 + all.centres == 0) return;
     check_free(all);
+    const DeviceScope scope(device);
     std::vector<SlotState> grown = read_states(slot);
     for (int layer = 0; layer < config.layers; ++layer) {
         const Groups& of_layer = lacks[static_cast<std::size_t>(layer)];
@@ -188,6 +191,7 @@ void DeviceCache::Impl::grow(int slot, std::span<const Groups> wanted) {
     check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, grown.data(), sizeof(SlotState),
                        sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
           "writing a slot");
+    finish_writes();
 }
 
 namespace {
@@ -272,6 +276,7 @@ void DeviceCache::Impl::check_faults() {
     if (first == found.end()) return;
     const auto slot = static_cast<int>(first - found.begin());
     check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing what an append refused");
+    finish_writes();
     const std::string what = "cuda cache: an append to slot " + std::to_string(slot) + ", layer " +
                              std::to_string(first->layer) + ", ";
     if (first->kind == FaultKind::pages)
