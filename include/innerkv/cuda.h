@@ -75,12 +75,13 @@ struct Sequence {
     Run recent;
     std::int64_t length = 0;
     std::int64_t first_position = 0; ///< of its first query token
-    std::int32_t query_tokens =
-        0;                       ///< up to AttentionLimits::max_query_tokens; 0: nothing is written
-    std::int32_t rotate = 0;     ///< 1: keys and values of the quantized run are rotated
-    const float* norm = nullptr; ///< [kv_heads, head_dim] or null
-    const float* centre = nullptr;            ///< likewise; null where there are epochs
-    const float* value_centre = nullptr;      ///< likewise
+    /// Up to AttentionLimits::max_query_tokens; 0: nothing is written. More, or fewer than 0: the outputs and log_sum_exp
+    /// of the first max_query_tokens are NaN where they see a token, and nothing is written behind them.
+    std::int32_t query_tokens = 0;
+    std::int32_t rotate = 0;             ///< 1: keys and values of the quantized run are rotated
+    const float* norm = nullptr;         ///< [kv_heads, head_dim] or null
+    const float* centre = nullptr;       ///< likewise; null where there are epochs
+    const float* value_centre = nullptr; ///< likewise
     const std::byte* const* epochs = nullptr; ///< CentreRun; null: none
     std::int32_t epoch_pages = 0;
     std::int32_t first_page = 0;

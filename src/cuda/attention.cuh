@@ -137,7 +137,7 @@ __device__ void attend_dense(const AttentionParams& params, BlockShared<C>& shar
                              WarpShared<C>& mine, const Thread& thread) {
     const Task& task = shared.task;
     const Sequence& sequence = params.sequences[task.item.sequence];
-    const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
+    const Visible visible = visible_to(params, sequence, 0, query_tokens_of(params, sequence) - 1);
     const RowRules rules = row_rules(params, shared, thread.g);
     DenseWalk<C> walk(params, shared, mine.exchange, thread);
     __syncwarp(); // the last page's logits have been read

@@ -24,7 +24,7 @@ __device__ RowPlace place_of(const AttentionParams& params, const Item& item, in
     const int token = static_cast<int>(
         __fdividef(static_cast<float>(index) + 0.5f, static_cast<float>(params.group)));
     return {token, item.kv_head * params.group + index - token * params.group,
-            token < params.sequences[item.sequence].query_tokens};
+            token < query_tokens_of(params, params.sequences[item.sequence])};
 }
 
 /// Bits of a row of `channels` elements from element `at` of `data` on, zeros behind; nothing waits for them until they

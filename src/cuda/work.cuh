@@ -30,7 +30,7 @@ __device__ inline PageRange pages_of(const Run& run, Visible visible, int tokens
 }
 
 __device__ inline HeadWork head_work(const AttentionParams& params, const Sequence& sequence) {
-    const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
+    const Visible visible = visible_to(params, sequence, 0, query_tokens_of(params, sequence) - 1);
     return {pages_of(sequence.sink, visible, kDenseTokens),
             pages_of(sequence.recent, visible, kDenseTokens),
             pages_of(sequence.quantized, visible, kPageTokens)};
@@ -38,7 +38,7 @@ __device__ inline HeadWork head_work(const AttentionParams& params, const Sequen
 
 template <class C>
 __device__ int strips_of(const AttentionParams& params, const Sequence& sequence) {
-    return (sequence.query_tokens * params.group + C::kRows - 1) / C::kRows;
+    return (query_tokens_of(params, sequence) * params.group + C::kRows - 1) / C::kRows;
 }
 
 __device__ inline int sum_of_warp(int value) { return __reduce_add_sync(~0u, value); }
@@ -161,7 +161,7 @@ __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
          s += static_cast<int>(blockDim.x)) {
         const Sequence& sequence = params.sequences[s];
         const int units = head_work(params, sequence).units(); // asks for all of it at once
-        shared.units[s] = sequence.query_tokens == 0 ? 0 : units;
+        shared.units[s] = query_tokens_of(params, sequence) == 0 ? 0 : units;
     }
     if (params.count > kWarpSize) __syncthreads(); // otherwise the first warp has written all
     if (thread.warp != 0) return;
