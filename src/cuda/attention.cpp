@@ -32,8 +32,8 @@ void check_limits(const AttentionLimits& limits) {
                               " tokens; supported are up to 2^30, and 0 for none");
 }
 
-constexpr int kMostRows = 1 << 20; ///< of a sequence's KV head
-constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
+constexpr std::int64_t kMostRows = 1 << 20;   ///< of a sequence's KV head
+constexpr std::int64_t kMostStrips = 1 << 22; ///< of all KV heads: work.cuh divides them
 
 /// Threads of a launch, the same for all lengths.
 struct Grid {
@@ -88,20 +88,28 @@ struct Attention::Impl {
     Grid narrow; ///< more blocks, for more items than there are wide ones
     int max_strips = 0;
     DeviceMemory partials;
-    DeviceMemory counters; ///< the next segment, then arrivals of items
+    DeviceMemory counters; ///< the next segment, then arrivals of parts
     Prefill prefill;
 
     Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
         : shape(attention_shape), limits(attention_limits) {
         check_attention_arguments(shape, {});
         check_limits(limits);
-        const int rows = limits.max_query_tokens * group();
-        if (rows > kMostRows)
+        const std::int64_t all_rows = std::int64_t{limits.max_query_tokens} * group();
+        if (all_rows > kMostRows)
             throw InvalidArgument("cuda attention: " + std::to_string(limits.max_query_tokens) +
                                   " query tokens of " + std::to_string(group()) +
                                   " query heads a KV head; supported are 2^20 rows");
+        const int rows = static_cast<int>(all_rows);
         const bool packed = rows <= kFewRows;
         kernel = find_kernel(shape.format, packed);
+        max_strips = (rows + kernel.rows - 1) / kernel.rows;
+        if (std::int64_t{shape.kv_heads} * max_strips >= kMostStrips)
+            throw InvalidArgument("cuda attention: " + std::to_string(limits.max_query_tokens) +
+                                  " query tokens of " + std::to_string(shape.q_heads) +
+                                  " query heads; supported are fewer than 2^22 times " +
+                                  std::to_string(kernel.rows) +
+                                  " rows of a sequence: ask for fewer tokens at a time");
         require_device(limits.device);
         const DeviceScope scope(limits.device);
         const int padded_dim = shape.format.padded_dim();
@@ -109,18 +117,12 @@ struct Attention::Impl {
         narrow = make_grid(kernel, padded_dim, limits.device, kMaxWarps / 2);
         for (Grid* grid : {&wide, &narrow})
             if (limits.max_blocks > 0) grid->blocks = std::min(grid->blocks, limits.max_blocks);
-        max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
             static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));
-        partials = DeviceMemory(
-            limits.device,
-            static_cast<std::size_t>(most_slots(std::max(wide.blocks, narrow.blocks))) * floats *
-                sizeof(float),
-            "partial results");
-        const auto items = static_cast<std::size_t>(limits.max_sequences) *
-                           static_cast<std::size_t>(shape.kv_heads) *
-                           static_cast<std::size_t>(max_strips);
-        counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
+        const auto slots =
+            static_cast<std::size_t>(most_slots(std::max(wide.blocks, narrow.blocks)));
+        partials = DeviceMemory(limits.device, slots * floats * sizeof(float), "partial results");
+        counters = DeviceMemory(limits.device, (slots + 1) * sizeof(int), "counters");
         check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
         if (rows >= kLeastChunkRows)
             prefill =

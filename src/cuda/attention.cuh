@@ -182,10 +182,7 @@ __device__ void attend_task(const AttentionParams& params, BlockShared<C>& share
                 whole ? shared.merged_states : partial.states(), thread);
     if (threadIdx.x == 0) shared.segment = next;
     if (!whole) {
-        int* arrivals = params.arrivals +
-                        (item.sequence * params.kv_heads + item.kv_head) * params.max_strips +
-                        item.strip;
-        if (!arrive(shared, arrivals, item.parts)) return;
+        if (!arrive(shared, params.arrivals + item.first_slot, item.parts)) return;
         merge_partials(params, shared, item, reinterpret_cast<SliceSums*>(warps), thread);
     }
     __syncthreads();

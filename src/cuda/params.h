@@ -37,7 +37,7 @@ struct AttentionParams {
     void* out;
     float* log_sum_exp;
     float* partials;   ///< [most_slots()][partial_floats()]
-    int* arrivals;     ///< [items], all 0 between launches
+    int* arrivals;     ///< [most_slots()], an item's at its first slot; all 0 between launches
     int* next_segment; ///< beyond the first of every block; 0 between launches
     std::int64_t q_sequence_stride;
     std::int64_t q_token_stride;

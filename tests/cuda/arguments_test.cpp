@@ -41,8 +41,27 @@ TEST_F(DeviceArguments, Shapes) {
                                     "supported are those of the presets base, small");
 }
 
+TEST_F(DeviceArguments, ShapesOfTooManyRows) {
+    AttentionShape shape = batch_.shape;
+    shape.q_heads = 1 << 16;
+    shape.kv_heads = 1;
+    const cuda::AttentionLimits limits{0, 1, 1 << 16, 0};
+    expect_refused<InvalidArgument>([&] { const cuda::Attention attention(shape, limits); },
+                                    "65536 query heads a KV head; supported are 2^20 rows");
+    shape.q_heads = shape.kv_heads = 1 << 9;
+    expect_refused<InvalidArgument>([&] { const cuda::Attention attention(shape, limits); },
+                                    "512 query heads; supported are fewer than 2^22 times 8 rows");
+}
+
+/// Counters are those of blocks' parts, however much may be asked.
+TEST_F(DeviceArguments, LimitsTakeNoMemory) {
+    const cuda::Attention few(batch_.shape, {0, 1, 8, 0});
+    const cuda::Attention many(batch_.shape, {0, 256, 1 << 16, 0});
+    EXPECT_EQ(few.bytes(), many.bytes());
+}
+
 TEST_F(DeviceArguments, MemoryThatIsNotThere) {
-    // Counters and partial results are small, so sequences: a page in host memory, named two million times.
+    // Counters and partial results are small, so sequences: a page in host memory, named 40,000 times.
     SequenceSpec spec;
     spec.quantized = 32;
     batch_.add(spec);
