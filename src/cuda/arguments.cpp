@@ -48,9 +48,14 @@ void check_sequences(const AttentionShape& shape, std::span<const SequenceQuerie
     check_rotation(sequences);
 }
 
-void CallArguments::check_pointer(const void* pointer, const char* name) const {
+void CallArguments::check_pointer(const void* pointer, const std::string& name,
+                                  std::size_t alignment) const {
+    if (reinterpret_cast<std::uintptr_t>(pointer) % alignment != 0)
+        throw InvalidArgument(std::string(subject_) + ": " + name +
+                              " does not begin at a multiple of the " + std::to_string(alignment) +
+                              " bytes of its elements");
     cudaPointerAttributes attributes{};
-    check(cudaPointerGetAttributes(&attributes, pointer), std::string("looking at ") + name);
+    check(cudaPointerGetAttributes(&attributes, pointer), "looking at " + name);
     if (attributes.type == cudaMemoryTypeManaged) return;
     if (attributes.type != cudaMemoryTypeDevice)
         throw InvalidArgument(std::string(subject_) + ": " + name +
@@ -60,6 +65,15 @@ void CallArguments::check_pointer(const void* pointer, const char* name) const {
         throw InvalidArgument(std::string(subject_) + ": " + name + " is memory of device " +
                               std::to_string(attributes.device) +
                               ", the object was made for device " + std::to_string(device_));
+}
+
+void CallArguments::check_stride(std::ptrdiff_t stride, int count, int head_dim,
+                                 const std::string& name) const {
+    constexpr std::ptrdiff_t kFar = std::ptrdiff_t{1} << 48;
+    if (count < 2 || (stride >= head_dim && stride <= kFar)) return;
+    throw InvalidArgument(std::string(subject_) + ": " + name + " is " + std::to_string(stride) +
+                          " elements; supported are the head dimension, " +
+                          std::to_string(head_dim) + ", to 2^48");
 }
 
 void CallArguments::check_stream(Stream stream) const {

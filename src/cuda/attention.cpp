@@ -138,10 +138,20 @@ struct Attention::Impl {
                                   " sequences; this object was made for up to " +
                                   std::to_string(limits.max_sequences));
         const CallArguments arguments("cuda attention", limits.device);
-        arguments.check_pointer(call.sequences, "the array of sequences");
-        arguments.check_pointer(call.q, "q");
-        arguments.check_pointer(call.out, "out");
-        if (call.log_sum_exp != nullptr) arguments.check_pointer(call.log_sum_exp, "log_sum_exp");
+        arguments.check_pointer(call.sequences, "the array of sequences", alignof(Sequence));
+        arguments.check_pointer(call.q, "q", element_bytes(call.q_type));
+        arguments.check_pointer(call.out, "out", element_bytes(call.out_type));
+        if (call.log_sum_exp != nullptr)
+            arguments.check_pointer(call.log_sum_exp, "log_sum_exp", sizeof(float));
+        const auto check = [&](std::ptrdiff_t stride, int count, const char* name) {
+            arguments.check_stride(stride, count, shape.format.head_dim, name);
+        };
+        check(call.q_sequence_stride, call.count, "q_sequence_stride");
+        check(call.q_token_stride, limits.max_query_tokens, "q_token_stride");
+        check(call.q_head_stride, shape.q_heads, "q_head_stride");
+        check(call.out_sequence_stride, call.count, "out_sequence_stride");
+        check(call.out_token_stride, limits.max_query_tokens, "out_token_stride");
+        check(call.out_head_stride, shape.q_heads, "out_head_stride");
         arguments.check_stream(call.stream);
     }
 

@@ -113,6 +113,46 @@ TEST_F(DeviceArguments, Calls) {
                                     "log_sum_exp is not device memory");
     expect_refused<InvalidArgument>(run([](auto& call) { call.sequences = nullptr; }),
                                     "the array of sequences");
+    expect_refused<InvalidArgument>(run([](auto& call) { call.q_head_stride = 63; }),
+                                    "q_head_stride is 63 elements");
+    expect_refused<InvalidArgument>(run([](auto& call) { call.out_head_stride = 0; }),
+                                    "out_head_stride is 0 elements");
+    expect_refused<InvalidArgument>(
+        run([](auto& call) { call.q = static_cast<const std::byte*>(call.q) + 2; }),
+        "q does not begin at a multiple of the 4 bytes");
+    expect_refused<InvalidArgument>(
+        run([](auto& call) { call.out = static_cast<std::byte*>(call.out) + 1; }),
+        "out does not begin");
+    expect_refused<InvalidArgument>(run([](auto& call) {
+                                        call.log_sum_exp = reinterpret_cast<float*>(
+                                            reinterpret_cast<std::byte*>(call.log_sum_exp) + 2);
+                                    }),
+                                    "log_sum_exp does not begin");
+    const Result result = collect(batch_, [&] {
+        attention.run(device.call());
+        expect_success(cudaDeviceSynchronize());
+        device.fetch(batch_);
+    });
+    EXPECT_LT(largest_error(result, reference(batch_)), 0.02);
+}
+
+/// Strides between tokens and sequences, where there are several.
+TEST_F(DeviceArguments, Strides) {
+    SequenceSpec spec;
+    spec.quantized = 64;
+    for (int i = 0; i < 2; ++i) batch_.add(spec, 3);
+    const DeviceBatch device(batch_);
+    cuda::Attention attention(batch_.shape, device.limits());
+    for (const auto& [stride, name] :
+         {std::pair{&cuda::AttentionCall::q_token_stride, "q_token_stride"},
+          {&cuda::AttentionCall::out_token_stride, "out_token_stride"},
+          {&cuda::AttentionCall::q_sequence_stride, "q_sequence_stride"},
+          {&cuda::AttentionCall::out_sequence_stride, "out_sequence_stride"}}) {
+        cuda::AttentionCall call = device.call();
+        call.*stride = 0;
+        expect_refused<InvalidArgument>([&] { attention.run(call); },
+                                        std::string(name) + " is 0 elements");
+    }
     const Result result = collect(batch_, [&] {
         attention.run(device.call());
         expect_success(cudaDeviceSynchronize());

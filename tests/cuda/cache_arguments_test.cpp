@@ -76,6 +76,9 @@ TEST_F(DeviceCacheArguments, Appends) {
     expect_refused<InvalidArgument>(append([&](auto& a) { a.v.data = nullptr; }), "v");
     expect_refused<InvalidArgument>(append([](auto& a) { a.k.head_stride = 63; }),
                                     "k's head_stride is 63");
+    expect_refused<InvalidArgument>(
+        append([](auto& a) { a.k.data = static_cast<const std::byte*>(a.k.data) + 2; }),
+        "k does not begin at a multiple of the 4 bytes");
     expect_refused<InvalidArgument>(append([](auto& a) { a.q_heads = 3; }), "3 query heads for 2");
     both.append({1, 1});
     both.expect_same();

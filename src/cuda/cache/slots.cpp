@@ -196,15 +196,12 @@ void DeviceCache::Impl::grow(int slot, std::span<const Groups> wanted) {
 
 namespace {
 
-void check_rows(const CallArguments& arguments, const DeviceRows& rows, const char* name, int slots,
-                int tokens, int heads, int head_dim) {
-    arguments.check_pointer(rows.data, name);
-    const std::string stride = std::string(name) + "'s ";
-    const std::int64_t far = std::int64_t{1} << 48;
-    if (tokens > 1)
-        check_count((stride + "token_stride").c_str(), rows.token_stride, head_dim, far);
-    if (heads > 1) check_count((stride + "head_stride").c_str(), rows.head_stride, head_dim, far);
-    if (slots > 1) check_count((stride + "slot_stride").c_str(), rows.slot_stride, head_dim, far);
+void check_rows(const CallArguments& arguments, const DeviceRows& rows, const std::string& name,
+                int slots, int tokens, int heads, int head_dim) {
+    arguments.check_pointer(rows.data, name, element_bytes(rows.type));
+    arguments.check_stride(rows.token_stride, tokens, head_dim, name + "'s token_stride");
+    arguments.check_stride(rows.head_stride, heads, head_dim, name + "'s head_stride");
+    arguments.check_stride(rows.slot_stride, slots, head_dim, name + "'s slot_stride");
 }
 
 } // namespace
@@ -227,7 +224,8 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
                                   " query heads for " + std::to_string(config.kv_heads) +
                                   " KV heads; queries come from a multiple of them");
     }
-    if (append.tokens != nullptr) arguments.check_pointer(append.tokens, "tokens");
+    if (append.tokens != nullptr)
+        arguments.check_pointer(append.tokens, "tokens", sizeof(std::int32_t));
     arguments.check_stream(append.stream);
     const DeviceScope scope(device);
     AppendParams launch{};
