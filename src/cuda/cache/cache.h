@@ -25,6 +25,8 @@ public:
     std::byte* take();
     void share(std::byte* group) { ++owners_[number(group)]; }
     bool shared(std::byte* group) const { return owners_[number(group)] > 1; }
+    /// Groups that nobody has any more once each of these, listed as often as it is given back, has been.
+    std::int64_t freed_by(std::vector<std::byte*> given_back) const;
     void give_back(std::byte* group) {
         if (--owners_[number(group)] == 0) given_back_.push_back(group);
     }
@@ -117,10 +119,28 @@ struct DeviceCache::Impl {
     void check_transforms(int layer, const SequenceView& view) const;
     void load_layer(int layer, int slot, const SequenceView& view, SlotState& state) const;
 
+    /// A new slot that `fill` has filled. Where that throws there is none, and its pages are given back.
+    template <typename Fill>
+    int create_filled(const Fill& fill) {
+        const int slot = create();
+        try {
+            fill(slot);
+        } catch (...) {
+            remove(slot);
+            throw;
+        }
+        return slot;
+    }
+
     /// States of a slot in all layers; what was enqueued before has run.
     std::vector<SlotState> read_states(int slot) const;
     /// And what attention sees of them; nobody asks.
     void write_states(int slot, const std::vector<SlotState>& written) const;
+    /// The same of all slots, [layers, max_sequences].
+    std::vector<SlotState> read_all_states() const;
+    void write_all_states(const std::vector<SlotState>& written) const;
+    /// Those of one slot.
+    std::vector<SlotState> states_of(const std::vector<SlotState>& all, int slot) const;
 
     void choose_layouts();
     /// Gives everything its place from `base` on; returns the bytes behind it.

@@ -21,6 +21,11 @@ void check_count(const char* name, std::int64_t value, std::int64_t least, std::
                           std::to_string(most));
 }
 
+/// Of a slot whose tokens do not ask; a slot that was never used has no tables yet.
+Sequence seen_by_attention(const LayerParams& layer, const SlotState& state) {
+    return state.in_use != 0 ? shown(layer, state, 0) : Sequence{};
+}
+
 /// Takes groups until the table has `count` entries more.
 void extend(Table& table, DevicePool& pool, std::int64_t count) {
     const std::size_t first = table.host.size();
@@ -77,7 +82,7 @@ void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& wri
     synchronize();
     std::vector<Sequence> seen;
     for (std::size_t layer = 0; layer < rules.size(); ++layer)
-        seen.push_back(shown(params[layer], written[layer], 0));
+        seen.push_back(seen_by_attention(params[layer], written[layer]));
     const auto slots = static_cast<std::size_t>(config.max_sequences);
     check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, written.data(), sizeof(SlotState),
                        sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
@@ -86,6 +91,39 @@ void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& wri
                        sizeof(Sequence), rules.size(), cudaMemcpyHostToDevice),
           "writing a slot");
     finish_writes();
+}
+
+std::vector<SlotState> DeviceCache::Impl::read_all_states() const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<SlotState> all(slot_pages.size());
+    check(cudaMemcpy(all.data(), states, all.size() * sizeof(SlotState), cudaMemcpyDeviceToHost),
+          "reading slots");
+    return all;
+}
+
+void DeviceCache::Impl::write_all_states(const std::vector<SlotState>& written) const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<Sequence> seen;
+    for (int layer = 0; layer < config.layers; ++layer)
+        for (int slot = 0; slot < config.max_sequences; ++slot)
+            seen.push_back(seen_by_attention(params[static_cast<std::size_t>(layer)],
+                                             written[index(layer, slot)]));
+    check(cudaMemcpy(states, written.data(), written.size() * sizeof(SlotState),
+                     cudaMemcpyHostToDevice),
+          "writing slots");
+    check(
+        cudaMemcpy(sequences, seen.data(), seen.size() * sizeof(Sequence), cudaMemcpyHostToDevice),
+        "writing slots");
+    finish_writes();
+}
+
+std::vector<SlotState> DeviceCache::Impl::states_of(const std::vector<SlotState>& all,
+                                                    int slot) const {
+    std::vector<SlotState> result;
+    for (int layer = 0; layer < config.layers; ++layer) result.push_back(all[index(layer, slot)]);
+    return result;
 }
 
 int DeviceCache::Impl::create() {
@@ -330,12 +368,12 @@ void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
 CacheUsage DeviceCache::Impl::usage() const {
     CacheUsage result;
     result.bytes_reserved = memory.bytes();
+    const std::vector<SlotState> now = read_all_states();
     for (int slot = 0; slot < config.max_sequences; ++slot) {
         if (!in_use[static_cast<std::size_t>(slot)]) continue;
-        const std::vector<SlotState> now = read_states(slot);
-        for (std::size_t layer = 0; layer < rules.size(); ++layer) {
-            const paging::LayerRule& rule = rules[layer];
-            const paging::LayerExtent& extent = now[layer].extent;
+        for (int layer = 0; layer < config.layers; ++layer) {
+            const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+            const paging::LayerExtent& extent = now[index(layer, slot)].extent;
             result.quantized_pages += extent.quantized_pages();
             result.f16_pages += rule.sink_pages(extent.length) - rule.dropped_sink_pages(extent) +
                                 rule.grid_pages(extent.length) -

@@ -117,8 +117,7 @@ int DeviceCache::Impl::load(std::span<const SequenceView> layers) {
         wanted.push_back(groups_for(layer, rule.grid_pages(view.length),
                                     std::max(quantized, rule.settled_pages(view.length))));
     }
-    const int slot = create();
-    try {
+    return create_filled([&](int slot) {
         grow(slot, wanted);
         std::vector<SlotState> loaded = read_states(slot);
         const DeviceScope scope(device);
@@ -126,11 +125,7 @@ int DeviceCache::Impl::load(std::span<const SequenceView> layers) {
             load_layer(layer, slot, layers[static_cast<std::size_t>(layer)],
                        loaded[static_cast<std::size_t>(layer)]);
         write_states(slot, loaded);
-    } catch (...) {
-        remove(slot);
-        throw;
-    }
-    return slot;
+    });
 }
 
 struct HostSequence::Impl {
