@@ -37,8 +37,11 @@ TEST_F(DeviceArguments, Shapes) {
                                     "4 query heads on 3 KV heads");
     shape = batch_.shape;
     shape.format.k = symmetric(3);
-    expect_refused<InvalidArgument>([&] { const cuda::Attention attention(shape, {}); },
-                                    "supported are those of the presets base, small");
+    expect_refused<InvalidArgument>(
+        [&] { const cuda::Attention attention(shape, {}); },
+        "keys of symmetric 3 and values of affine 3 bits; supported are those of "
+        "the presets base (affine 3, affine 3), small (affine 3, "
+        "affine 2), ");
 }
 
 TEST_F(DeviceArguments, ShapesOfTooManyRows) {

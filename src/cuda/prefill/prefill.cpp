@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/table.h"
+
 namespace innerkv::cuda {
 namespace {
 
@@ -47,6 +49,7 @@ Prefill::Prefill(const AttentionShape& shape, int device, int sequences, std::in
     tile_tokens_ = tile_tokens(dim);
     expand_ = expand_kernel_of(shape.format);
     attend_ = attend_kernel_of(shape.format.blocks());
+    if (expand_.function == nullptr || attend_.function == nullptr) throw_no_kernel(shape.format);
     expand_blocks_ = resident_blocks(expand_, device);
     const int blocks = resident_blocks(attend_, device);
     const int parts = 2 * blocks;
