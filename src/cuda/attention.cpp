@@ -42,12 +42,6 @@ struct Grid {
     int shared_bytes = 0;
 };
 
-int attribute(cudaDeviceAttr name, int device) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
-    return value;
-}
-
 /// As many warps as a multiprocessor takes, in blocks of up to `most_warps` each.
 Grid make_grid(const KernelEntry& kernel, int padded_dim, int device, int most_warps) {
     const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -16,6 +16,8 @@ void check(cudaError_t status, const std::string& what);
 /// Throws InvalidArgument or Unavailable unless kernels run on the device.
 void require_device(int device);
 
+int attribute(cudaDeviceAttr name, int device);
+
 /// Makes a device current; the one before is again when this goes.
 class DeviceScope {
 public:

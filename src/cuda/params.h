@@ -13,7 +13,6 @@ inline constexpr int kMaxWarps = 16; ///< of a block
 inline constexpr int kLeastWarps = 2;
 inline constexpr int kFewRows = 4;  ///< rows that a kernel with packed columns takes
 inline constexpr int kManyRows = 8; ///< and one without
-inline constexpr int kMaxPaddedDim = 256;
 
 /// Work is counted in quantized pages; 16 tokens of an fp16 page take as long as this many.
 inline constexpr int kDenseTokens = 16;

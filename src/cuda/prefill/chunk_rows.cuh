@@ -377,7 +377,8 @@ private:
                            token * params_.out_token_stride + head * params_.out_head_stride,
                        half, inverse);
             if (lane_ % 4 == 0 && params_.log_sum_exp != nullptr)
-                write_log_sum_exp(chunk.sequence, token, head, state_[half].reference, weight);
+                write_log_sum_exp(params_, chunk.sequence, token, head, state_[half].reference,
+                                  weight);
         }
     }
 
@@ -392,14 +393,6 @@ private:
                           sums_[span][e + 2 * half] * inverse,
                           sums_[span][e + 2 * half + 1] * inverse);
             }
-    }
-
-    __device__ void write_log_sum_exp(int sequence, int token, int head, float reference,
-                                      float weight) {
-        constexpr float kLn2 = 0.69314718056f;
-        const std::int64_t at = std::int64_t{sequence} * params_.max_query_tokens + token;
-        params_.log_sum_exp[at * params_.q_heads + head] =
-            weight == 0.0f ? -__uint_as_float(0x7f800000) : (reference + log2f(weight)) * kLn2;
     }
 
     const AttentionParams& params_;

@@ -8,12 +8,6 @@
 namespace innerkv::cuda {
 namespace {
 
-int attribute(cudaDeviceAttr name, int device) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
-    return value;
-}
-
 /// sm_90a code runs on 9.0 and on nothing else.
 bool runs_on(int device) {
     return attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
