@@ -13,12 +13,15 @@
 #include "cuda/cache/append.h"
 #include "cuda/cache/state.h"
 #include "cuda/params.h"
+#include "failures.h"
 #include "launch.h"
 
 namespace innerkv::cuda {
 /// What kernels declare: the memory of a block whose size a launch tells.
 alignas(128) unsigned char memory[227 << 10];
 } // namespace innerkv::cuda
+
+int simt::writes_until_failure = -1;
 
 namespace {
 
@@ -96,6 +99,9 @@ std::function<void()> bind(const void* function, void** arguments) {
         reinterpret_cast<void (*)(Params)>(reinterpret_cast<std::uintptr_t>(function));
     return [kernel, params = *static_cast<Params*>(arguments[0])] { kernel(params); };
 }
+
+/// This copy or fill does not happen.
+bool fails() { return simt::writes_until_failure >= 0 && simt::writes_until_failure-- == 0; }
 
 simt::Place place(dim3 size) { return {size.x, size.y, size.z}; }
 
@@ -179,6 +185,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total) {
 }
 cudaError_t cudaMemset(void* data, int value, std::size_t bytes) {
     if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
+    if (fails()) return cudaErrorUnknown;
     writes().push_back([=] { std::memset(data, value, bytes); });
     return cudaSuccess;
 }
@@ -192,6 +199,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 cudaError_t cudaMemcpy2D(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                          std::size_t width, std::size_t height, cudaMemcpyKind kind) {
     if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
+    if (fails()) return cudaErrorUnknown;
     const auto copy = [=](const void* source, std::size_t pitch) {
         for (std::size_t row = 0; row < height; ++row)
             std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
