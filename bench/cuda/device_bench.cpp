@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device_bench.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <memory>
 
+#include "check.h"
 #include "contender.h"
 #include "device_timer.h"
 #include "innerkv/codec.h"
@@ -18,13 +17,6 @@ namespace {
 /// What one append brings: a chunk that asks is one append.
 int append_tokens(const AttentionCase& attention) { return std::max(512, attention.tokens); }
 constexpr double kGigabyte = 1e9;
-
-void check(cudaError_t status, const char* what) {
-    if (status == cudaSuccess) return;
-    static_cast<void>(cudaGetLastError());
-    throw cuda::DeviceError(std::string("cuda: ") + what +
-                            " failed: " + cudaGetErrorString(status));
-}
 
 /// Elements in device memory.
 template <typename T>
