@@ -75,7 +75,7 @@ struct Sequence {
     Run recent;
     std::int64_t length = 0;
     std::int64_t first_position = 0; ///< of its first query token
-    /// Up to AttentionLimits::max_query_tokens; 0: nothing is written. More, or fewer than 0: the outputs and log_sum_exp
+    /// Up to AttentionLimits::max_query_tokens; 0: nothing is written. More, or fewer than 0: outputs and log_sum_exp
     /// of the first max_query_tokens are NaN where they see a token, and nothing is written behind them.
     std::int32_t query_tokens = 0;
     std::int32_t rotate = 0;             ///< 1: keys and values of the quantized run are rotated
@@ -123,8 +123,8 @@ struct AttentionLimits {
     int max_blocks = 0;
     /// Memory for chunks: sequences with 160 query rows a KV head and more have what they see written out as fp16
     /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim
-    /// bytes each; a sequence that finds no room is read page by page for every few queries, many times slower. 0: all are,
-    /// and on other devices than those of compute capability 9.0.
+    /// bytes each; a sequence that finds no room is read page by page for every few queries, many times slower.
+    /// 0: all are, and on other devices than those of compute capability 9.0.
     std::int64_t max_history_tokens = 0;
 };
 
