@@ -2,10 +2,7 @@
 #include "attention_bench.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
-
-#include <fmt/format.h>
 
 #include "contender.h"
 #include "innerkv/attention.h"
@@ -18,10 +15,6 @@
 namespace innerkv::bench {
 namespace {
 
-/// int8 queries and uint8 probabilities change the output by 0.7% on this data.
-constexpr double kLargestArithmeticError = 0.01;
-/// Two-bit codes reach 0.8 on this data; a wrong layout gives about 0.
-constexpr double kSmallestCosine = 0.6;
 constexpr double kGigabyte = 1e9;
 
 struct Stopped {};
@@ -29,17 +22,6 @@ struct Stopped {};
 /// Throws Stopped where the caller wants no more.
 void report(const AttentionBenchOptions& options, const std::string& what, int done, int total) {
     if (options.progress && !options.progress(what, done, total)) throw Stopped();
-}
-
-void check(const ContenderResult& result) {
-    if (result.arithmetic_error > kLargestArithmeticError)
-        throw Error(fmt::format("{} computes wrong attention: relative error {:.3g} against double "
-                                "precision on the same cache",
-                                result.name, result.arithmetic_error));
-    // Written so that NaN fails.
-    if (!(result.cosine >= kSmallestCosine))
-        throw Error(fmt::format("{} computes wrong attention: cosine {:.3g} with the exact result",
-                                result.name, result.cosine));
 }
 
 std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOptions& options,
@@ -62,59 +44,6 @@ std::vector<std::unique_ptr<Contender>> make_contenders(const AttentionBenchOpti
         contenders.push_back(make_peer(options.attention, peer, options.threads, checkpoint));
     return contenders;
 }
-
-} // namespace
-
-void add_times(const AttentionBenchResult& machine, const AttentionCase& attention,
-               std::span<const double> samples, ContenderResult& result) {
-    const auto bytes = static_cast<double>(result.bytes_read);
-    result.median_us = median(samples);
-    result.min_us = minimum(samples);
-    result.gb_per_s = bytes / kGigabyte / (result.median_us * 1e-6);
-    result.percent_of_read_bandwidth = 100.0 * result.gb_per_s / machine.read_bandwidth_gb_per_s;
-    result.floor_us = 1e6 * bytes / kGigabyte / machine.read_bandwidth_gb_per_s;
-    if (result.integer_rows > 0) {
-        const bool alone = result.integer_rows <= attention.rows();
-        const double products_us = 1e6 * attention.multiply_accumulates() / kGigabyte /
-                                   (alone ? machine.dot_gmac_per_s : machine.shared_dot_gmac_per_s);
-        result.floor_us = std::max(result.floor_us, products_us);
-    }
-    result.times_floor = result.median_us / result.floor_us;
-    result.min_times_floor = result.min_us / result.floor_us;
-}
-
-ContenderResult judge(const AttentionCase& attention, Contender& contender,
-                      std::span<const ExactOutput> exact) {
-    contender.wake();
-    contender.run();
-    contender.rest();
-    ContenderResult result;
-    result.name = contender.name();
-    result.bytes_read = contender.bytes_read();
-    result.cosine = 1;
-    // NaN is the largest.
-    const auto larger = [](double a, double b) { return std::isnan(a) || a > b ? a : b; };
-    for (const auto& [sequence, rows] : exact) {
-        const std::vector<float> output = judged_output(attention, contender.output(), sequence);
-        const std::vector<float> expected = contender.expected_output(sequence);
-        for (std::size_t at = 0; at < rows.size(); at += attention.token_elements()) {
-            const auto token = [&](const std::vector<float>& all) {
-                return std::span(all).subspan(at, attention.token_elements());
-            };
-            result.relative_error =
-                larger(result.relative_error, relative_error(token(output), token(rows)));
-            result.cosine = -larger(-result.cosine, -cosine(token(output), token(rows)));
-            if (!expected.empty())
-                result.arithmetic_error =
-                    larger(result.arithmetic_error, relative_error(token(output), token(expected)));
-        }
-    }
-    result.integer_rows = contender.integer_rows();
-    check(result);
-    return result;
-}
-
-namespace {
 
 AttentionBenchResult measure(const AttentionBenchOptions& options) {
     AttentionBenchResult bench;

@@ -55,9 +55,9 @@ struct BenchOptions {
 void check_device_options(const BenchOptions& options) {
     const bench::AttentionCase& attention = options.bench.attention;
     if (!options.peers.empty() || options.bench.shared || !options.bench.isa.empty() ||
-        attention.ragged)
+        attention.ragged || options.bench.threads != 1)
         throw UsageError("--device cuda measures presets alone, on sequences of one length; "
-                         "--peer, --shared, --isa and --ragged are for --device cpu");
+                         "--peer, --shared, --isa, --ragged and --threads are for --device cpu");
     if (cuda::devices().empty())
         throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
 }
@@ -166,14 +166,17 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
 
 std::string to_text(const BenchOptions& options, const bench::AttentionBenchResult& measured) {
     const bench::AttentionCase& attention = options.bench.attention;
+    const int threads = options.bench.threads;
+    const std::string on = options.device == "cuda"
+                               ? measured.isa
+                               : fmt::format("{} thread{}", threads, threads > 1 ? "s" : "");
     std::string text = fmt::format(
         "head dimension {}, {} query and {} key-value heads, {}{} tokens, batch {}, {} query "
         "token{} each, "
-        "{} thread{}{}\n"
+        "{}{}\n"
         "reading {:.1f} GB/s, {} {:.0f} GMAC/s\n",
         attention.head_dim, attention.q_heads, attention.kv_heads, attention.ragged ? "up to " : "",
-        attention.context, attention.batch, attention.tokens, attention.tokens > 1 ? "s" : "",
-        options.bench.threads, options.bench.threads > 1 ? "s" : "",
+        attention.context, attention.batch, attention.tokens, attention.tokens > 1 ? "s" : "", on,
         options.bench.cold ? ", cold" : "", measured.read_bandwidth_gb_per_s,
         measured.dot_instruction, measured.dot_gmac_per_s);
     if (options.bench.shared)

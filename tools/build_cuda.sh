@@ -38,6 +38,6 @@ check() {
 check build-cuda/tests/cuda/cuda_tests --gtest_brief=1
 # A minute's worth: every kind of argument, page, query and append, on a few formats.
 check build-cuda/tests/simt/cuda_emulated_tests --gtest_brief=1 \
-    --gtest_filter='DeviceArguments.*:DeviceMisuse.*:DeviceEdge.*:DeviceGraph.*:DeviceRowTypes.*:All/DeviceFormats.*/base_64:All/DeviceFormats.Chunks*/k8v8_80:All/DeviceFormats.Chunks*/hybrid_128:DeviceCacheArguments.Appends:DeviceCacheTransfers.*:All/DeviceCacheFormats.*/small_80'
+    --gtest_filter='DeviceArguments.*:DeviceMisuse.*:DeviceEdge.*:DeviceGraph.*:DeviceRowTypes.*:DevicePlan.*:DeviceFailures.*:DeviceStreams.*:DeviceBench.*:CudaKernels.*:All/DeviceFormats.*/base_64:All/DeviceFormats.Chunks*/k8v8_80:All/DeviceFormats.Chunks*/hybrid_128:DeviceCacheArguments.*:DeviceCacheForks.*:DeviceCacheTransfers.*:All/DeviceCacheFormats.*/small_80'
 echo "$passed passed, $failed failed"
 ((failed == 0))

@@ -17,22 +17,17 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "device_timer.h"
 #include "innerkv/codec.h"
 #include "innerkv/cuda.h"
+#include "statistics.h"
 
 namespace {
 
 using namespace innerkv;
-
-void check(cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
+using bench::check;
+using bench::median;
 
 struct Case {
     int batch;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device_bench.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <memory>
 
+#include "check.h"
 #include "contender.h"
 #include "device_timer.h"
 #include "innerkv/codec.h"
@@ -18,13 +17,6 @@ namespace {
 /// What one append brings: a chunk that asks is one append.
 int append_tokens(const AttentionCase& attention) { return std::max(512, attention.tokens); }
 constexpr double kGigabyte = 1e9;
-
-void check(cudaError_t status, const char* what) {
-    if (status == cudaSuccess) return;
-    static_cast<void>(cudaGetLastError());
-    throw cuda::DeviceError(std::string("cuda: ") + what +
-                            " failed: " + cudaGetErrorString(status));
-}
 
 /// Elements in device memory.
 template <typename T>
@@ -107,7 +99,8 @@ public:
     std::string name() const override { return "innerkv:" + std::string(preset_.name); }
 
     std::size_t bytes_read() const override {
-        const SequenceView view = fetched().view(0);
+        const cuda::HostSequence fetched = cache_.fetch(0);
+        const SequenceView view = fetched.view(0);
         const std::size_t row =
             PageFormat{kF16, kF16, attention_.head_dim}.page_bytes() / kPageTokens;
         const auto f16_tokens = static_cast<std::size_t>(view.sink.tokens + view.recent.tokens);
@@ -130,15 +123,17 @@ public:
 
     /// Attention of a sequence on what the cache holds, of the judged tokens.
     std::vector<float> expected_output(int sequence) const override {
-        const SequenceView view = fetched().view(sequence);
+        const cuda::HostSequence fetched = cache_.fetch(sequence);
+        const SequenceView view = fetched.view(0);
         const std::vector<float> queries = make_queries(attention_, sequence);
-        std::vector<float> out(queries.size());
+        std::vector<float> out(sequences() * queries.size()); // the batch's, as it is judged
+        float* own = out.data() + static_cast<std::size_t>(sequence) * queries.size();
         const auto token_elements = static_cast<std::ptrdiff_t>(attention_.token_elements());
         for (const int token : judged_tokens(attention_)) {
             QueryBlock block;
             block.sequence = &view;
             block.q = queries.data() + token * token_elements;
-            block.out = out.data() + token * token_elements;
+            block.out = own + token * token_elements;
             block.q_token_stride = block.out_token_stride = token_elements;
             block.q_head_stride = block.out_head_stride = attention_.head_dim;
             block.first_position = attention_.first_position(sequence) + token;
@@ -171,11 +166,6 @@ private:
     std::size_t chunk_elements() const {
         return sequences() * static_cast<std::size_t>(append_tokens(attention_)) *
                attention_.row_elements();
-    }
-
-    const cuda::HostSequence& fetched() const {
-        if (!fetched_) fetched_ = std::make_unique<cuda::HostSequence>(cache_.fetch(0));
-        return *fetched_;
     }
 
     /// The first tokens of k_ and v_, for every slot.
@@ -243,7 +233,6 @@ private:
     DeviceArray<float> out_;
     std::vector<float> output_;
     std::unique_ptr<DeviceGraph> graph_;
-    mutable std::unique_ptr<cuda::HostSequence> fetched_;
 };
 
 using Contenders = std::vector<std::unique_ptr<DeviceContender>>;

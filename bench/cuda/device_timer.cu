@@ -4,18 +4,13 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
+
+#include "check.h"
+#include "statistics.h"
 
 namespace innerkv::bench {
 namespace {
-
-void check(cudaError_t status) {
-    if (status == cudaSuccess) return;
-    static_cast<void>(cudaGetLastError());
-    throw cuda::DeviceError(std::string("timing on a device failed: ") +
-                            cudaGetErrorString(status));
-}
 
 constexpr int kReadBlocks = 1056;
 constexpr int kReadThreads = 512;
@@ -31,6 +26,10 @@ __global__ void read_all(const uint4* from, std::size_t count, unsigned* sink) {
             four[j] = __ldcs(from + i + static_cast<std::size_t>(j) * stride);
 #pragma unroll
         for (int j = 0; j < 4; ++j) sum += four[j].x ^ four[j].y ^ four[j].z ^ four[j].w;
+    }
+    for (; i < count; i += stride) {
+        const uint4 one = __ldcs(from + i);
+        sum += one.x ^ one.y ^ one.z ^ one.w;
     }
     if (sum == 0x12345678) *sink = sum;
 }
@@ -69,11 +68,6 @@ Memory filled(std::size_t bytes) {
     return owned;
 }
 
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
-
 } // namespace
 
 struct DeviceGraph::Impl {
@@ -95,7 +89,8 @@ DeviceGraph::DeviceGraph(DeviceGraph&&) noexcept = default;
 DeviceGraph& DeviceGraph::operator=(DeviceGraph&&) noexcept = default;
 
 struct DeviceTimer::Impl {
-    static constexpr std::size_t kFlushBytes = std::size_t{128} << 20; ///< more than any cache
+    static constexpr std::size_t kLeastFlushBytes = std::size_t{128} << 20;
+    std::size_t flush_bytes = 0; ///< twice the second-level cache
     int multiprocessors = 0;
     cudaStream_t stream = nullptr;
     cudaEvent_t start = nullptr;
@@ -108,7 +103,10 @@ struct DeviceTimer::Impl {
         check(cudaStreamCreate(&stream));
         check(cudaEventCreate(&start));
         check(cudaEventCreate(&stop));
-        flushed = filled(kFlushBytes);
+        int cache_bytes = 0;
+        check(cudaDeviceGetAttribute(&cache_bytes, cudaDevAttrL2CacheSize, device));
+        flush_bytes = std::max(kLeastFlushBytes, 2 * static_cast<std::size_t>(cache_bytes));
+        flushed = filled(flush_bytes);
     }
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
@@ -124,7 +122,7 @@ struct DeviceTimer::Impl {
             reinterpret_cast<unsigned*>(flushed.get()));
     }
     /// By reading: what is written would be written back later.
-    void flush() const { read(flushed, kFlushBytes); }
+    void flush() const { read(flushed, flush_bytes); }
 
     double seconds(const std::function<void()>& work) const {
         check(cudaEventRecord(start, stream));

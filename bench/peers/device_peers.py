@@ -4,9 +4,9 @@
 XQA, all by one method: events around a replay of a CUDA graph that holds one call, the second-level cache filled with
 something else before. Microseconds, the median of 31 replays.
 
-With --tokens a chunk of so many query tokens at the end of the context, each of which sees what stands before it. SDPA's
-cuDNN has no such mask for a chunk shorter than its context: there every query sees all of it. TFLOP/s, of what is seen,
-compare the two.
+With --tokens a chunk of so many query tokens at the end of the context. Each of ours sees what stands before it; PyTorch's,
+flash and cuDNN alike, are asked without a mask: every query sees all of the context. TFLOP/s, of what is seen, compare
+the two.
 
     bench/peers/device_peers.py [--ours build-cuda/bench/cuda/cuda_attention_timing] [--presets base,small]
                                 [--q-heads 32] [--kv-heads 8] [--head-dim 128] [--tokens 1]

@@ -75,12 +75,13 @@ struct Sequence {
     Run recent;
     std::int64_t length = 0;
     std::int64_t first_position = 0; ///< of its first query token
-    std::int32_t query_tokens =
-        0;                       ///< up to AttentionLimits::max_query_tokens; 0: nothing is written
-    std::int32_t rotate = 0;     ///< 1: keys and values of the quantized run are rotated
-    const float* norm = nullptr; ///< [kv_heads, head_dim] or null
-    const float* centre = nullptr;            ///< likewise; null where there are epochs
-    const float* value_centre = nullptr;      ///< likewise
+    /// Up to AttentionLimits::max_query_tokens; 0: nothing is written. More, or fewer than 0: outputs and log_sum_exp
+    /// of the first max_query_tokens are NaN where they see a token, and nothing is written behind them.
+    std::int32_t query_tokens = 0;
+    std::int32_t rotate = 0;             ///< 1: keys and values of the quantized run are rotated
+    const float* norm = nullptr;         ///< [kv_heads, head_dim] or null
+    const float* centre = nullptr;       ///< likewise; null where there are epochs
+    const float* value_centre = nullptr; ///< likewise
     const std::byte* const* epochs = nullptr; ///< CentreRun; null: none
     std::int32_t epoch_pages = 0;
     std::int32_t first_page = 0;
@@ -121,9 +122,9 @@ struct AttentionLimits {
     /// others.
     int max_blocks = 0;
     /// Memory for chunks: sequences with 160 query rows a KV head and more have what they see written out as fp16
-    /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim bytes each;
-    /// a sequence that finds no room is read page by page for every few queries, many times slower. 0: all are,
-    /// and on other devices than those of compute capability 9.0.
+    /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim
+    /// bytes each; a sequence that finds no room is read page by page for every few queries, many times slower.
+    /// 0: all are, and on other devices than those of compute capability 9.0.
     std::int64_t max_history_tokens = 0;
 };
 
@@ -132,7 +133,7 @@ inline constexpr int kMaxQueryTokens = 1 << 16;
 inline constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
 
 /// Queries and outputs in device memory, [sequence, token, q_head, head_dim], last dimension contiguous;
-/// strides in elements.
+/// strides in elements, of tokens where max_query_tokens is above 1.
 struct AttentionCall {
     const Sequence* sequences = nullptr; ///< [count], in device memory
     int count = 0;
@@ -162,8 +163,10 @@ public:
     Attention(Attention&&) noexcept;
     Attention& operator=(Attention&&) noexcept;
 
-    /// Enqueues one launch, four where there is memory for chunks. Throws InvalidArgument for a pointer or stream of another device and for
-    /// strides and counts out of range, DeviceError where the launch is refused; then nothing has run.
+    /// Enqueues one launch, four where there is memory for chunks. Throws InvalidArgument, and nothing has run, for a
+    /// pointer or stream of another device, a pointer that is not a multiple of its elements' size, a count above
+    /// max_sequences and, of what there is more than one of, strides below the head dimension. Throws DeviceError
+    /// where a launch is refused: others may have run, and outputs hold nothing.
     void run(const AttentionCall& call);
 
     std::size_t bytes() const; ///< of device memory held

@@ -8,6 +8,7 @@
 #include <ranges>
 #include <string>
 
+#include "cache/norms.h"
 #include "cache/rows.h"
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
@@ -16,14 +17,6 @@
 namespace innerkv {
 namespace paging {
 namespace {
-
-/// Smaller magnitudes are rounding errors of the mean, not data: fp16's smallest number.
-constexpr float kSmallestMagnitude = 0x1p-24f;
-
-/// The constants of KeyNormPolicy::balanced (TransformPolicy in cache.h).
-constexpr float kBalance = 1.4f;
-constexpr float kLargestBalance = 4096.0f;
-constexpr float kOutlier = 4.0f;
 
 using Channels = std::array<float, kMaxTransformedDim>;
 
@@ -112,13 +105,6 @@ Channels imbalances(const Sample& sample, const Channels& centre, const float* q
         if (power[c] >= least && query_power[c] > 0.0f)
             ratio[c] = static_cast<float>(std::sqrt(std::sqrt(power[c] / double{query_power[c]})));
     return ratio;
-}
-
-/// 1 within kBalance of 1, and that much closer to 1 beyond.
-float shrunk(float ratio) {
-    if (ratio > kBalance) return std::min(ratio / kBalance, kLargestBalance);
-    if (ratio * kBalance < 1.0f) return std::max(ratio * kBalance, 1.0f / kLargestBalance);
-    return 1.0f;
 }
 
 /// False where all norms are 1.

@@ -32,8 +32,8 @@ void check_limits(const AttentionLimits& limits) {
                               " tokens; supported are up to 2^30, and 0 for none");
 }
 
-constexpr int kMostRows = 1 << 20; ///< of a sequence's KV head
-constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
+constexpr std::int64_t kMostRows = 1 << 20;   ///< of a sequence's KV head
+constexpr std::int64_t kMostStrips = 1 << 22; ///< of all KV heads: work.cuh divides them
 
 /// Threads of a launch, the same for all lengths.
 struct Grid {
@@ -41,12 +41,6 @@ struct Grid {
     int blocks = 0;
     int shared_bytes = 0;
 };
-
-int attribute(cudaDeviceAttr name, int device) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
-    return value;
-}
 
 /// As many warps as a multiprocessor takes, in blocks of up to `most_warps` each.
 Grid make_grid(const KernelEntry& kernel, int padded_dim, int device, int most_warps) {
@@ -88,20 +82,28 @@ struct Attention::Impl {
     Grid narrow; ///< more blocks, for more items than there are wide ones
     int max_strips = 0;
     DeviceMemory partials;
-    DeviceMemory counters; ///< the next segment, then arrivals of items
+    DeviceMemory counters; ///< the next segment, then arrivals of parts
     Prefill prefill;
 
     Impl(const AttentionShape& attention_shape, const AttentionLimits& attention_limits)
         : shape(attention_shape), limits(attention_limits) {
         check_attention_arguments(shape, {});
         check_limits(limits);
-        const int rows = limits.max_query_tokens * group();
-        if (rows > kMostRows)
+        const std::int64_t all_rows = std::int64_t{limits.max_query_tokens} * group();
+        if (all_rows > kMostRows)
             throw InvalidArgument("cuda attention: " + std::to_string(limits.max_query_tokens) +
                                   " query tokens of " + std::to_string(group()) +
                                   " query heads a KV head; supported are 2^20 rows");
+        const int rows = static_cast<int>(all_rows);
         const bool packed = rows <= kFewRows;
         kernel = find_kernel(shape.format, packed);
+        max_strips = (rows + kernel.rows - 1) / kernel.rows;
+        if (std::int64_t{shape.kv_heads} * max_strips >= kMostStrips)
+            throw InvalidArgument("cuda attention: " + std::to_string(limits.max_query_tokens) +
+                                  " query tokens of " + std::to_string(shape.q_heads) +
+                                  " query heads; supported are fewer than 2^22 times " +
+                                  std::to_string(kernel.rows) +
+                                  " rows of a sequence: ask for fewer tokens at a time");
         require_device(limits.device);
         const DeviceScope scope(limits.device);
         const int padded_dim = shape.format.padded_dim();
@@ -109,22 +111,17 @@ struct Attention::Impl {
         narrow = make_grid(kernel, padded_dim, limits.device, kMaxWarps / 2);
         for (Grid* grid : {&wide, &narrow})
             if (limits.max_blocks > 0) grid->blocks = std::min(grid->blocks, limits.max_blocks);
-        max_strips = (rows + kernel.rows - 1) / kernel.rows;
         const auto floats =
             static_cast<std::size_t>(partial_floats(kernel.rows, shape.format.padded_dim()));
-        partials = DeviceMemory(
-            limits.device,
-            static_cast<std::size_t>(most_slots(std::max(wide.blocks, narrow.blocks))) * floats *
-                sizeof(float),
-            "partial results");
-        const auto items = static_cast<std::size_t>(limits.max_sequences) *
-                           static_cast<std::size_t>(shape.kv_heads) *
-                           static_cast<std::size_t>(max_strips);
-        counters = DeviceMemory(limits.device, (items + 1) * sizeof(int), "counters");
+        const auto slots =
+            static_cast<std::size_t>(most_slots(std::max(wide.blocks, narrow.blocks)));
+        partials = DeviceMemory(limits.device, slots * floats * sizeof(float), "partial results");
+        counters = DeviceMemory(limits.device, (slots + 1) * sizeof(int), "counters");
         check(cudaMemset(counters.data(), 0, counters.bytes()), "clearing counters");
         if (rows >= kLeastChunkRows)
             prefill =
                 Prefill(shape, limits.device, limits.max_sequences, limits.max_history_tokens);
+        finish_writes();
     }
 
     int group() const { return shape.q_heads / shape.kv_heads; }
@@ -135,10 +132,20 @@ struct Attention::Impl {
                                   " sequences; this object was made for up to " +
                                   std::to_string(limits.max_sequences));
         const CallArguments arguments("cuda attention", limits.device);
-        arguments.check_pointer(call.sequences, "the array of sequences");
-        arguments.check_pointer(call.q, "q");
-        arguments.check_pointer(call.out, "out");
-        if (call.log_sum_exp != nullptr) arguments.check_pointer(call.log_sum_exp, "log_sum_exp");
+        arguments.check_pointer(call.sequences, "the array of sequences", alignof(Sequence));
+        arguments.check_pointer(call.q, "q", element_bytes(call.q_type));
+        arguments.check_pointer(call.out, "out", element_bytes(call.out_type));
+        if (call.log_sum_exp != nullptr)
+            arguments.check_pointer(call.log_sum_exp, "log_sum_exp", sizeof(float));
+        const auto check = [&](std::ptrdiff_t stride, int count, const char* name) {
+            arguments.check_stride(stride, count, shape.format.head_dim, name);
+        };
+        check(call.q_sequence_stride, call.count, "q_sequence_stride");
+        check(call.q_token_stride, limits.max_query_tokens, "q_token_stride");
+        check(call.q_head_stride, shape.q_heads, "q_head_stride");
+        check(call.out_sequence_stride, call.count, "out_sequence_stride");
+        check(call.out_token_stride, limits.max_query_tokens, "out_token_stride");
+        check(call.out_head_stride, shape.q_heads, "out_head_stride");
         arguments.check_stream(call.stream);
     }
 

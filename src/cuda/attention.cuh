@@ -137,7 +137,7 @@ __device__ void attend_dense(const AttentionParams& params, BlockShared<C>& shar
                              WarpShared<C>& mine, const Thread& thread) {
     const Task& task = shared.task;
     const Sequence& sequence = params.sequences[task.item.sequence];
-    const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
+    const Visible visible = visible_to(params, sequence, 0, query_tokens_of(params, sequence) - 1);
     const RowRules rules = row_rules(params, shared, thread.g);
     DenseWalk<C> walk(params, shared, mine.exchange, thread);
     __syncwarp(); // the last page's logits have been read
@@ -182,10 +182,7 @@ __device__ void attend_task(const AttentionParams& params, BlockShared<C>& share
                 whole ? shared.merged_states : partial.states(), thread);
     if (threadIdx.x == 0) shared.segment = next;
     if (!whole) {
-        int* arrivals = params.arrivals +
-                        (item.sequence * params.kv_heads + item.kv_head) * params.max_strips +
-                        item.strip;
-        if (!arrive(shared, arrivals, item.parts)) return;
+        if (!arrive(shared, params.arrivals + item.first_slot, item.parts)) return;
         merge_partials(params, shared, item, reinterpret_cast<SliceSums*>(warps), thread);
     }
     __syncthreads();

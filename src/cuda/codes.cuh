@@ -21,14 +21,16 @@ struct Side {
     static constexpr int code_bytes = static_cast<int>(codec.code_bytes());
     static constexpr int block_bytes = static_cast<int>(codec.block_bytes());
     static constexpr int scale_bytes = static_cast<int>(codec.scale_bytes());
-    /// Of the words of two quads of all tiles.
-    static constexpr int pair_bytes = code_bytes / 4;
     static_assert(block_bytes % 128 == 0);
 };
 
 /// Bit at which codes of tile t = 2 * high + low are left: position_high * high + position_low * low.
 constexpr int position_high(int bits) { return bits == 2 ? 4 : 0; }
 constexpr int position_low(int bits) { return bits == 2 ? 2 : bits == 3 ? 3 : bits == 4 ? 4 : 0; }
+template <class S>
+constexpr int position_of(int tile) {
+    return position_high(S::bits) * (tile / 2) + position_low(S::bits) * (tile % 2);
+}
 
 /// Offset in shared memory of byte `offset` of a block's codes, for multiples of 16 and what follows them: lanes
 /// 4g + i of different i would meet on the same banks, so pair i's 32-byte halves of words change places.

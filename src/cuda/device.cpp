@@ -95,6 +95,16 @@ void require_device(int device) {
     if (info.major < kOldestMajor) throw Unavailable("cuda: " + too_old(info));
 }
 
+int attribute(cudaDeviceAttr name, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
+    return value;
+}
+
+void finish_writes() {
+    check(cudaStreamSynchronize(cudaStreamLegacy), "waiting for what was written");
+}
+
 DeviceScope::DeviceScope(int device) : device_(device) {
     check(cudaGetDevice(&before_), "asking for the current device");
     if (before_ != device_)

@@ -16,6 +16,8 @@ void check(cudaError_t status, const std::string& what);
 /// Throws InvalidArgument or Unavailable unless kernels run on the device.
 void require_device(int device);
 
+int attribute(cudaDeviceAttr name, int device);
+
 /// Makes a device current; the one before is again when this goes.
 class DeviceScope {
 public:
@@ -28,6 +30,10 @@ private:
     int before_ = 0;
     int device_;
 };
+
+/// Waits for copies and fills of the default stream, which may be under way when the calls that asked for them return:
+/// a stream that does not block does not wait for them. What writes device memory for launches to come ends with this.
+void finish_writes();
 
 /// Memory of one device.
 class DeviceMemory {

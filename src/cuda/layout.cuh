@@ -153,10 +153,14 @@ struct alignas(128) WarpShared {
     alignas(128) unsigned char ring[C::kRingBytes];
 };
 
-template <class C>
-constexpr int shared_bytes(int warps) {
-    return static_cast<int>(sizeof(BlockShared<C>)) +
-           warps * static_cast<int>(sizeof(WarpShared<C>));
+/// Query tokens of a sequence that are answered. One that has more than there is room for, or fewer than none, gets NaN
+/// for as many as there is room for.
+__device__ inline int query_tokens_of(const AttentionParams& params, const Sequence& sequence) {
+    return static_cast<int>(min(static_cast<unsigned>(sequence.query_tokens),
+                                static_cast<unsigned>(params.max_query_tokens)));
+}
+__device__ inline bool asks_too_much(const AttentionParams& params, const Sequence& sequence) {
+    return query_tokens_of(params, sequence) != sequence.query_tokens;
 }
 
 /// A place among the threads.

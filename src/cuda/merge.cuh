@@ -280,11 +280,7 @@ __device__ void write_row(const AttentionParams& params, const BlockShared<C>& s
         out[j] = fmaf(state.quantized_weight, centre[j], out[j]) * inverse;
     store_row(params.out, params.out_type, at, params.head_dim, lane, out);
     if (lane != 0 || params.log_sum_exp == nullptr) return;
-    constexpr float kLn2 = 0.69314718056f;
-    const std::int64_t token =
-        static_cast<std::int64_t>(item.sequence) * params.max_query_tokens + place.token;
-    params.log_sum_exp[token * params.q_heads + place.q_head] =
-        weight == 0.0f ? -__uint_as_float(0x7f800000) : (state.reference + log2f(weight)) * kLn2;
+    write_log_sum_exp(params, item.sequence, place.token, place.q_head, state.reference, weight);
 }
 
 } // namespace innerkv::cuda

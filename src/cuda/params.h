@@ -13,7 +13,6 @@ inline constexpr int kMaxWarps = 16; ///< of a block
 inline constexpr int kLeastWarps = 2;
 inline constexpr int kFewRows = 4;  ///< rows that a kernel with packed columns takes
 inline constexpr int kManyRows = 8; ///< and one without
-inline constexpr int kMaxPaddedDim = 256;
 
 /// Work is counted in quantized pages; 16 tokens of an fp16 page take as long as this many.
 inline constexpr int kDenseTokens = 16;
@@ -37,7 +36,7 @@ struct AttentionParams {
     void* out;
     float* log_sum_exp;
     float* partials;   ///< [most_slots()][partial_floats()]
-    int* arrivals;     ///< [items], all 0 between launches
+    int* arrivals;     ///< [most_slots()], an item's at its first slot; all 0 between launches
     int* next_segment; ///< beyond the first of every block; 0 between launches
     std::int64_t q_sequence_stride;
     std::int64_t q_token_stride;

@@ -323,9 +323,8 @@ __device__ inline void Walk<C>::write_state(float* sums, RowState (*states)[kMax
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
             const int of_block = C::kPacked ? tile + 2 * (i / 2) : tile;
-            const int position = position_low(Value::bits) * (of_block % 2) +
-                                 position_high(Value::bits) * (of_block / 2);
-            const float factor = value_rest<Value>() / static_cast<float>(1 << position);
+            const float factor =
+                value_rest<Value>() / static_cast<float>(1 << position_of<Value>(of_block));
 #pragma unroll
             for (int c = 0; c < 2; ++c)
 #pragma unroll

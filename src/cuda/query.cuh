@@ -111,7 +111,7 @@ __device__ void prepare_row(const AttentionParams& params, BlockShared<C>& share
     constexpr int kElements = 2 * C::kBlocks;
     float q[kElements];
     float transformed[kElements];
-    bool faulty = false;
+    bool faulty = asks_too_much(params, sequence);
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
         q[j] = float_of(loads.q[j], params.q_type);
@@ -252,7 +252,8 @@ private:
             if (++place.q_head == end_head) {
                 place.q_head -= params_->group;
                 ++place.token;
-                place.present = place.token < params_->sequences[item_->sequence].query_tokens;
+                place.present =
+                    place.token < query_tokens_of(*params_, params_->sequences[item_->sequence]);
             }
         }
     }

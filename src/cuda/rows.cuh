@@ -24,7 +24,7 @@ __device__ RowPlace place_of(const AttentionParams& params, const Item& item, in
     const int token = static_cast<int>(
         __fdividef(static_cast<float>(index) + 0.5f, static_cast<float>(params.group)));
     return {token, item.kv_head * params.group + index - token * params.group,
-            token < params.sequences[item.sequence].query_tokens};
+            token < query_tokens_of(params, params.sequences[item.sequence])};
 }
 
 /// Bits of a row of `channels` elements from element `at` of `data` on, zeros behind; nothing waits for them until they
@@ -81,6 +81,15 @@ __device__ inline void store_row(void* data, RowType type, std::int64_t at, int 
     }
 }
 
+/// The logarithm of a row's weights, whose logits are in units of log2; minus infinity where it has seen nothing.
+__device__ inline void write_log_sum_exp(const AttentionParams& params, int sequence, int token,
+                                         int q_head, float reference, float weight) {
+    constexpr float kLn2 = 0.69314718056f;
+    const std::int64_t at = std::int64_t{sequence} * params.max_query_tokens + token;
+    params.log_sum_exp[at * params.q_heads + q_head] =
+        weight == 0.0f ? -__uint_as_float(0x7f800000) : (reference + log2f(weight)) * kLn2;
+}
+
 /// Of magnitudes: their bits are in the order of their values.
 __device__ inline float largest_in_warp(float magnitude) {
     return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(magnitude)));
@@ -90,6 +99,11 @@ __device__ inline float sum_in_warp(float value) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
     return value;
+}
+
+/// What makes a Hadamard matrix of so many rows orthonormal.
+constexpr float hadamard_scale(int size) {
+    return size == 64 ? 0.125f : size == 128 ? 0.08838834764f : 0.0625f;
 }
 
 /// The orthonormal Hadamard matrix on blocks of the largest power of two that divides the dimension.
@@ -113,8 +127,7 @@ __device__ inline void hadamard(float (&row)[kElements], int lane) {
             row[j] = a + b;
             row[j + step] = a - b;
         }
-    constexpr int kSize = kBlock * kWarpSize;
-    constexpr float kScale = kSize == 64 ? 0.125f : kSize == 128 ? 0.08838834764f : 0.0625f;
+    constexpr float kScale = hadamard_scale(kBlock * kWarpSize);
 #pragma unroll
     for (int j = 0; j < kElements; ++j) row[j] *= kScale;
 }

@@ -6,7 +6,7 @@
 #include <string>
 #include <type_traits>
 
-#include "attention/arguments.h"
+#include "cuda/arguments.h"
 #include "cuda/device.h"
 #include "cuda/params.h"
 
@@ -14,32 +14,6 @@ namespace innerkv::cuda {
 namespace {
 
 static_assert(std::is_trivially_copyable_v<Sequence>);
-
-constexpr std::int64_t kLargestPosition = std::int64_t{1} << 30;
-
-void check_arguments(const AttentionShape& shape, std::span<const SequenceQueries> sequences) {
-    // As the CPU's: what it asks of queries and outputs is made up.
-    float nothing = 0.0f;
-    std::vector<QueryBlock> blocks;
-    for (std::size_t i = 0; i < sequences.size(); ++i) {
-        const SequenceQueries& asked = sequences[i];
-        QueryBlock block;
-        block.sequence = asked.sequence;
-        block.q = block.out = &nothing;
-        block.q_head_stride = block.out_head_stride = shape.format.head_dim;
-        block.q_token_stride = block.out_token_stride = shape.format.head_dim;
-        block.first_position = asked.first_position;
-        block.tokens = asked.query_tokens;
-        blocks.push_back(block);
-    }
-    check_attention_arguments(shape, blocks);
-    for (const SequenceQueries& asked : sequences)
-        if (asked.sequence->length > kLargestPosition || asked.first_position > kLargestPosition)
-            throw InvalidArgument(
-                "cuda: a sequence of length " + std::to_string(asked.sequence->length) +
-                ", queries from position " + std::to_string(asked.first_position) +
-                " on; supported are up to 2^30");
-}
 
 /// Places in a piece of memory that does not exist yet; then the piece itself.
 class Arena {
@@ -196,15 +170,6 @@ private:
     std::vector<Places> places_;
 };
 
-void check_rotation(std::span<const SequenceQueries> sequences) {
-    for (const SequenceQueries& asked : sequences)
-        for (const KeyTransform& transform : asked.sequence->transforms)
-            if (transform.rotate != asked.sequence->transforms[0].rotate)
-                throw InvalidArgument(
-                    "cuda: some KV heads of a sequence are rotated and others not; "
-                    "rotate all or none");
-}
-
 } // namespace
 
 struct DeviceSequences::Impl {
@@ -215,8 +180,7 @@ struct DeviceSequences::Impl {
 DeviceSequences::DeviceSequences(const AttentionShape& shape,
                                  std::span<const SequenceQueries> sequences, int device)
     : impl_(std::make_unique<Impl>()) {
-    check_arguments(shape, sequences);
-    check_rotation(sequences);
+    check_sequences(shape, sequences);
     require_device(device);
     Layout layout(shape, sequences);
     impl_->count = static_cast<int>(sequences.size());
@@ -225,6 +189,7 @@ DeviceSequences::DeviceSequences(const AttentionShape& shape,
     const DeviceScope scope(device);
     check(cudaMemcpy(impl_->memory.data(), filled, layout.bytes(), cudaMemcpyHostToDevice),
           "copying sequences to device " + std::to_string(device));
+    finish_writes();
 }
 
 DeviceSequences::~DeviceSequences() = default;

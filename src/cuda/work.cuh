@@ -30,7 +30,7 @@ __device__ inline PageRange pages_of(const Run& run, Visible visible, int tokens
 }
 
 __device__ inline HeadWork head_work(const AttentionParams& params, const Sequence& sequence) {
-    const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
+    const Visible visible = visible_to(params, sequence, 0, query_tokens_of(params, sequence) - 1);
     return {pages_of(sequence.sink, visible, kDenseTokens),
             pages_of(sequence.recent, visible, kDenseTokens),
             pages_of(sequence.quantized, visible, kPageTokens)};
@@ -38,10 +38,18 @@ __device__ inline HeadWork head_work(const AttentionParams& params, const Sequen
 
 template <class C>
 __device__ int strips_of(const AttentionParams& params, const Sequence& sequence) {
-    return (sequence.query_tokens * params.group + C::kRows - 1) / C::kRows;
+    return (query_tokens_of(params, sequence) * params.group + C::kRows - 1) / C::kRows;
 }
 
 __device__ inline int sum_of_warp(int value) { return __reduce_add_sync(~0u, value); }
+/// Of numbers below 2^52: their halves' sums fit 32 bits.
+__device__ inline float sum_of_warp(std::uint64_t value) {
+    constexpr int kLowBits = 26;
+    const unsigned low = static_cast<unsigned>(value) & ((1u << kLowBits) - 1);
+    const auto high = static_cast<unsigned>(value >> kLowBits);
+    return fmaf(static_cast<float>(__reduce_add_sync(~0u, high)), 0x1p26f,
+                static_cast<float>(__reduce_add_sync(~0u, low)));
+}
 
 /// numerator / denominator, both at least 0, for quotients below 2^22.
 __device__ inline int quotient(int numerator, int denominator) {
@@ -75,7 +83,7 @@ __device__ inline Cut cut_item(const Plan& plan, int units) {
 
 /// Work of a launch.
 struct Load {
-    int units; ///< of all items
+    float units; ///< of all items
     int items;
     int longest; ///< units of one item
 };
@@ -86,11 +94,10 @@ template <class Longest>
 __device__ Plan choose_plan(const AttentionParams& params, const Load& load, int warps,
                             const Longest& longest_part) {
     const auto blocks = static_cast<float>(gridDim.x);
-    const auto units = static_cast<float>(load.units);
     const auto longest = static_cast<float>(load.longest);
     Plan plan{};
     // A part of less than a unit a warp takes no less time.
-    plan.equal = fmaxf(__fdividef(units, blocks), static_cast<float>(warps));
+    plan.equal = fmaxf(__fdividef(load.units, blocks), static_cast<float>(warps));
     plan.small = fmaxf(kLeastSmallUnits, plan.equal / kSmallParts);
     // Items that are nearly alike are cut alike, which every block can work out by itself.
     const int parts = min(params.parts, quotient(load.longest + warps - 1, warps));
@@ -104,7 +111,7 @@ __device__ Plan choose_plan(const AttentionParams& params, const Load& load, int
     // With parts of this size there are no more than blocks, however items' lengths are rounded up.
     const float spare = blocks - static_cast<float>(load.items);
     if (spare <= 0.0f) return plan;
-    const float chunk = fmaxf(plan.equal, __fdividef(units, spare));
+    const float chunk = fmaxf(plan.equal, __fdividef(load.units, spare));
     if (longest_part(chunk) <= kMostUnequal * plan.equal) plan.chunk = chunk;
     return plan;
 }
@@ -161,19 +168,23 @@ __device__ void plan_work(const AttentionParams& params, BlockShared<C>& shared,
          s += static_cast<int>(blockDim.x)) {
         const Sequence& sequence = params.sequences[s];
         const int units = head_work(params, sequence).units(); // asks for all of it at once
-        shared.units[s] = sequence.query_tokens == 0 ? 0 : units;
+        shared.units[s] = query_tokens_of(params, sequence) == 0 ? 0 : units;
     }
     if (params.count > kWarpSize) __syncthreads(); // otherwise the first warp has written all
     if (thread.warp != 0) return;
     __syncwarp();
-    Load load{};
+    std::uint64_t all = 0; // of long sequences' chunks more than an int holds
+    int items = 0;
+    int most = 0;
 #pragma unroll 1
     for (int s = thread.lane; s < params.count; s += kWarpSize) {
-        const int items = params.kv_heads * strips_of<C>(params, params.sequences[s]);
+        const int own = params.kv_heads * strips_of<C>(params, params.sequences[s]);
         const int units = shared.units[s];
-        load = {load.units + units * items, load.items + items, max(load.longest, units)};
+        all += std::uint64_t{static_cast<unsigned>(units)} * static_cast<unsigned>(own);
+        items += own;
+        most = max(most, units);
     }
-    load = {sum_of_warp(load.units), sum_of_warp(load.items), __reduce_max_sync(~0u, load.longest)};
+    const Load load = {sum_of_warp(all), sum_of_warp(items), __reduce_max_sync(~0u, most)};
     const auto longest_part = [&](float chunk) {
         float longest = 0.0f;
 #pragma unroll 1

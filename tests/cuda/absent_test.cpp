@@ -2,7 +2,7 @@
 // A build without CUDA: says so, everywhere.
 #include <gtest/gtest.h>
 
-#include "innerkv/cuda.h"
+#include "innerkv/cuda_cache.h"
 
 namespace innerkv::test {
 namespace {
@@ -21,6 +21,8 @@ TEST(WithoutCuda, ObjectsAreRefusedWithTheReason) {
         EXPECT_NE(std::string(error.what()).find(cuda::unavailable_reason()), std::string::npos);
     }
     EXPECT_THROW(cuda::DeviceSequences(shape, {}), cuda::Unavailable);
+    EXPECT_THROW(cuda::DeviceCache(CacheConfig::from_preset(find_preset("base"), 2, 2, 64)),
+                 cuda::Unavailable);
 }
 
 } // namespace

@@ -111,6 +111,10 @@ void BothCaches::append(const std::vector<int>& counts) {
 
 void BothCaches::reorder(const std::vector<int>& sources) {
     device.reorder(sources);
+    reorder_host(sources);
+}
+
+void BothCaches::reorder_host(const std::vector<int>& sources) {
     std::vector<SequenceId> reordered;
     for (const int source : sources)
         reordered.push_back(host.fork(ids[static_cast<std::size_t>(source)]));

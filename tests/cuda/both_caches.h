@@ -20,7 +20,10 @@ public:
     void append(const std::vector<int>& counts);
     /// Slot i becomes what slot sources[i] was, its next tokens too.
     void reorder(const std::vector<int>& sources);
+    void reorder_host(const std::vector<int>& sources); ///< the host's alone
     void truncate(int slot, std::int64_t length);
+    /// Slots have been truncated to these lengths: their tokens behind come next.
+    void rewind(const std::vector<int>& lengths) { done_ = lengths; }
     /// Every slot's tokens, `step` at a time.
     void append_all(int step);
     /// The same bytes in every layer of all slots.

@@ -78,6 +78,9 @@ TEST_F(DeviceCacheArguments, Appends) {
     expect_refused<InvalidArgument>(append([&](auto& a) { a.v.data = nullptr; }), "v");
     expect_refused<InvalidArgument>(append([](auto& a) { a.k.head_stride = 63; }),
                                     "k's head_stride is 63");
+    expect_refused<InvalidArgument>(
+        append([](auto& a) { a.k.data = static_cast<const std::byte*>(a.k.data) + 2; }),
+        "k does not begin at a multiple of the 4 bytes");
     expect_refused<InvalidArgument>(append([](auto& a) { a.q_heads = 3; }), "3 query heads for 2");
     both.append({1, 1});
     both.expect_same();
@@ -120,6 +123,36 @@ TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     EXPECT_EQ(cache.length(0, 0), 400);
 }
 
+/// A slot whose tables still name the pages and centres of the sequence before, which are another's now.
+TEST_F(DeviceCacheArguments, PagesThatAreAnotherSequences) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.transform = CacheConfig::from_preset(find_preset("base"), 1, 2, 64).transform;
+    config.transform.centre_epoch = 64;
+    for (const int tokens : {200, 20}) { // in two launches, and in one
+        SCOPED_TRACE(tokens);
+        cuda::DeviceCache cache(config);
+        BothCaches rows(config, 600); // for its memory
+        const auto append = [&](const std::vector<int>& counts, int most) {
+            rows.write_rows(counts, most);
+            cache.append(rows.device_append(0, most));
+        };
+        EXPECT_EQ(cache.create(), 0);
+        cache.reserve(0, 600);
+        cache.remove(0);
+        EXPECT_EQ(cache.create(), 0);
+        EXPECT_EQ(cache.create(), 1);
+        cache.reserve(1, 600);
+        append({0, 400}, 400);
+        append({300, 160}, 300);
+        append({0, 1}, 1);
+        cache.verify();
+        const Contents before = contents(config, cache.fetch(1).view(0));
+        append({tokens, 0}, tokens);
+        expect_refused<OutOfPages>([&] { cache.verify(); }, "slot 0, layer 0, at token 300");
+        EXPECT_TRUE(contents(config, cache.fetch(1).view(0)) == before);
+    }
+}
+
 TEST_F(DeviceCacheArguments, Truncate) {
     BothCaches both(config(), 500);
     both.append({400, 20});
@@ -144,6 +177,71 @@ TEST_F(DeviceCacheArguments, ViewsOfAnotherConfig) {
     changed = view;
     changed.quantized.tokens -= 1;
     expect_refused<InvalidArgument>([&] { both.device.load({&changed, 1}); }, "layer 0");
+    EXPECT_EQ(both.device.load({&view, 1}), 0);
+    both.append({5, 5});
+    both.expect_same();
+}
+
+/// Every part of a view that could lead load() or attention astray.
+TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.transform = CacheConfig::from_preset(find_preset("base"), 1, 2, 64).transform;
+    config.transform.centre_epoch = 64;
+    BothCaches both(config, 500);
+    both.append({400, 20});
+    both.append({1, 1});
+    const SequenceView view = both.host.view(0, both.ids[0]);
+    ASSERT_GT(view.quantized.pages.size(), 2u);
+    ASSERT_EQ(view.transforms.size(), 2u);
+    both.device.remove(0);
+    std::vector<const std::byte*> pages(view.quantized.pages.begin(), view.quantized.pages.end());
+    std::vector<KeyTransform> transforms(view.transforms.begin(), view.transforms.end());
+    const std::vector<float> channels(64, 1.0f);
+    const auto expect_not_loaded = [&](const std::string& message,
+                                       const std::function<void(SequenceView&)>& change) {
+        SequenceView changed = view;
+        change(changed);
+        expect_refused<InvalidArgument>([&] { both.device.load({&changed, 1}); }, message);
+    };
+    expect_not_loaded("1 key transforms for 2 KV heads",
+                      [&](auto& v) { v.transforms = v.transforms.first(1); });
+    expect_not_loaded("head stride", [](auto& v) { v.quantized.head_stride -= kPageAlignment; });
+    expect_not_loaded("head stride", [](auto& v) { v.recent.head_stride = 0; });
+    pages[1] = nullptr;
+    expect_not_loaded("null page", [&](auto& v) { v.quantized.pages = pages; });
+    pages[1] = view.quantized.pages[1] + 1;
+    expect_not_loaded("multiples of 64", [&](auto& v) { v.quantized.pages = pages; });
+    expect_not_loaded("length is -1", [](auto& v) { v.length = -1; });
+    expect_not_loaded("no whole pages behind a sink", [](auto& v) {
+        v.sink = {};
+        v.quantized.first_token = 0;
+    });
+    expect_not_loaded("here nothing is dropped", [](auto& v) { v.sink = {}; });
+    expect_not_loaded("here nothing is dropped", [](auto& v) {
+        v.sink = {};
+        v.quantized.pages = v.quantized.pages.subspan(2);
+        v.quantized.first_token += 64;
+        v.quantized.tokens -= 64;
+    });
+    expect_not_loaded("recent run", [](auto& v) { v.recent.tokens -= 1; });
+    expect_not_loaded("quantized run", [](auto& v) {
+        v.quantized.pages = v.quantized.pages.first(v.quantized.pages.size() - 1);
+        v.quantized.tokens -= kPageTokens;
+        v.recent.first_token -= kPageTokens;
+        v.centres.first_page = 0;
+        v.quantized.tokens += kPageTokens;
+    });
+    expect_not_loaded("centres for epochs of 3 pages", [](auto& v) { v.centres.epoch_pages += 1; });
+    expect_not_loaded("centres of keys where", [](auto& v) { v.centres = {}; });
+    expect_not_loaded("other transforms", [](auto& v) { v.transforms = {}; });
+    for (KeyTransform& head : transforms) head.rotate = !head.rotate;
+    expect_not_loaded("other transforms", [&](auto& v) { v.transforms = transforms; });
+    transforms.assign(view.transforms.begin(), view.transforms.end());
+    transforms[1].rotate = !transforms[1].rotate;
+    expect_not_loaded("rotate all or none", [&](auto& v) { v.transforms = transforms; });
+    transforms[1] = view.transforms[1];
+    transforms[1].centre = channels.data();
+    expect_not_loaded("centre besides", [&](auto& v) { v.transforms = transforms; });
     EXPECT_EQ(both.device.load({&view, 1}), 0);
     both.append({5, 5});
     both.expect_same();

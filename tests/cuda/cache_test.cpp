@@ -224,6 +224,39 @@ TEST_F(DeviceCacheTransfers, ASequenceGoesOnWhereItIsLoaded) {
     }
 }
 
+/// Cut on the host, within quantized pages, and on the device, behind them: they keep more quantized pages than they
+/// had at that length when they grew.
+TEST_F(DeviceCacheTransfers, TruncatedSequencesAreLoaded) {
+    for (const char* preset : {"base", "f16"}) {
+        SCOPED_TRACE(preset);
+        CacheConfig config = config_of(preset, 64);
+        config.sliding_window = {0, 500};
+        config.max_tokens = 2800;
+        BothCaches both(config, 900);
+        both.append({400, 300, 360});
+        both.append({1, 1, 1});
+        const std::vector<int> lengths = {140, 200, 260};
+        for (std::size_t slot = 0; slot < 3; ++slot) {
+            both.host.truncate(both.ids[slot], lengths[slot]);
+            if (slot > 0) both.device.truncate(static_cast<int>(slot), lengths[slot]);
+        }
+        both.rewind(lengths);
+        const SequenceView cut_on_host[] = {both.host.view(0, both.ids[0]),
+                                            both.host.view(1, both.ids[0])};
+        const cuda::HostSequence fetched = both.device.fetch(1);
+        const SequenceView cut_on_device[] = {fetched.view(0), fetched.view(1)};
+        both.device.remove(0);
+        EXPECT_EQ(both.device.load(cut_on_host), 0);
+        both.device.remove(1);
+        EXPECT_EQ(both.device.load(cut_on_device), 1);
+        both.expect_same();
+        for (int slot = 0; slot < 3; ++slot) both.device.reserve(slot, 900);
+        both.append({250, 200, 300});
+        both.append({1, 2, 3});
+        both.expect_same();
+    }
+}
+
 TEST_F(DeviceCacheTransfers, TruncateWithinTheRecentWindow) {
     BothCaches both(config_of("base", 64), 700);
     both.append({400, 100, 10});

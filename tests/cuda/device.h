@@ -106,7 +106,8 @@ Result attend_on_device(const Batch& batch, RowType type = RowType::f32,
 /// Against the reference, before and after what no query sees is poisoned: the same bits both times.
 void expect_device_close_to_reference(Batch& batch, const cuda::AttentionLimits& limits = {});
 
-/// Gaps between heads, tokens and sequences: what was NaN still is, and nothing else.
-void expect_only_outputs_written(const Batch& batch, const DeviceBatch& device);
+/// Gaps between heads, tokens and sequences: what was NaN still is, and nothing else but sequence `without`, whose
+/// outputs are NaN too.
+void expect_only_outputs_written(const Batch& batch, const DeviceBatch& device, int without = -1);
 
 } // namespace innerkv::test

@@ -159,6 +159,49 @@ TEST_F(DeviceEdge, LargestValuesOfF16) {
     EXPECT_LT(largest_error(attend_on_device(batch), reference(batch)), 0.01);
 }
 
+/// Of the first of two sequences: NaN for all tokens that there is room for, nothing behind; the other is answered.
+TEST_F(DeviceEdge, MoreQueryTokensThanThereIsRoomFor) {
+    for (const int tokens : {1, 3, 100})
+        for (const int asked : {tokens + 1, std::numeric_limits<int>::max(), -1}) {
+            SCOPED_TRACE(testing::Message() << asked << " of " << tokens);
+            Batch batch(shape_of(base(), 4, 2));
+            SequenceSpec spec;
+            spec.quantized = 320;
+            spec.recent = 100;
+            batch.add(spec, tokens);
+            batch.add(spec, tokens);
+            DeviceBatch device(batch);
+            cuda::Sequence changed;
+            auto* const first = const_cast<cuda::Sequence*>(device.sequences().data());
+            expect_success(cudaMemcpy(&changed, first, sizeof changed, cudaMemcpyDeviceToHost));
+            changed.query_tokens = asked;
+            expect_success(cudaMemcpy(first, &changed, sizeof changed, cudaMemcpyHostToDevice));
+            cuda::AttentionLimits limits = device.limits();
+            limits.max_history_tokens = 4096; // on some devices chunks are another kernel's
+            cuda::Attention attention(batch.shape, limits);
+            const std::size_t rows = static_cast<std::size_t>(tokens) * 4;
+            std::vector<float> sums(2 * rows + 64, 0.5f);
+            const DeviceBuffer log_sum_exp(sums.data(), sums.size() * sizeof(float));
+            cuda::AttentionCall call = device.call();
+            call.log_sum_exp = log_sum_exp.as<float>();
+            const Result result = collect(batch, [&] {
+                attention.run(call);
+                expect_success(cudaDeviceSynchronize());
+                device.fetch(batch);
+            });
+            log_sum_exp.read(sums.data(), sums.size() * sizeof(float));
+            for (std::size_t row = 0; row < rows; ++row) {
+                EXPECT_TRUE(std::isnan(sums[row])) << row;
+                for (const float value : result.out[row]) EXPECT_TRUE(std::isnan(value)) << row;
+                EXPECT_TRUE(std::isfinite(sums[rows + row])) << row;
+                for (const float value : result.out[rows + row])
+                    EXPECT_TRUE(std::isfinite(value)) << row;
+            }
+            for (std::size_t i = 2 * rows; i < sums.size(); ++i) EXPECT_EQ(sums[i], 0.5f);
+            expect_only_outputs_written(batch, device, 0);
+        }
+}
+
 TEST_F(DeviceEdge, NothingIsWrittenBesideTheOutput) {
     Batch batch(shape_of(base(80), 4, 2));
     SequenceSpec spec;

@@ -46,9 +46,53 @@ TEST_F(DeviceCacheForks, OneBeginsAnew) {
     both.reorder({0, 0, 1});
     both.truncate(0, 0);
     both.append({300, 1, 1});
-    both.append({200, 50, 60});
+    both.append({100, 50, 60});
     both.append({1, 1, 1});
     both.expect_same();
+}
+
+/// Slots change places with some that were never in use.
+TEST_F(DeviceCacheForks, BesideSlotsThatWereNeverUsed) {
+    cuda::DeviceCache cache(config_of("base"));
+    EXPECT_EQ(cache.create(), 0);
+    EXPECT_EQ(cache.create(), 1);
+    cache.reserve(1, 40);
+    const int second[] = {1};
+    cache.reorder(second);
+    EXPECT_EQ(cache.length(0, 0), 0);
+    EXPECT_THROW(static_cast<void>(cache.length(1, 0)), InvalidArgument);
+    EXPECT_EQ(cache.create(), 1);
+    EXPECT_EQ(cache.create(), 2);
+    EXPECT_EQ(cache.usage().quantized_pages, 0);
+}
+
+/// Pages that only removed slots share are free for the forks of the one that stays.
+TEST_F(DeviceCacheForks, TakePagesThatRemovedSlotsShared) {
+    CacheConfig config = config_of("base");
+    config.transform = {};
+    config.max_tokens = 32 * 47; // of which as many page groups are quantized
+    config.sliding_window = {0, 0};
+    const auto tokens_of = [&](int pages) {
+        return config.sink_tokens + config.recent_tokens + 32 * pages;
+    };
+    cuda::DeviceCache cache(config);
+    BothCaches rows(config, 400); // for its memory
+    EXPECT_EQ(cache.create(), 0);
+    cache.reserve(0, tokens_of(8));
+    for (const int tokens : {tokens_of(8), 1}) {
+        rows.write_rows({tokens, 0, 0}, tokens);
+        for (int layer = 0; layer < 2; ++layer) cache.append(rows.device_append(layer, tokens));
+    }
+    cache.verify();
+    EXPECT_EQ(cache.fork(0), 1); // the same 8 groups
+    EXPECT_EQ(cache.create(), 2);
+    cache.reserve(2, tokens_of(22)); // 17 are left
+    const int last_twice[] = {2, 2};
+    cache.reorder(last_twice);
+    cache.remove(0);
+    cache.remove(1);
+    EXPECT_EQ(cache.create(), 0);
+    cache.reserve(0, config.max_tokens); // all have come back
 }
 
 TEST_F(DeviceCacheForks, Refused) {

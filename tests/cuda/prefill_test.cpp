@@ -106,13 +106,18 @@ TEST_P(DevicePrefillFormats, RaggedBatch) {
     batch.add(spec, 101);
     const Result expected = reference(batch);
     Result result = attend_chunks(batch);
-    // The single token is the other kernel's.
-    const std::size_t single = (93 + 129) * 4;
-    for (std::size_t row = single; row < single + 4; ++row) {
-        result.out[row] = expected.out[row];
-        EXPECT_NEAR(result.log_sum_exp[row], expected.log_sum_exp[row], 0.01);
-        result.log_sum_exp[row] = expected.log_sum_exp[row];
-    }
+    // The single token is the other kernel's, whose arithmetic errs by more.
+    const auto first = static_cast<std::ptrdiff_t>((93 + 129) * 4);
+    const auto take_single = [&](const Result& all) {
+        return Result{{all.out.begin() + first, all.out.begin() + first + 4},
+                      {all.log_sum_exp.begin() + first, all.log_sum_exp.begin() + first + 4}};
+    };
+    const Result single = take_single(expected);
+    EXPECT_LT(largest_error(take_single(result), single), 0.02);
+    EXPECT_LT(log_sum_exp_error(take_single(result), single), 0.01);
+    std::copy(single.out.begin(), single.out.end(), result.out.begin() + first);
+    std::copy(single.log_sum_exp.begin(), single.log_sum_exp.end(),
+              result.log_sum_exp.begin() + first);
     EXPECT_LT(largest_error(result, expected), kLargestError);
     EXPECT_LT(log_sum_exp_error(result, expected), kLargestLogSumExpError);
 }

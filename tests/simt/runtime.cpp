@@ -8,16 +8,20 @@
 #include <deque>
 #include <map>
 #include <utility>
+#include <vector>
 
 #include "cuda/cache/append.h"
 #include "cuda/cache/state.h"
 #include "cuda/params.h"
+#include "failures.h"
 #include "launch.h"
 
 namespace innerkv::cuda {
 /// What kernels declare: the memory of a block whose size a launch tells.
 alignas(128) unsigned char memory[227 << 10];
 } // namespace innerkv::cuda
+
+int simt::writes_until_failure = -1;
 
 namespace {
 
@@ -63,8 +67,22 @@ using Work = std::deque<std::function<void()>>;
 /// A stream is where it was made; what is enqueued runs at once.
 struct FakeStream {
     int device;
+    bool blocks; ///< waits for the default stream
 };
 FakeStream* fake(cudaStream_t stream) { return reinterpret_cast<FakeStream*>(stream); }
+
+/// Copies and fills of the default stream: as late as a device may do them, when something waits for them.
+Work& writes() {
+    static Work all;
+    return all;
+}
+void finish_writes() {
+    for (const auto& write : std::exchange(writes(), {})) write();
+}
+/// What a stream enqueues comes after them if it blocks.
+void order_after_writes(cudaStream_t stream) {
+    if (stream == nullptr || stream == cudaStreamLegacy || fake(stream)->blocks) finish_writes();
+}
 
 /// The capture under way: a call that it does not allow ends it.
 Work* captured = nullptr;
@@ -81,6 +99,9 @@ std::function<void()> bind(const void* function, void** arguments) {
         reinterpret_cast<void (*)(Params)>(reinterpret_cast<std::uintptr_t>(function));
     return [kernel, params = *static_cast<Params*>(arguments[0])] { kernel(params); };
 }
+
+/// This copy or fill does not happen.
+bool fails() { return simt::writes_until_failure >= 0 && simt::writes_until_failure-- == 0; }
 
 simt::Place place(dim3 size) { return {size.x, size.y, size.z}; }
 
@@ -151,6 +172,7 @@ cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaFree(void* data) {
+    finish_writes();
     allocations().erase(data);
     std::free(data);
     return cudaSuccess;
@@ -163,24 +185,39 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total) {
 }
 cudaError_t cudaMemset(void* data, int value, std::size_t bytes) {
     if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
-    std::memset(data, value, bytes);
+    if (fails()) return cudaErrorUnknown;
+    writes().push_back([=] { std::memset(data, value, bytes); });
     return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind /*kind*/) {
-    if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
-    std::memcpy(to, from, bytes);
-    return cudaSuccess;
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    return cudaMemcpy2D(to, bytes, from, bytes, bytes, 1, kind);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t /*stream*/) {
     return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemcpy2D(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
-                         std::size_t width, std::size_t height, cudaMemcpyKind /*kind*/) {
+                         std::size_t width, std::size_t height, cudaMemcpyKind kind) {
     if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
-    for (std::size_t row = 0; row < height; ++row)
-        std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
-                    static_cast<const std::byte*>(from) + row * from_pitch, width);
+    if (fails()) return cudaErrorUnknown;
+    const auto copy = [=](const void* source, std::size_t pitch) {
+        for (std::size_t row = 0; row < height; ++row)
+            std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
+                        static_cast<const std::byte*>(source) + row * pitch, width);
+    };
+    if (kind == cudaMemcpyDeviceToHost) {
+        finish_writes();
+        copy(from, from_pitch);
+    } else if (kind == cudaMemcpyDeviceToDevice) {
+        writes().push_back([=] { copy(from, from_pitch); });
+    } else { // the caller's memory is free when this returns
+        std::vector<std::byte> staged(width * height);
+        for (std::size_t row = 0; row < height; ++row)
+            std::memcpy(staged.data() + row * width,
+                        static_cast<const std::byte*>(from) + row * from_pitch, width);
+        writes().push_back(
+            [copy, width, staged = std::move(staged)] { copy(staged.data(), width); });
+    }
     return cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
@@ -198,25 +235,34 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t status) {
     return status == cudaErrorMemoryAllocation           ? "out of memory"
            : status == cudaErrorStreamCaptureUnsupported ? "not permitted in a capture"
                                                          : "an error";
 }
 cudaError_t cudaDeviceSynchronize() {
-    return capture_forbids() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+    if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
+    finish_writes();
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-    *stream = reinterpret_cast<cudaStream_t>(new FakeStream{current});
+    return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    *stream = reinterpret_cast<cudaStream_t>(
+        new FakeStream{current, (flags & cudaStreamNonBlocking) == 0});
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     delete fake(stream);
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t /*stream*/) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (capture_forbids()) return cudaErrorStreamCaptureUnsupported;
+    order_after_writes(stream);
+    return cudaSuccess;
+}
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int* device) {
     *device = fake(stream)->device;
     return cudaSuccess;
@@ -227,7 +273,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStat
 }
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, void** arguments,
-                             std::size_t shared_bytes, cudaStream_t /*stream*/) {
+                             std::size_t shared_bytes, cudaStream_t stream) {
     const AppendKernels append = append_kernels();
     const bool of_append =
         function == append.settle || function == append.append || function == append.step;
@@ -236,10 +282,12 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, vo
     const auto work = [kernel, blocks, threads, shared_bytes] {
         simt::launch(place(blocks), place(threads), memory, shared_bytes, kernel);
     };
-    if (captured != nullptr)
+    if (captured != nullptr) {
         captured->push_back(work);
-    else
-        work();
+        return cudaSuccess;
+    }
+    order_after_writes(stream);
+    work();
     return cudaSuccess;
 }
 
@@ -264,7 +312,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
     delete reinterpret_cast<Work*>(executable);
     return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t /*stream*/) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    order_after_writes(stream);
     for (const auto& work : *reinterpret_cast<Work*>(executable)) work();
     return cudaSuccess;
 }

@@ -124,9 +124,6 @@ inline int __any_sync(unsigned mask, int predicate) {
 }
 
 inline int __popc(unsigned bits) { return std::popcount(bits); }
-inline int __ffs(int bits) {
-    return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1;
-}
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned select) {
     const std::uint64_t bytes = std::uint64_t{high} << 32 | low;
     unsigned result = 0;
@@ -154,10 +151,6 @@ T __ldg(const T* from) {
 template <typename T>
 T __ldcg(const T* from) {
     return *from;
-}
-template <typename T>
-void __stcg(T* to, const T& value) {
-    *to = value;
 }
 inline void __threadfence() {}
 inline int atomicAdd(int* at, int value) {

@@ -21,11 +21,12 @@ struct Step {
     SettlePlan settle;
     int tokens; ///< 0: nothing happens
 
-    __device__ Step(const AppendParams& params, int index) : tokens(0) {
-        const SlotState& slot = params.layer.slots[index];
-        if (slot.in_use == 0 || params.layer.faults[index].kind != FaultKind::none) return;
-        tokens = params.tokens == nullptr ? params.max_tokens
-                                          : max(0, min(params.tokens[index], params.max_tokens));
+    __device__ Step(const AppendParams& params, const SlotState& slot, int index) : tokens(0) {
+        // One round trip to memory, not one after the other.
+        const FaultKind fault = params.layer.faults[index].kind;
+        const int brought = params.tokens == nullptr ? params.max_tokens : params.tokens[index];
+        if (slot.in_use == 0 || fault != FaultKind::none) return;
+        tokens = max(0, min(brought, params.max_tokens));
         if (tokens > 0) settle = plan_settle(params.layer.rule, slot.extent, slot.calibrated != 0);
     }
 };
@@ -55,12 +56,25 @@ __device__ void prepare_head(CalibrationShared& shared, const LayerParams& layer
     }
 }
 
+/// Pages are there for what an append brings and settles.
+__device__ bool fits(const LayerRule& rule, const SlotState& slot, const Step& step) {
+    const LayerExtent after = settled(rule, slot.extent, step.settle);
+    // Until it is visible, what is quantized keeps its fp16 pages.
+    const std::int64_t first = rule.grid_page(slot.extent.recent_first);
+    const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
+    const bool quantized_fit =
+        step.settle.quantize == 0 || rule.grid_page(after.recent_first) <= slot.quantized_capacity;
+    return quantized_fit && end <= slot.recent_capacity && end - first <= slot.recent.pages;
+}
+
 __global__ void __launch_bounds__(kPageThreads)
     settle_kernel(const __grid_constant__ AppendParams params) {
     __shared__ CalibrationShared shared;
-    const Step step(params, static_cast<int>(blockIdx.y));
-    prepare_head(shared, params.layer, params.layer.slots[blockIdx.y], step,
-                 static_cast<int>(blockIdx.x));
+    const SlotState slot = params.layer.slots[blockIdx.y];
+    const Step step(params, slot, static_cast<int>(blockIdx.y));
+    // What has no pages has no epochs either; the next launch tells.
+    if (step.tokens > 0 && fits(params.layer.rule, slot, step))
+        prepare_head(shared, params.layer, slot, step, static_cast<int>(blockIdx.x));
 }
 
 /// The first fault of a slot stays.
@@ -113,16 +127,16 @@ __device__ float element(const DeviceRows& rows, std::int64_t at) {
                                      : __uint_as_float(std::uint32_t{bits} << 16);
 }
 
-/// Where a token's fp16 row of a KV head goes.
+/// Where a token's fp16 row of K of a KV head goes; V's is 32 rows behind.
 __device__ std::uint16_t* row_place(const LayerParams& layer, const SlotState& slot,
-                                    std::int64_t position, int head, bool keys) {
+                                    std::int64_t position, int head) {
     const bool in_sink = position < layer.rule.sink_tokens;
     const std::int64_t behind = position - layer.rule.sink_tokens;
     std::byte* page =
         in_sink ? slot.sink[position / kPageTokens] : *slot.recent.from(behind / kPageTokens);
     const auto row = static_cast<int>((in_sink ? position : behind) % kPageTokens);
     return reinterpret_cast<std::uint16_t*>(page + layer.f16_stride * head) +
-           (row + (keys ? 0 : kPageTokens)) * layer.format.head_dim;
+           row * layer.format.head_dim;
 }
 
 /// Rows of 32 tokens of one KV head as fp16.
@@ -131,21 +145,30 @@ __device__ void store_rows(const AppendParams& params, const SlotState& slot, in
     const LayerParams& layer = params.layer;
     const int head_dim = layer.format.head_dim;
     const int count = min(kPageTokens, tokens - first_token);
-    for (int side = 0; side < 2; ++side) {
-        const DeviceRows& rows = side == 0 ? params.k : params.v;
-        for (int at = static_cast<int>(threadIdx.x); at < count * head_dim; at += kPageThreads) {
-            const int token = first_token + at / head_dim;
-            const int channel = at % head_dim;
-            const float value = element(rows, index * rows.slot_stride + token * rows.token_stride +
-                                                  head * rows.head_stride + channel);
-            const std::uint16_t bits = f16_from_float(value);
-            const std::int64_t position = slot.extent.length + token;
-            row_place(layer, slot, position, head, side == 0)[channel] = bits;
+    const auto read = [&](const DeviceRows& rows, int token, int channel) {
+        return element(rows, index * rows.slot_stride + token * rows.token_stride +
+                                 head * rows.head_stride + channel);
+    };
+    for (int at = static_cast<int>(threadIdx.x); at < count * head_dim; at += kPageThreads) {
+        const int token = first_token + at / head_dim;
+        const int channel = at % head_dim;
+        const float values[] = {read(params.k, token, channel), read(params.v, token, channel)};
+        const std::int64_t position = slot.extent.length + token;
+        std::uint16_t* place = row_place(layer, slot, position, head) + channel;
+#pragma unroll
+        for (int side = 0; side < 2; ++side, place += kPageTokens * head_dim) {
+            const std::uint16_t bits = f16_from_float(values[side]);
+            *place = bits;
             if ((bits & 0x7c00) == 0x7c00)
-                report(layer, index,
-                       {FaultKind::value, layer.layer, position, side, head, channel, value});
+                report(
+                    layer, index,
+                    {FaultKind::value, layer.layer, position, side, head, channel, values[side]});
         }
     }
+}
+
+__device__ float* query_power(const SlotState& slot, int buffer) {
+    return buffer == 0 ? slot.query_power[0] : slot.query_power[1];
 }
 
 /// Adds the squares of the calibration tokens' queries, a channel a thread, token by token.
@@ -161,7 +184,7 @@ __device__ void add_queries(const AppendParams& params, const SlotState& slot, i
             slot.extent.length + tokens);
     const int group = params.q_heads / layer.kv_heads;
     float sum = slot.has_queries != 0
-                    ? slot.query_power[slot.query_buffer][head * head_dim + channel]
+                    ? query_power(slot, slot.query_buffer)[head * head_dim + channel]
                     : 0.0f;
     for (std::int64_t position = first; position < last; ++position)
         for (int q_head = head * group; q_head < (head + 1) * group; ++q_head) {
@@ -176,7 +199,7 @@ __device__ void add_queries(const AppendParams& params, const SlotState& slot, i
             }
             sum += value * value;
         }
-    slot.query_power[1 - slot.query_buffer][head * head_dim + channel] = sum;
+    query_power(slot, 1 - slot.query_buffer)[head * head_dim + channel] = sum;
 }
 
 /// Queries of this append count.
@@ -187,17 +210,6 @@ __device__ bool takes_queries(const AppendParams& params, const SlotState& slot,
            slot.extent.length + tokens > rule.sink_tokens;
 }
 
-/// Pages are there for what an append brings and settles.
-__device__ bool fits(const LayerRule& rule, const SlotState& slot, const Step& step) {
-    const LayerExtent after = settled(rule, slot.extent, step.settle);
-    // Until it is visible, what is quantized keeps its fp16 pages.
-    const std::int64_t first = rule.grid_page(slot.extent.recent_first);
-    const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
-    const bool quantized_fit =
-        step.settle.quantize == 0 || rule.grid_page(after.recent_first) <= slot.quantized_capacity;
-    return quantized_fit && end <= slot.recent_capacity && end - first <= slot.recent.pages;
-}
-
 __device__ paging::LayerExtent extent_after(const LayerRule& rule, const SlotState& slot,
                                             const Step& step) {
     LayerExtent extent = settled(rule, slot.extent, step.settle);
@@ -206,8 +218,8 @@ __device__ paging::LayerExtent extent_after(const LayerRule& rule, const SlotSta
 }
 
 /// What the last block of a slot does. One thread calls it.
-__device__ void commit(const AppendParams& params, int index, const Step& step) {
-    SlotState& slot = params.layer.slots[index];
+__device__ void commit(const AppendParams& params, SlotState slot, int index, const Step& step) {
+    SlotState& kept = params.layer.slots[index];
     Sequence& sequence = params.layer.sequences[index];
     const bool refused =
         *reinterpret_cast<volatile const std::int32_t*>(&params.layer.faults[index].kind) != 0;
@@ -215,12 +227,13 @@ __device__ void commit(const AppendParams& params, int index, const Step& step) 
         sequence.query_tokens = 0;
         return;
     }
-    if (step.settle.calibrate) slot.calibrated = 1;
-    if (takes_queries(params, slot, step.tokens)) {
-        slot.query_buffer = 1 - slot.query_buffer;
-        slot.has_queries = 1;
+    const bool queries = takes_queries(params, slot, step.tokens);
+    slot.extent = kept.extent = extent_after(params.layer.rule, slot, step);
+    if (step.settle.calibrate) slot.calibrated = kept.calibrated = 1;
+    if (queries) {
+        kept.query_buffer = 1 - slot.query_buffer;
+        kept.has_queries = 1;
     }
-    slot.extent = extent_after(params.layer.rule, slot, step);
     sequence = shown(params.layer, slot, step.tokens);
 }
 
@@ -232,13 +245,14 @@ __device__ void report_pages(const AppendParams& params, const SlotState& slot, 
 }
 
 /// A block is through. All threads call it.
-__device__ void arrive(const AppendParams& params, int index, const Step& step) {
+__device__ void arrive(const AppendParams& params, const SlotState& slot, int index,
+                       const Step& step) {
     __syncthreads();
     if (threadIdx.x != 0) return;
     const int blocks = static_cast<int>(gridDim.x * gridDim.y);
     if (add_acquire_release(params.layer.arrivals + index, 1) != blocks - 1) return;
     params.layer.arrivals[index] = 0;
-    commit(params, index, step);
+    commit(params, slot, index, step);
 }
 
 __global__ void __launch_bounds__(kPageThreads)
@@ -247,8 +261,8 @@ __global__ void __launch_bounds__(kPageThreads)
     const LayerParams& layer = params.layer;
     const int head = static_cast<int>(blockIdx.y);
     const int index = static_cast<int>(blockIdx.z);
-    const SlotState& slot = layer.slots[index];
-    const Step step(params, index);
+    const SlotState slot = layer.slots[index]; // as it stays until the last block commits
+    const Step step(params, slot, index);
     int block = static_cast<int>(blockIdx.x);
     if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
         report_pages(params, slot, index, head);
@@ -261,7 +275,7 @@ __global__ void __launch_bounds__(kPageThreads)
     } else if (step.tokens > 0 && takes_queries(params, slot, step.tokens)) {
         add_queries(params, slot, index, step.tokens, head);
     }
-    arrive(params, index, step);
+    arrive(params, slot, index, step);
 }
 
 __global__ void __launch_bounds__(kPageThreads)
@@ -271,8 +285,8 @@ __global__ void __launch_bounds__(kPageThreads)
     const LayerParams& layer = params.layer;
     const int head = static_cast<int>(blockIdx.y);
     const int index = static_cast<int>(blockIdx.z);
-    const SlotState& slot = layer.slots[index];
-    const Step step(params, index);
+    const SlotState slot = layer.slots[index]; // as it stays until the last block commits
+    const Step step(params, slot, index);
     if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
         report_pages(params, slot, index, head);
     } else if (step.tokens > 0) {
@@ -286,7 +300,7 @@ __global__ void __launch_bounds__(kPageThreads)
         if (takes_queries(params, slot, step.tokens))
             add_queries(params, slot, index, step.tokens, head);
     }
-    arrive(params, index, step);
+    arrive(params, slot, index, step);
 }
 
 } // namespace

@@ -263,14 +263,15 @@ void DeviceCache::Impl::fill() {
         own.quantized.write(0);
         own.epochs.write(0);
     }
-    if (config.transform.norm != KeyNormPolicy::calibrated) return;
-    for (int layer = 0; layer < config.layers; ++layer) {
+    const bool calibrated = config.transform.norm == KeyNormPolicy::calibrated;
+    for (int layer = 0; layer < config.layers && calibrated; ++layer) {
         if (!rules[static_cast<std::size_t>(layer)].quantizes) continue;
         const auto heads = static_cast<std::size_t>(config.kv_heads);
         write_transforms(fresh_states[index(layer, 0)],
                          std::span<const KeyTransform>(config.calibrated)
                              .subspan(static_cast<std::size_t>(layer) * heads, heads));
     }
+    finish_writes();
 }
 
 namespace {

@@ -25,6 +25,8 @@ public:
     std::byte* take();
     void share(std::byte* group) { ++owners_[number(group)]; }
     bool shared(std::byte* group) const { return owners_[number(group)] > 1; }
+    /// Groups that nobody has any more once each of these, listed as often as it is given back, has been.
+    std::int64_t freed_by(std::vector<std::byte*> given_back) const;
     void give_back(std::byte* group) {
         if (--owners_[number(group)] == 0) given_back_.push_back(group);
     }
@@ -108,13 +110,37 @@ struct DeviceCache::Impl {
     void reorder(std::span<const int> sources);
     CacheUsage usage() const;
     int load(std::span<const SequenceView> layers);
+    /// Throw InvalidArgument unless load() takes such a view.
     void check_view(int layer, const SequenceView& view) const;
+    void check_extent(int layer, const paging::LayerExtent& extent) const;
+    void check_room(int layer, const paging::LayerExtent& extent) const;
+    void check_centres(int layer, const SequenceView& view,
+                       const paging::LayerExtent& extent) const;
+    void check_transforms(int layer, const SequenceView& view) const;
     void load_layer(int layer, int slot, const SequenceView& view, SlotState& state) const;
+
+    /// A new slot that `fill` has filled. Where that throws there is none, and its pages are given back.
+    template <typename Fill>
+    int create_filled(const Fill& fill) {
+        const int slot = create();
+        try {
+            fill(slot);
+        } catch (...) {
+            remove(slot);
+            throw;
+        }
+        return slot;
+    }
 
     /// States of a slot in all layers; what was enqueued before has run.
     std::vector<SlotState> read_states(int slot) const;
     /// And what attention sees of them; nobody asks.
     void write_states(int slot, const std::vector<SlotState>& written) const;
+    /// The same of all slots, [layers, max_sequences].
+    std::vector<SlotState> read_all_states() const;
+    void write_all_states(const std::vector<SlotState>& written) const;
+    /// Those of one slot.
+    std::vector<SlotState> states_of(const std::vector<SlotState>& all, int slot) const;
 
     void choose_layouts();
     /// Gives everything its place from `base` on; returns the bytes behind it.
@@ -122,15 +148,21 @@ struct DeviceCache::Impl {
     void place_pools(Cursor& cursor);
     void fill();
     void write_transforms(const SlotState& state, std::span<const KeyTransform> transforms) const;
-    /// Pages and epochs that a layer lacks for `length` tokens.
-    struct Lack {
+    /// Groups of the pools: in one layer's tables, or what is lacking there.
+    struct Groups {
         std::int64_t quantized = 0;
         std::int64_t f16 = 0;
         std::int64_t centres = 0;
     };
-    Lack lack(int layer, int slot, std::int64_t length) const;
+    /// That a layer has for so many grid pages, of which the first `quantized` are; rings need none.
+    Groups groups_for(int layer, std::int64_t grid_pages, std::int64_t quantized) const;
+    /// And for a sequence of `length` tokens that only grew.
+    Groups groups_for(int layer, std::int64_t length) const;
+    Groups lack(int layer, int slot, const Groups& wanted) const;
+    /// Extends the slot's tables to these, a layer each. Throws OutOfPages, and nothing has changed.
+    void grow(int slot, std::span<const Groups> wanted);
     /// Throws OutOfPages.
-    void check_free(const Lack& wanted) const;
+    void check_free(const Groups& wanted) const;
     bool pools_quantized(int layer) const;
     bool pools_recent(int layer) const;
 
@@ -141,9 +173,9 @@ struct DeviceCache::Impl {
     };
     Filled filled(int layer, const SlotState& state) const;
     /// Groups that a fork of the slot takes.
-    Lack fork_lack(int slot, const std::vector<SlotState>& slot_states) const;
+    Groups fork_lack(int slot, const std::vector<SlotState>& slot_states) const;
     /// And reorder(), which uses each slot so many times.
-    Lack reorder_lack(const std::vector<int>& uses) const;
+    Groups reorder_lack(const std::vector<int>& uses) const;
     void fork_layer(int layer, int from, int to, const SlotState& source, SlotState& state);
     /// Instead of groups that a fork has too; for a slot that begins anew.
     void replace_shared(int slot);

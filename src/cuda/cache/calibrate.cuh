@@ -3,15 +3,14 @@
 // in the same order. TransformPolicy (innerkv/cache.h) has the formulas. Compiled without contraction.
 #pragma once
 
+#include "cache/norms.h"
 #include "cuda/cache/page.cuh"
 
 namespace innerkv::cuda {
 
-/// The constants of calibrate.cpp.
-inline constexpr float kSmallestMagnitude = 0x1p-24f;
-inline constexpr float kBalance = 1.4f;
-inline constexpr float kLargestBalance = 4096.0f;
-inline constexpr float kOutlier = 4.0f;
+using paging::kOutlier;
+using paging::kSmallestMagnitude;
+using paging::shrunk;
 
 /// The first tokens of a run of fp16 pages, of one KV head and one of its channels.
 struct ChannelSample {
@@ -74,12 +73,6 @@ __device__ inline float largest_of(CalibrationShared& shared, float value, int c
         __syncthreads();
     }
     return shared.values[0];
-}
-
-__device__ inline float shrunk(float ratio) {
-    if (ratio > kBalance) return fminf(ratio / kBalance, kLargestBalance);
-    if (ratio * kBalance < 1.0f) return fmaxf(ratio * kBalance, 1.0f / kLargestBalance);
-    return 1.0f;
 }
 
 /// max over tokens |K - centre|, 0 where it is a rounding error.

@@ -24,6 +24,7 @@ void copy_ring(const Table& from, const Table& to, std::int64_t groups, std::siz
 
 /// `to` gets the first `shared` groups of `from` and as many of its own as `from` has behind them.
 void fork_table(const Table& from, Table& to, std::size_t shared, DevicePool& pool) {
+    to.host.reserve(from.host.size());
     for (std::size_t i = 0; i < from.host.size(); ++i) {
         if (i < shared) pool.share(from.host[i]);
         to.host.push_back(i < shared ? from.host[i] : pool.take());
@@ -37,6 +38,17 @@ std::size_t entries(std::int64_t count, const Table& table) {
 
 } // namespace
 
+std::int64_t DevicePool::freed_by(std::vector<std::byte*> given_back) const {
+    std::sort(given_back.begin(), given_back.end());
+    std::int64_t freed = 0;
+    for (auto first = given_back.begin(); first != given_back.end();) {
+        const auto end = std::upper_bound(first, given_back.end(), *first);
+        if (end - first == owners_[number(*first)]) ++freed;
+        first = end;
+    }
+    return freed;
+}
+
 DeviceCache::Impl::Filled DeviceCache::Impl::filled(int layer, const SlotState& state) const {
     const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
     if (!pools_quantized(layer)) return {};
@@ -44,9 +56,9 @@ DeviceCache::Impl::Filled DeviceCache::Impl::filled(int layer, const SlotState& 
             static_cast<std::size_t>(rule.epochs(state.extent).last)};
 }
 
-DeviceCache::Impl::Lack
+DeviceCache::Impl::Groups
 DeviceCache::Impl::fork_lack(int slot, const std::vector<SlotState>& slot_states) const {
-    Lack result;
+    Groups result;
     for (int layer = 0; layer < config.layers; ++layer) {
         const SlotPages& own = slot_pages[index(layer, slot)];
         if (pools_recent(layer)) result.f16 += static_cast<std::int64_t>(own.recent.host.size());
@@ -111,16 +123,16 @@ int DeviceCache::Impl::fork(int slot) {
     check_slot(slot);
     const std::vector<SlotState> source = read_states(slot);
     check_free(fork_lack(slot, source));
-    const int to = create();
-    const DeviceScope scope(device);
-    std::vector<SlotState> forked(rules.size());
-    for (int layer = 0; layer < config.layers; ++layer) {
-        const auto at = static_cast<std::size_t>(layer);
-        forked[at] = fresh_states[index(layer, to)];
-        fork_layer(layer, slot, to, source[at], forked[at]);
-    }
-    write_states(to, forked);
-    return to;
+    return create_filled([&](int to) {
+        const DeviceScope scope(device);
+        std::vector<SlotState> forked(rules.size());
+        for (int layer = 0; layer < config.layers; ++layer) {
+            const auto at = static_cast<std::size_t>(layer);
+            forked[at] = fresh_states[index(layer, to)];
+            fork_layer(layer, slot, to, source[at], forked[at]);
+        }
+        write_states(to, forked);
+    });
 }
 
 void DeviceCache::Impl::replace_shared(int slot) {
@@ -128,7 +140,7 @@ void DeviceCache::Impl::replace_shared(int slot) {
         return std::count_if(table.host.begin(), table.host.end(),
                              [&](std::byte* group) { return pool.shared(group); });
     };
-    Lack wanted;
+    Groups wanted;
     for (int layer = 0; layer < config.layers; ++layer) {
         if (!pools_quantized(layer)) continue;
         const SlotPages& own = slot_pages[index(layer, slot)];
@@ -159,9 +171,7 @@ void DeviceCache::Impl::replace_shared(int slot) {
 void DeviceCache::Impl::permute(std::span<const int> sources) {
     const DeviceScope scope(device);
     const auto slots = static_cast<std::size_t>(config.max_sequences);
-    std::vector<std::vector<SlotState>> old_states;
-    for (std::size_t slot = 0; slot < slots; ++slot)
-        old_states.push_back(read_states(static_cast<int>(slot)));
+    std::vector<SlotState> all = read_all_states();
     std::vector<Fault> old_faults(slots);
     check(cudaMemcpy(old_faults.data(), faults, slots * sizeof(Fault), cudaMemcpyDeviceToHost),
           "reading what appends refused");
@@ -177,42 +187,45 @@ void DeviceCache::Impl::permute(std::span<const int> sources) {
     };
     move_all(slot_pages);
     move_all(fresh_states);
+    move_all(all);
     const std::vector<bool> old_in_use = in_use;
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-        const auto source = static_cast<std::size_t>(sources[slot]);
-        in_use[slot] = old_in_use[source];
-        write_states(static_cast<int>(slot), old_states[source]);
-    }
+    for (std::size_t slot = 0; slot < slots; ++slot)
+        in_use[slot] = old_in_use[static_cast<std::size_t>(sources[slot])];
     check(cudaMemcpy(faults, new_faults.data(), slots * sizeof(Fault), cudaMemcpyHostToDevice),
           "writing what appends refused");
+    write_all_states(all);
 }
 
-DeviceCache::Impl::Lack DeviceCache::Impl::reorder_lack(const std::vector<int>& uses) const {
-    Lack result;
-    for (int slot = 0; slot < config.max_sequences; ++slot) {
-        const int copies = uses[static_cast<std::size_t>(slot)] - 1;
-        if (copies < 1) continue;
-        const Lack one = fork_lack(slot, read_states(slot));
-        result.quantized += copies * one.quantized;
-        result.f16 += copies * one.f16;
-        result.centres += copies * one.centres;
-    }
+DeviceCache::Impl::Groups DeviceCache::Impl::reorder_lack(const std::vector<int>& uses) const {
+    Groups result;
+    const std::vector<SlotState> all = read_all_states();
     // What those give back that nobody wants.
-    const auto unshared = [](const Table& table, const DevicePool& pool) {
-        return std::count_if(table.host.begin(), table.host.end(),
-                             [&](std::byte* group) { return !pool.shared(group); });
+    std::vector<std::byte*> quantized;
+    std::vector<std::byte*> f16;
+    std::vector<std::byte*> centres;
+    const auto add = [](std::vector<std::byte*>& to, const Table& table) {
+        to.insert(to.end(), table.host.begin(), table.host.end());
     };
     for (int slot = 0; slot < config.max_sequences; ++slot) {
         const auto at = static_cast<std::size_t>(slot);
-        if (!in_use[at] || uses[at] > 0) continue;
-        for (int layer = 0; layer < config.layers; ++layer) {
+        if (!in_use[at]) continue;
+        if (const int copies = uses[at] - 1; copies > 0) {
+            const Groups one = fork_lack(slot, states_of(all, slot));
+            result.quantized += copies * one.quantized;
+            result.f16 += copies * one.f16;
+            result.centres += copies * one.centres;
+        }
+        for (int layer = 0; layer < config.layers && uses[at] == 0; ++layer) {
             const SlotPages& own = slot_pages[index(layer, slot)];
-            if (pools_recent(layer)) result.f16 -= unshared(own.recent, f16_pool);
+            if (pools_recent(layer)) add(f16, own.recent);
             if (!pools_quantized(layer)) continue;
-            result.quantized -= unshared(own.quantized, quantized_pool);
-            result.centres -= unshared(own.epochs, centre_pool);
+            add(quantized, own.quantized);
+            add(centres, own.epochs);
         }
     }
+    result.quantized -= quantized_pool.freed_by(std::move(quantized));
+    result.f16 -= f16_pool.freed_by(std::move(f16));
+    result.centres -= centre_pool.freed_by(std::move(centres));
     return result;
 }
 

@@ -21,6 +21,11 @@ void check_count(const char* name, std::int64_t value, std::int64_t least, std::
                           std::to_string(most));
 }
 
+/// Of a slot whose tokens do not ask; a slot that was never used has no tables yet.
+Sequence seen_by_attention(const LayerParams& layer, const SlotState& state) {
+    return state.in_use != 0 ? shown(layer, state, 0) : Sequence{};
+}
+
 /// Takes groups until the table has `count` entries more.
 void extend(Table& table, DevicePool& pool, std::int64_t count) {
     const std::size_t first = table.host.size();
@@ -77,7 +82,7 @@ void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& wri
     synchronize();
     std::vector<Sequence> seen;
     for (std::size_t layer = 0; layer < rules.size(); ++layer)
-        seen.push_back(shown(params[layer], written[layer], 0));
+        seen.push_back(seen_by_attention(params[layer], written[layer]));
     const auto slots = static_cast<std::size_t>(config.max_sequences);
     check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, written.data(), sizeof(SlotState),
                        sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
@@ -85,6 +90,40 @@ void DeviceCache::Impl::write_states(int slot, const std::vector<SlotState>& wri
     check(cudaMemcpy2D(sequences + slot, sizeof(Sequence) * slots, seen.data(), sizeof(Sequence),
                        sizeof(Sequence), rules.size(), cudaMemcpyHostToDevice),
           "writing a slot");
+    finish_writes();
+}
+
+std::vector<SlotState> DeviceCache::Impl::read_all_states() const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<SlotState> all(slot_pages.size());
+    check(cudaMemcpy(all.data(), states, all.size() * sizeof(SlotState), cudaMemcpyDeviceToHost),
+          "reading slots");
+    return all;
+}
+
+void DeviceCache::Impl::write_all_states(const std::vector<SlotState>& written) const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<Sequence> seen;
+    for (int layer = 0; layer < config.layers; ++layer)
+        for (int slot = 0; slot < config.max_sequences; ++slot)
+            seen.push_back(seen_by_attention(params[static_cast<std::size_t>(layer)],
+                                             written[index(layer, slot)]));
+    check(cudaMemcpy(states, written.data(), written.size() * sizeof(SlotState),
+                     cudaMemcpyHostToDevice),
+          "writing slots");
+    check(
+        cudaMemcpy(sequences, seen.data(), seen.size() * sizeof(Sequence), cudaMemcpyHostToDevice),
+        "writing slots");
+    finish_writes();
+}
+
+std::vector<SlotState> DeviceCache::Impl::states_of(const std::vector<SlotState>& all,
+                                                    int slot) const {
+    std::vector<SlotState> result;
+    for (int layer = 0; layer < config.layers; ++layer) result.push_back(all[index(layer, slot)]);
+    return result;
 }
 
 int DeviceCache::Impl::create() {
@@ -97,8 +136,9 @@ int DeviceCache::Impl::create() {
     std::vector<SlotState> fresh(rules.size());
     for (int layer = 0; layer < config.layers; ++layer)
         fresh[static_cast<std::size_t>(layer)] = fresh_states[index(layer, slot)];
-    write_states(slot, fresh);
+    const DeviceScope scope(device);
     check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing a slot");
+    write_states(slot, fresh);
     *free = true;
     return slot;
 }
@@ -122,26 +162,32 @@ void DeviceCache::Impl::remove(int slot) {
     }
 }
 
-DeviceCache::Impl::Lack DeviceCache::Impl::lack(int layer, int slot, std::int64_t length) const {
-    const auto at = static_cast<std::size_t>(layer);
-    const paging::LayerRule& rule = rules[at];
-    const SlotPages& own = slot_pages[index(layer, slot)];
-    const auto entries = [](const Table& table) {
-        return static_cast<std::int64_t>(table.host.size());
-    };
-    Lack result;
-    if (layouts[at].recent_pages == 0)
-        result.f16 = std::max<std::int64_t>(0, rule.grid_pages(length) - entries(own.recent));
+DeviceCache::Impl::Groups DeviceCache::Impl::groups_for(int layer, std::int64_t grid_pages,
+                                                        std::int64_t quantized) const {
+    Groups result;
+    if (pools_recent(layer)) result.f16 = grid_pages;
     if (!pools_quantized(layer)) return result;
-    const std::int64_t settled = rule.settled_pages(length);
-    result.quantized = std::max<std::int64_t>(0, settled - entries(own.quantized));
-    if (rule.epoch_pages > 0)
-        result.centres =
-            std::max<std::int64_t>(0, divide_up(settled, rule.epoch_pages) - entries(own.epochs));
+    result.quantized = quantized;
+    const int epoch_pages = rules[static_cast<std::size_t>(layer)].epoch_pages;
+    if (epoch_pages > 0) result.centres = divide_up(quantized, epoch_pages);
     return result;
 }
 
-void DeviceCache::Impl::check_free(const Lack& wanted) const {
+DeviceCache::Impl::Groups DeviceCache::Impl::groups_for(int layer, std::int64_t length) const {
+    const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+    return groups_for(layer, rule.grid_pages(length), rule.settled_pages(length));
+}
+
+DeviceCache::Impl::Groups DeviceCache::Impl::lack(int layer, int slot, const Groups& wanted) const {
+    const SlotPages& own = slot_pages[index(layer, slot)];
+    const auto more = [](std::int64_t groups, const Table& table) {
+        return std::max<std::int64_t>(0, groups - static_cast<std::int64_t>(table.host.size()));
+    };
+    return {more(wanted.quantized, own.quantized), more(wanted.f16, own.recent),
+            more(wanted.centres, own.epochs)};
+}
+
+void DeviceCache::Impl::check_free(const Groups& wanted) const {
     check_pool("quantized page groups", wanted.quantized, quantized_pool);
     check_pool("fp16 page groups", wanted.f16, f16_pool);
     check_pool("centres", wanted.centres, centre_pool);
@@ -150,18 +196,26 @@ void DeviceCache::Impl::check_free(const Lack& wanted) const {
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
     check_count("length", length, 0, config.max_tokens);
-    Lack all;
+    std::vector<Groups> wanted;
+    for (int layer = 0; layer < config.layers; ++layer) wanted.push_back(groups_for(layer, length));
+    grow(slot, wanted);
+}
+
+void DeviceCache::Impl::grow(int slot, std::span<const Groups> wanted) {
+    std::vector<Groups> lacks;
+    Groups all;
     for (int layer = 0; layer < config.layers; ++layer) {
-        const Lack of_layer = lack(layer, slot, length);
-        all.quantized += of_layer.quantized;
-        all.f16 += of_layer.f16;
-        all.centres += of_layer.centres;
+        lacks.push_back(lack(layer, slot, wanted[static_cast<std::size_t>(layer)]));
+        all.quantized += lacks.back().quantized;
+        all.f16 += lacks.back().f16;
+        all.centres += lacks.back().centres;
     }
     if (all.quantized + all.f16 + all.centres == 0) return;
     check_free(all);
+    const DeviceScope scope(device);
     std::vector<SlotState> grown = read_states(slot);
     for (int layer = 0; layer < config.layers; ++layer) {
-        const Lack of_layer = lack(layer, slot, length);
+        const Groups& of_layer = lacks[static_cast<std::size_t>(layer)];
         SlotPages& own = slot_pages[index(layer, slot)];
         extend(own.recent, f16_pool, of_layer.f16);
         extend(own.quantized, quantized_pool, of_layer.quantized);
@@ -175,19 +229,17 @@ void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check(cudaMemcpy2D(states + slot, sizeof(SlotState) * slots, grown.data(), sizeof(SlotState),
                        sizeof(SlotState), rules.size(), cudaMemcpyHostToDevice),
           "writing a slot");
+    finish_writes();
 }
 
 namespace {
 
-void check_rows(const CallArguments& arguments, const DeviceRows& rows, const char* name, int slots,
-                int tokens, int heads, int head_dim) {
-    arguments.check_pointer(rows.data, name);
-    const std::string stride = std::string(name) + "'s ";
-    const std::int64_t far = std::int64_t{1} << 48;
-    if (tokens > 1)
-        check_count((stride + "token_stride").c_str(), rows.token_stride, head_dim, far);
-    if (heads > 1) check_count((stride + "head_stride").c_str(), rows.head_stride, head_dim, far);
-    if (slots > 1) check_count((stride + "slot_stride").c_str(), rows.slot_stride, head_dim, far);
+void check_rows(const CallArguments& arguments, const DeviceRows& rows, const std::string& name,
+                int slots, int tokens, int heads, int head_dim) {
+    arguments.check_pointer(rows.data, name, element_bytes(rows.type));
+    arguments.check_stride(rows.token_stride, tokens, head_dim, name + "'s token_stride");
+    arguments.check_stride(rows.head_stride, heads, head_dim, name + "'s head_stride");
+    arguments.check_stride(rows.slot_stride, slots, head_dim, name + "'s slot_stride");
 }
 
 } // namespace
@@ -210,7 +262,8 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
                                   " query heads for " + std::to_string(config.kv_heads) +
                                   " KV heads; queries come from a multiple of them");
     }
-    if (append.tokens != nullptr) arguments.check_pointer(append.tokens, "tokens");
+    if (append.tokens != nullptr)
+        arguments.check_pointer(append.tokens, "tokens", sizeof(std::int32_t));
     arguments.check_stream(append.stream);
     const DeviceScope scope(device);
     AppendParams launch{};
@@ -259,6 +312,7 @@ void DeviceCache::Impl::check_faults() {
     if (first == found.end()) return;
     const auto slot = static_cast<int>(first - found.begin());
     check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing what an append refused");
+    finish_writes();
     const std::string what = "cuda cache: an append to slot " + std::to_string(slot) + ", layer " +
                              std::to_string(first->layer) + ", ";
     if (first->kind == FaultKind::pages)
@@ -314,12 +368,12 @@ void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
 CacheUsage DeviceCache::Impl::usage() const {
     CacheUsage result;
     result.bytes_reserved = memory.bytes();
+    const std::vector<SlotState> now = read_all_states();
     for (int slot = 0; slot < config.max_sequences; ++slot) {
         if (!in_use[static_cast<std::size_t>(slot)]) continue;
-        const std::vector<SlotState> now = read_states(slot);
-        for (std::size_t layer = 0; layer < rules.size(); ++layer) {
-            const paging::LayerRule& rule = rules[layer];
-            const paging::LayerExtent& extent = now[layer].extent;
+        for (int layer = 0; layer < config.layers; ++layer) {
+            const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+            const paging::LayerExtent& extent = now[index(layer, slot)].extent;
             result.quantized_pages += extent.quantized_pages();
             result.f16_pages += rule.sink_pages(extent.length) - rule.dropped_sink_pages(extent) +
                                 rule.grid_pages(extent.length) -

@@ -6,6 +6,7 @@
 
 #include "cache/state.h"
 #include "cuda/cache/cache.h"
+#include "cuda/cache/view.h"
 
 namespace innerkv::cuda {
 namespace {
@@ -48,11 +49,14 @@ private:
     std::span<std::byte* const> places_;
 };
 
-/// `count` entries of a table from `first` on; a ring has them round and round.
-std::vector<std::byte*> entries(const Table& table, std::int64_t first, std::size_t count) {
+/// `count` entries of a table from `first` on; of a ring of `ring` groups, round and round.
+std::vector<std::byte*> entries(const Table& table, std::int64_t first, std::size_t count,
+                                std::int64_t ring = 0) {
     std::vector<std::byte*> result;
-    for (std::size_t i = 0; i < count; ++i)
-        result.push_back(table.host[(static_cast<std::size_t>(first) + i) % table.host.size()]);
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t at = static_cast<std::size_t>(first) + i;
+        result.push_back(table.host.at(ring > 0 ? at % static_cast<std::size_t>(ring) : at));
+    }
     return result;
 }
 
@@ -66,83 +70,7 @@ std::vector<std::byte> gather(const PageRun& run, int kv_heads, std::size_t page
     return all;
 }
 
-paging::LayerExtent extent_of(const paging::LayerRule& rule, const SequenceView& view) {
-    paging::LayerExtent extent;
-    extent.length = view.length;
-    extent.quantized_first = view.quantized.tokens > 0 ? view.quantized.first_token
-                             : view.recent.tokens > 0  ? view.recent.first_token
-                                                       : rule.sink_tokens;
-    extent.recent_first = extent.quantized_first + view.quantized.tokens;
-    const std::int64_t sink_end = std::min<std::int64_t>(view.length, rule.sink_tokens);
-    extent.dropped = sink_end - view.sink.tokens;
-    if (extent.quantized_first > rule.sink_tokens) extent.dropped = extent.quantized_first;
-    return extent;
-}
-
-/// Page groups of a table, and what is in front of them.
-struct Stretch {
-    std::int64_t first;
-    std::size_t count;
-};
-Stretch stretch_of(std::int64_t first, std::int64_t count) {
-    return {first, static_cast<std::size_t>(std::max<std::int64_t>(0, count))};
-}
-
-/// Where the pages of each run, and the epochs, are in their tables.
-struct Stretches {
-    Stretch sink;
-    Stretch recent;
-    Stretch quantized;
-    Stretch epochs;
-
-    Stretches(const paging::LayerRule& rule, const paging::LayerExtent& extent)
-        : sink(stretch_of(rule.dropped_sink_pages(extent),
-                          rule.sink_pages(extent.length) - rule.dropped_sink_pages(extent))),
-          recent(stretch_of(rule.grid_page(extent.recent_first),
-                            rule.grid_pages(extent.length) - rule.grid_page(extent.recent_first))),
-          quantized(stretch_of(rule.grid_page(extent.quantized_first), extent.quantized_pages())),
-          epochs(stretch_of(rule.epochs(extent).first, rule.epochs(extent).count())) {}
-};
-
-[[noreturn]] void refuse_view(int layer, const std::string& fault) {
-    throw InvalidArgument("cuda cache: the view of layer " + std::to_string(layer) + " " + fault +
-                          "; views must come from a cache of the same config");
-}
-
 } // namespace
-
-void DeviceCache::Impl::check_view(int layer, const SequenceView& view) const {
-    const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
-    const paging::LayerExtent extent = extent_of(rule, view);
-    const Stretches stretches(rule, extent);
-    if (view.length < 0 || view.length > config.max_tokens)
-        refuse_view(layer, "has " + std::to_string(view.length) + " tokens, the cache takes " +
-                               std::to_string(config.max_tokens));
-    if (view.quantized.tokens % kPageTokens != 0 ||
-        (extent.recent_first - rule.sink_tokens) % kPageTokens != 0)
-        refuse_view(layer, "has quantized tokens that are no whole pages of this sink");
-    const auto pages_fit = [](const PageRun& run, const Stretch& stretch) {
-        return run.pages.size() == stretch.count;
-    };
-    if (!pages_fit(view.sink, stretches.sink) || !pages_fit(view.recent, stretches.recent) ||
-        !pages_fit(view.quantized, stretches.quantized))
-        refuse_view(layer, "has other runs of pages");
-    const std::int64_t most = paging::divide_up(config.max_tokens, kPageTokens);
-    const std::int64_t ring = layouts[static_cast<std::size_t>(layer)].recent_pages;
-    if (static_cast<std::int64_t>(stretches.recent.count) > (ring > 0 ? ring : most))
-        refuse_view(layer, "has a longer recent window");
-    if (view.quantized.tokens == 0) return;
-    if (!rule.quantizes) refuse_view(layer, "has quantized pages, and here nothing is quantized");
-    if (view.centres.epochs.size() != stretches.epochs.count)
-        refuse_view(layer, "has " + std::to_string(view.centres.epochs.size()) +
-                               " centres of keys where " + std::to_string(stretches.epochs.count) +
-                               " are needed");
-    const bool transformed =
-        params[static_cast<std::size_t>(layer)].rotate != 0 || rule.calibration_tokens > 0;
-    if (transformed != !view.transforms.empty() &&
-        config.transform.norm != KeyNormPolicy::calibrated)
-        refuse_view(layer, "went through other transforms");
-}
 
 void DeviceCache::Impl::load_layer(int layer, int slot, const SequenceView& view,
                                    SlotState& state) const {
@@ -151,14 +79,14 @@ void DeviceCache::Impl::load_layer(int layer, int slot, const SequenceView& view
     state.extent = extent_of(rules[at], view);
     const Stretches stretches(rules[at], state.extent);
     const auto copy = [&](const Table& table, const Stretch& stretch, const PageRun& run,
-                          std::size_t page_bytes) {
-        const std::vector<std::byte*> places = entries(table, stretch.first, stretch.count);
+                          std::size_t page_bytes, std::int64_t ring = 0) {
+        const std::vector<std::byte*> places = entries(table, stretch.first, stretch.count, ring);
         Pieces(page_bytes * static_cast<std::size_t>(config.kv_heads), places)
             .write(gather(run, config.kv_heads, page_bytes).data());
     };
     const std::size_t f16_bytes = paging::f16_format(config.format.head_dim).page_bytes();
     copy(own.sink, stretches.sink, view.sink, f16_bytes);
-    copy(own.recent, stretches.recent, view.recent, f16_bytes);
+    copy(own.recent, stretches.recent, view.recent, f16_bytes, layouts[at].recent_pages);
     copy(own.quantized, stretches.quantized, view.quantized, config.format.page_bytes());
     const std::vector<std::byte*> centres =
         entries(own.epochs, stretches.epochs.first,
@@ -179,25 +107,25 @@ int DeviceCache::Impl::load(std::span<const SequenceView> layers) {
         throw InvalidArgument("cuda cache: " + std::to_string(layers.size()) +
                               " views to load; the cache has " + std::to_string(rules.size()) +
                               " layers");
-    std::int64_t length = 0;
+    std::vector<Groups> wanted;
     for (int layer = 0; layer < config.layers; ++layer) {
-        check_view(layer, layers[static_cast<std::size_t>(layer)]);
-        length = std::max(length, layers[static_cast<std::size_t>(layer)].length);
+        const SequenceView& view = layers[static_cast<std::size_t>(layer)];
+        check_view(layer, view);
+        // A sequence that was truncated keeps pages that one of its length would not have quantized yet.
+        const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+        const std::int64_t quantized = rule.grid_page(extent_of(rule, view).recent_first);
+        wanted.push_back(groups_for(layer, rule.grid_pages(view.length),
+                                    std::max(quantized, rule.settled_pages(view.length))));
     }
-    const int slot = create();
-    try {
-        reserve(slot, length);
+    return create_filled([&](int slot) {
+        grow(slot, wanted);
         std::vector<SlotState> loaded = read_states(slot);
         const DeviceScope scope(device);
         for (int layer = 0; layer < config.layers; ++layer)
             load_layer(layer, slot, layers[static_cast<std::size_t>(layer)],
                        loaded[static_cast<std::size_t>(layer)]);
         write_states(slot, loaded);
-    } catch (...) {
-        remove(slot);
-        throw;
-    }
-    return slot;
+    });
 }
 
 struct HostSequence::Impl {
@@ -222,11 +150,12 @@ std::byte* aligned(std::vector<std::byte>& memory, std::size_t bytes) {
     return memory.data() + (kPageAlignment - at % kPageAlignment) % kPageAlignment;
 }
 
-/// Reads groups to `memory` and lists them in `table`.
+/// Reads groups to `memory` and lists them in `table`; `ring` as entries() has it.
 void read_groups(const Table& from, const Stretch& stretch, std::size_t bytes,
-                 std::vector<std::byte>& memory, std::vector<const std::byte*>& table) {
+                 std::vector<std::byte>& memory, std::vector<const std::byte*>& table,
+                 std::int64_t ring = 0) {
     std::byte* const to = aligned(memory, stretch.count * bytes);
-    const std::vector<std::byte*> places = entries(from, stretch.first, stretch.count);
+    const std::vector<std::byte*> places = entries(from, stretch.first, stretch.count, ring);
     Pieces(bytes, places).read(to);
     for (std::size_t i = 0; i < stretch.count; ++i) table.push_back(to + i * bytes);
 }
@@ -285,14 +214,16 @@ void read_transforms(const CacheConfig& config, bool rotate, const SlotState& st
 
 template <typename Layer>
 void read_layer(const CacheConfig& config, const paging::LayerRule& rule, const LayerParams& params,
-                const SlotPages& own, const SlotState& state, Layer& layer) {
+                const SlotPages& own, const SlotState& state, std::int64_t recent_ring,
+                Layer& layer) {
     const paging::LayerExtent& extent = state.extent;
     const Stretches stretches(rule, extent);
     const std::size_t f16_group = paging::f16_group_bytes(config);
     read_groups(own.sink, stretches.sink, f16_group, layer.pages[0], layer.tables[0]);
     read_groups(own.quantized, stretches.quantized, paging::quantized_group_bytes(config),
                 layer.pages[1], layer.tables[1]);
-    read_groups(own.recent, stretches.recent, f16_group, layer.pages[2], layer.tables[2]);
+    read_groups(own.recent, stretches.recent, f16_group, layer.pages[2], layer.tables[2],
+                recent_ring);
     read_groups(own.epochs, stretches.epochs, paging::centre_group_bytes(config), layer.centres,
                 layer.epochs);
     const auto f16_stride = static_cast<std::size_t>(params.f16_stride);
@@ -329,7 +260,7 @@ HostSequence DeviceCache::fetch(int slot) const {
     for (std::size_t layer = 0; layer < states.size(); ++layer)
         read_layer(impl_->config, impl_->rules[layer], impl_->params[layer],
                    impl_->slot_pages[impl_->index(static_cast<int>(layer), slot)], states[layer],
-                   host->layers[layer]);
+                   impl_->layouts[layer].recent_pages, host->layers[layer]);
     return HostSequence(std::move(host));
 }
 

@@ -10,8 +10,11 @@ namespace innerkv::cuda {
 template <class C>
 KernelEntry entry() {
     return {reinterpret_cast<const void*>(&attention_kernel<C>),
-            static_cast<int>(sizeof(BlockShared<C>)), static_cast<int>(sizeof(WarpShared<C>)),
-            C::kRows};
+            static_cast<int>(sizeof(BlockShared<C>)),
+            static_cast<int>(sizeof(WarpShared<C>)),
+            C::kRows,
+            C::Key::codec,
+            C::Value::codec};
 }
 
 template <class Key, class Value, int blocks>

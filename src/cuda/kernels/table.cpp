@@ -9,36 +9,58 @@ namespace innerkv::cuda {
 namespace {
 
 struct Row {
-    const char* name;
-    Codec k;
-    Codec v;
+    const char* preset;
     KernelEntry (*find)(int blocks, bool packed);
 };
 
+/// The kernels themselves tell which codecs they read.
 constexpr Row kTable[] = {
-    {"base", affine(3), affine(3), base_kernel},
-    {"small", affine(3), affine(2), small_kernel},
-    {"hybrid", affine(3), hybrid(2), hybrid_kernel},
-    {"k4v4", affine(4), affine(4), k4v4_kernel},
-    {"k4v3", affine(4), affine(3), k4v3_kernel},
-    {"k4v2", affine(4), affine(2), k4v2_kernel},
-    {"k8v8", symmetric(8), symmetric(8), k8v8_kernel},
+    {"base", base_kernel}, {"small", small_kernel}, {"hybrid", hybrid_kernel},
+    {"k4v4", k4v4_kernel}, {"k4v3", k4v3_kernel},   {"k4v2", k4v2_kernel},
+    {"k8v8", k8v8_kernel},
 };
+
+std::string name_of(Codec codec) {
+    const auto kind = [&] {
+        switch (codec.kind) {
+        case CodecKind::f16:
+            return "f16";
+        case CodecKind::symmetric:
+            return "symmetric";
+        case CodecKind::asymmetric:
+            return "asymmetric";
+        case CodecKind::hybrid:
+            return "hybrid";
+        case CodecKind::affine:
+            return "affine";
+        }
+        return "unknown";
+    };
+    return std::string(kind()) + " " + std::to_string(codec.bits);
+}
 
 } // namespace
 
 KernelEntry find_kernel(const PageFormat& format, bool packed) {
     // Pages that are fp16 throughout: any kernel's other half.
     if (!format.quantized()) return kTable[0].find(format.blocks(), packed);
-    std::string names;
     for (const Row& row : kTable) {
-        if (row.k == format.k && row.v == format.v) return row.find(format.blocks(), packed);
-        names.append(names.empty() ? "" : ", ").append(row.name);
+        const KernelEntry entry = row.find(format.blocks(), packed);
+        if (entry.k == format.k && entry.v == format.v) return entry;
     }
-    throw InvalidArgument(
-        "cuda attention: there is no kernel for keys of " + std::to_string(format.k.bits) +
-        " and values of " + std::to_string(format.v.bits) +
-        " bits in these codecs; supported are those of the presets " + names + " and f16");
+    throw_no_kernel(format);
+}
+
+void throw_no_kernel(const PageFormat& format) {
+    std::string supported;
+    for (const Row& row : kTable) {
+        const KernelEntry entry = row.find(1, false);
+        supported +=
+            std::string(row.preset) + " (" + name_of(entry.k) + ", " + name_of(entry.v) + "), ";
+    }
+    throw InvalidArgument("cuda attention: there is no kernel for keys of " + name_of(format.k) +
+                          " and values of " + name_of(format.v) +
+                          " bits; supported are those of the presets " + supported + "and f16");
 }
 
 } // namespace innerkv::cuda

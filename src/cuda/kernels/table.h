@@ -11,6 +11,8 @@ struct KernelEntry {
     int block_bytes = 0;            ///< shared memory of a block
     int warp_bytes = 0;             ///< and of each of its warps
     int rows = 0;                   ///< of queries that it takes at a time
+    Codec k;                        ///< of the pages that it reads
+    Codec v;
 };
 
 /// `blocks` of 64 channels; packed: for up to kFewRows rows.
@@ -24,5 +26,7 @@ KernelEntry k8v8_kernel(int blocks, bool packed);
 
 /// Throws InvalidArgument where no kernel reads such pages.
 KernelEntry find_kernel(const PageFormat& format, bool packed);
+/// That, with what is supported.
+[[noreturn]] void throw_no_kernel(const PageFormat& format);
 
 } // namespace innerkv::cuda

@@ -73,7 +73,7 @@ private:
     /// This warp's 16 rows to fp16, in units of their largest.
     __device__ void load_queries(const Chunk& chunk, const ChunkItem& item) {
         meet_warpgroup(1 + warpgroup_); // rows of the item before have been read
-        const int query_tokens = params_.sequences[chunk.sequence].query_tokens;
+        const int query_tokens = query_tokens_of(params_, params_.sequences[chunk.sequence]);
 #pragma unroll 4
         for (int r = 0; r < 16; ++r) {
             const int row = 64 * warpgroup_ + 16 * warp_ + r;
@@ -84,15 +84,14 @@ private:
                      chunk.sequence * params_.q_sequence_stride + token * params_.q_token_stride +
                          head * params_.q_head_stride,
                      token < query_tokens ? params_.head_dim : 0, lane_, bits);
-            write_query(bits, row);
+            write_query(bits, row, asks_too_much(params_, params_.sequences[chunk.sequence]));
         }
         publish_shared();
         meet_warpgroup(1 + warpgroup_);
     }
 
-    __device__ void write_query(const std::uint32_t (&bits)[2 * C::kBlocks], int row) {
+    __device__ void write_query(const std::uint32_t (&bits)[2 * C::kBlocks], int row, bool faulty) {
         float q[2 * C::kBlocks];
-        bool faulty = false;
         float largest = 0.0f;
 #pragma unroll
         for (int j = 0; j < 2 * C::kBlocks; ++j) {
@@ -118,7 +117,7 @@ private:
     }
 
     __device__ void begin_rows(const Chunk& chunk, const ChunkItem& item) {
-        const int query_tokens = params_.sequences[chunk.sequence].query_tokens;
+        const int query_tokens = query_tokens_of(params_, params_.sequences[chunk.sequence]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int token = row_index(item, half) / params_.group;
@@ -361,7 +360,7 @@ private:
     }
 
     __device__ void write(const Chunk& chunk, const ChunkItem& item) {
-        const int query_tokens = params_.sequences[chunk.sequence].query_tokens;
+        const int query_tokens = query_tokens_of(params_, params_.sequences[chunk.sequence]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float weight = state_[half].weight;
@@ -378,7 +377,8 @@ private:
                            token * params_.out_token_stride + head * params_.out_head_stride,
                        half, inverse);
             if (lane_ % 4 == 0 && params_.log_sum_exp != nullptr)
-                write_log_sum_exp(chunk.sequence, token, head, state_[half].reference, weight);
+                write_log_sum_exp(params_, chunk.sequence, token, head, state_[half].reference,
+                                  weight);
         }
     }
 
@@ -393,14 +393,6 @@ private:
                           sums_[span][e + 2 * half] * inverse,
                           sums_[span][e + 2 * half + 1] * inverse);
             }
-    }
-
-    __device__ void write_log_sum_exp(int sequence, int token, int head, float reference,
-                                      float weight) {
-        constexpr float kLn2 = 0.69314718056f;
-        const std::int64_t at = std::int64_t{sequence} * params_.max_query_tokens + token;
-        params_.log_sum_exp[at * params_.q_heads + head] =
-            weight == 0.0f ? -__uint_as_float(0x7f800000) : (reference + log2f(weight)) * kLn2;
     }
 
     const AttentionParams& params_;

@@ -41,14 +41,16 @@ struct Row {
     PrefillKernel (*find)(int blocks);
 };
 
+template <class Key, class Value>
+constexpr Row row_of() {
+    return {Key::codec, Value::codec, instantiate<Key, Value>};
+}
+
+/// As src/cuda/kernels/table.cpp has them.
 constexpr Row kTable[] = {
-    {affine(3), affine(3), instantiate<Affine3, Affine3>},
-    {affine(3), affine(2), instantiate<Affine3, Affine2>},
-    {affine(3), hybrid(2), instantiate<Affine3, Hybrid2>},
-    {affine(4), affine(4), instantiate<Affine4, Affine4>},
-    {affine(4), affine(3), instantiate<Affine4, Affine3>},
-    {affine(4), affine(2), instantiate<Affine4, Affine2>},
-    {symmetric(8), symmetric(8), instantiate<Symmetric8, Symmetric8>},
+    row_of<Affine3, Affine3>(),       row_of<Affine3, Affine2>(), row_of<Affine3, Hybrid2>(),
+    row_of<Affine4, Affine4>(),       row_of<Affine4, Affine3>(), row_of<Affine4, Affine2>(),
+    row_of<Symmetric8, Symmetric8>(),
 };
 
 } // namespace

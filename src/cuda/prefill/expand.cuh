@@ -93,11 +93,6 @@ __device__ inline float code_of(std::uint32_t quad, int index) {
            8388608.0f;
 }
 
-template <class S>
-constexpr int position_of(int tile) {
-    return position_high(S::bits) * (tile / 2) + position_low(S::bits) * (tile % 2);
-}
-
 /// Butterflies of elements `step` apart.
 template <int kElements>
 __device__ inline void cross_elements(float (&row)[kElements], int step) {
@@ -123,11 +118,6 @@ __device__ inline void cross_lanes(float (&row)[kElements], int step, int lane) 
 template <class C>
 constexpr int hadamard_channels() {
     return kBlockChannels * (C::kBlocks & -C::kBlocks);
-}
-template <class C>
-constexpr float hadamard_factor() {
-    constexpr int kSize = hadamard_channels<C>();
-    return kSize == 64 ? 0.125f : kSize == 128 ? 0.08838834764f : 0.0625f;
 }
 
 /// A token's channels that lane i of its four has.
@@ -219,7 +209,7 @@ __device__ void expand_values(const Expansion<C>& shared, const Place& place, bo
     constexpr int kElements = 8 * C::kBlocks; // of a token: [block][tile][row]
     const int g = lane / 4;
     const int i = lane % 4;
-    const float factor = rotate ? hadamard_factor<C>() : 1.0f;
+    const float factor = rotate ? hadamard_scale(hadamard_channels<C>()) : 1.0f;
     QuadPair quads[C::kBlocks];
     GroupTerms terms[kElements];
 #pragma unroll
@@ -279,7 +269,7 @@ __device__ void load_transforms(const AttentionParams& params, const Sequence& s
         sequence.epochs != nullptr
             ? sequence.epochs[(sequence.first_page + page) / sequence.epoch_pages]
             : nullptr;
-    const float factor = sequence.rotate != 0 ? hadamard_factor<C>() : 1.0f;
+    const float factor = sequence.rotate != 0 ? hadamard_scale(hadamard_channels<C>()) : 1.0f;
     for (int channel = lane; channel < C::kDim; channel += kWarpSize) {
         const bool present = channel < params.head_dim;
         float centre = 0.0f;

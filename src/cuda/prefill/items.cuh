@@ -76,7 +76,8 @@ __device__ inline int all_parts(const PrefillPlan& plan) {
     return uniform(plan.whole + (plan.items - plan.whole) * plan.parts);
 }
 
-/// All lanes of a warp call it. The last rows, which see most, come first; blocks that run at the same time share a KV head's tiles.
+/// All lanes of a warp call it. The last rows, which see most, come first; blocks that run at the same time share a KV
+/// head's tiles.
 template <class C>
 __device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan& plan,
                                 int part_index) {
@@ -95,8 +96,8 @@ __device__ ChunkItem chunk_item(const AttentionParams& params, const PrefillPlan
     item.kv_head = at / row_blocks;
     item.first_row = kChunkRows * (row_blocks - 1 - at % row_blocks);
     const int first_token = item.first_row / params.group;
-    const int last_token =
-        min((item.first_row + kChunkRows - 1) / params.group, sequence.query_tokens - 1);
+    const int last_token = min((item.first_row + kChunkRows - 1) / params.group,
+                               query_tokens_of(params, sequence) - 1);
     const KeyRange first = keys_of_token(params, chunk, first_token);
     const KeyRange last = keys_of_token(params, chunk, last_token);
     const int first_tile = first.begin / C::kTokens;

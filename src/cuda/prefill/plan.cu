@@ -15,7 +15,7 @@ __device__ Piece visible_piece(const Run& run, Visible visible) {
 
 __device__ Chunk chunk_of(const AttentionParams& params, int index) {
     const Sequence& sequence = params.sequences[index];
-    const Visible visible = visible_to(params, sequence, 0, sequence.query_tokens - 1);
+    const Visible visible = visible_to(params, sequence, 0, query_tokens_of(params, sequence) - 1);
     Chunk chunk{};
     chunk.sequence = index;
     chunk.pieces[0] = visible_piece(sequence.sink, visible);
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kMaxSequences)
         tiles[index] = (chunk.tokens + tile_tokens - 1) / tile_tokens;
         pages[index] = pages_of(chunk);
         items[index] = params.kv_heads * row_blocks(params, sequence);
-        place[index] = sequence.query_tokens * params.group >= kLeastChunkRows ? 0 : -1;
+        place[index] = query_tokens_of(params, sequence) * params.group >= kLeastChunkRows ? 0 : -1;
     }
     __syncthreads();
     if (index == 0) {

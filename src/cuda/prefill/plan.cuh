@@ -29,7 +29,7 @@ __device__ inline int keys_below(const Chunk& chunk, int position) {
 }
 
 __device__ inline int row_blocks(const AttentionParams& params, const Sequence& sequence) {
-    return (sequence.query_tokens * params.group + kChunkRows - 1) / kChunkRows;
+    return (query_tokens_of(params, sequence) * params.group + kChunkRows - 1) / kChunkRows;
 }
 
 /// The chunk that something lies in, of `first_...`; chunks in front of `from` are not looked at.

@@ -3,14 +3,10 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/table.h"
+
 namespace innerkv::cuda {
 namespace {
-
-int attribute(cudaDeviceAttr name, int device) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, device), "reading a device's attribute");
-    return value;
-}
 
 /// sm_90a code runs on 9.0 and on nothing else.
 bool runs_on(int device) {
@@ -47,6 +43,7 @@ Prefill::Prefill(const AttentionShape& shape, int device, int sequences, std::in
     tile_tokens_ = tile_tokens(dim);
     expand_ = expand_kernel_of(shape.format);
     attend_ = attend_kernel_of(shape.format.blocks());
+    if (expand_.function == nullptr || attend_.function == nullptr) throw_no_kernel(shape.format);
     expand_blocks_ = resident_blocks(expand_, device);
     const int blocks = resident_blocks(attend_, device);
     const int parts = 2 * blocks;
