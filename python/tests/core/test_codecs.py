@@ -14,9 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def golden_folder():
-    given = os.environ.get("INNERKV_GOLDEN")
-    shared = ROOT.parent / "shared" / "golden"
-    return Path(given) if given else shared if shared.is_dir() else ROOT / "tests/data/golden"
+    return Path(os.environ.get("INNERKV_GOLDEN") or ROOT / "tests" / "data" / "golden")
 
 
 def golden_cases():
