@@ -13,6 +13,7 @@ constexpr const char* kReason = "this build has no CUDA; configure with -DINNERK
 
 } // namespace
 
+bool is_capturing(Stream /*stream*/) { return false; }
 std::vector<DeviceInfo> devices() { return {}; }
 std::string unavailable_reason() { return kReason; }
 

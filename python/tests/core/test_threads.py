@@ -111,6 +111,40 @@ def test_python_goes_on_meanwhile(rng):
     assert after > before
 
 
+def test_python_goes_on_while_pages_are_waited_for(rng):
+    """A copy of pages waits for the cache, which attends for another thread, without the interpreter's lock."""
+    cache, sequence, _, _, q = filled(rng, "base", tokens=4000, chunk=500)
+    outs, turns, stop = [], 0, False
+
+    def count():
+        nonlocal turns
+        while not stop:
+            turns += 1
+            time.sleep(0.001)
+
+    def attend():
+        outs.append(cache.attend(0, sequence, np.concatenate([q[-500:]] * 3, 1), exact=True))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    counter, attender = threading.Thread(target=count), threading.Thread(target=attend)
+    try:
+        counter.start()
+        attender.start()
+        while not outs and attender.is_alive() and turns < 5:
+            time.sleep(0.001)  # until it attends
+        assert not outs, "attention is over before anything waits for it"
+        before = turns
+        pages = cache.pages(0, sequence)
+        after = turns
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        counter.join()
+        attender.join()
+    assert after > before and len(pages) > 100
+
+
 LIMITED = """
 import resource, innerkv
 before = {before}
