@@ -113,6 +113,11 @@ def plan(
         sliding_window=sliding_window,
         exact_prefill=exact_prefill,
     )
+    return plan_of(config, preset, context, batch)
+
+
+def plan_of(config: _core.CacheConfig, preset: str, context: int, batch: int) -> Plan:
+    """Of a cache that is made with `config`."""
     return Plan(
         preset=preset,
         context=context,
