@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripts of python/bench run and report what they say; how fast anything is, is not tested."""
 
+import functools
 import json
 import runpy
 from pathlib import Path
 
+import datasets
+import lm_eval
 import pytest
 import torch
 from tiny import save_tiny_model, tiny_model, tokens
@@ -60,6 +63,20 @@ def test_caches(run, tmp_path):
         run(BENCH / "caches.py", *arguments, "--cache", "dynamic,kivi:2")
     with pytest.raises(SystemExit, match="tokens are needed|are needed"):
         run(BENCH / "caches.py", model, "--text", ALICE, "--context", 10**6)
+
+
+def test_lm_eval_presets(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the script finds the project by itself
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    save_tiny_model("model")
+    short = functools.partial(lm_eval.simple_evaluate, gen_kwargs={"max_gen_toks": 8}, bootstrap_iters=0)
+    monkeypatch.setattr(lm_eval, "simple_evaluate", short)
+    script = BENCH / "lm_eval_presets.py"
+    lines = run(script, "model", "--preset", "small", "--limit", 1).splitlines()
+    assert len(lines) == 3 and {line.count("|") for line in lines} == {5}
+    name, *cells = (cell.strip() for cell in lines[2].strip("|").split("|"))
+    passages, bits, right = (float(cell.split()[0]) for cell in cells)
+    assert name == "`small`" and passages in (0, 100) and 0 < bits < 20 and right in (0, 100)
 
 
 def test_the_history_of_device(on_stand_in, monkeypatch):
