@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the Python package as its users do: a source distribution, a wheel from nothing but that, and an
-environment of its own that imports it.
+"""Builds the Python package as its users do: a source distribution, a wheel from nothing but that, and an import of
+what is in the wheel. What it is built with is pinned in tools/wheel.txt and fetched once.
 
     tools/wheel.py [DIRECTORY]      leaves both there
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import fetch
 
+REQUIREMENTS = fetch.TOOLS / "wheel.txt"
 SMOKE = """
 import sys
 import numpy, innerkv
@@ -55,20 +56,20 @@ def check_contents(wheel):
 
 
 def build(scratch):
-    """Source distribution and wheel, in `scratch`, the wheel tried in an environment of its own."""
-    environment = scratch / "env"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin" / "python"
+    """Source distribution and wheel, in `scratch`; the wheel is tried in an environment that has numpy alone beside it."""
+    python = fetch.python_environment(REQUIREMENTS)
     # What is unpacked and compiled in a place of another name each time is found again by ccache.
     os.environ.update(TMPDIR=str(scratch), CCACHE_BASEDIR=str(scratch))
-    fetch.pip(python, "install", "--quiet", "build")
-    subprocess.run([python, "-m", "build", "--sdist", "--outdir", scratch, fetch.TOOLS.parent],
+    subprocess.run([python, "-m", "build", "--no-isolation", "--sdist", "--outdir", scratch, fetch.TOOLS.parent],
                    check=True, stdout=sys.stderr)
-    fetch.pip(python, "wheel", "--no-deps", "--wheel-dir", scratch, only(scratch, "*.tar.gz"))
+    fetch.pip(python, "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch,
+              only(scratch, "*.tar.gz"))
     wheel = only(scratch, "*.whl")
     check_contents(wheel)
-    fetch.pip(python, "install", "--quiet", wheel)
-    subprocess.run([python, "-c", SMOKE], check=True, cwd=scratch, stdout=sys.stderr)
+    site = scratch / "site"
+    fetch.pip(python, "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
+    subprocess.run([python, "-c", SMOKE], check=True, cwd=scratch, stdout=sys.stderr,
+                   env=dict(os.environ, PYTHONPATH=str(site)))
     return only(scratch, "*.tar.gz"), wheel
 
 

@@ -186,6 +186,12 @@ struct AppendRows {
     int q_heads = 0;
 };
 
+/// What truncate() keeps of one sequence: the first `length` tokens of every layer.
+struct Truncation {
+    SequenceId sequence{};
+    std::int64_t length = 0;
+};
+
 class Cache {
 public:
     /// Throws InvalidArgument where the config is not supported, std::bad_alloc where memory is short.
@@ -220,6 +226,8 @@ public:
     /// dropped tokens that the shorter sequence needs; 0 always works. Layers shorter than `length`
     /// stay. The cache is as it was after either.
     void truncate(SequenceId sequence, std::int64_t length);
+    /// All of a batch, which names each sequence once, or none.
+    void truncate(std::span<const Truncation> batch);
 
     /// With exact_prefill: the prompt is complete, quantize what lies outside the windows, in every
     /// layer. Otherwise settles early what the next append would. OutOfPages leaves it as it was; after

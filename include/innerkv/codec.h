@@ -61,7 +61,8 @@ struct QuantizedGroup {
     std::uint16_t zero_point; ///< fp16; 0 unless the group is asymmetric; affine: a signed byte
 };
 
-/// The same with fp32 scale and zero-point.
+/// The same with fp32 scale and zero-point. A value is scale * code + zero_point in asymmetric groups (and affine
+/// ones, whose zero-point is the value of code 0), scale * (code - 2^(bits - 1)) in others.
 struct UnroundedGroup {
     std::uint8_t codes[kGroupSize];
     float scale;
@@ -107,6 +108,9 @@ QuantizedGroup quantize_group(Codec codec, std::span<const float, kGroupSize> va
 /// with vectors made by it. Pages cannot hold such groups.
 UnroundedGroup quantize_group_unrounded(Codec codec, std::span<const float, kGroupSize> values,
                                         const QuantizeOptions& options = {});
+
+/// A stored group with its scale and zero-point as numbers. Throws InvalidArgument on unsupported codecs.
+UnroundedGroup group_as_numbers(Codec codec, const QuantizedGroup& group);
 
 /// The rounding of the scale may carry magnitudes up to 64 beyond 65504: clamp before storing as fp16.
 /// Throws InvalidArgument on unsupported codecs.

@@ -54,6 +54,9 @@ public:
     using DeviceError::DeviceError;
 };
 
+/// Whether work on a stream is recorded into a graph, instead of done: then nothing may be allocated or waited for.
+bool is_capturing(Stream stream);
+
 /// Devices that the kernels run on; empty where there is none.
 std::vector<DeviceInfo> devices();
 /// Why devices() is empty, in a sentence; empty where it is not.

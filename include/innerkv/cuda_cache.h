@@ -101,6 +101,8 @@ public:
     /// pages, or a window has dropped what the shorter sequence needs. 0 works always, but for OutOfPages where the
     /// slot shares pages with a fork and there are too few others.
     void truncate(int slot, std::int64_t length);
+    /// The first lengths[i] tokens of slot slots[i], of each slot once: of all, or nothing has changed.
+    void truncate(std::span<const int> slots, std::span<const std::int64_t> lengths);
 
     std::int64_t length(int slot, int layer) const;
 

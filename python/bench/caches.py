@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding on transformers' caches and on ours: time, memory, and how far predictions are from DynamicCache's.
 
-    caches.py MODEL --text FILE [--gguf NAME] [--context N,N,...] [--tokens N] [--cache NAME,NAME,...] [--json]
+    caches.py MODEL --text FILE [--context N,N,...] [--tokens N] [--cache NAME,NAME,...] [--json]
 
-MODEL is a name or folder for from_pretrained. Each cache reads the first N tokens of the text in one call, then the
+MODEL is a name or folder for from_pretrained, or a GGUF file. Each cache reads the first N tokens of the text in one call, then the
 next ones one by one, all caches in turn, so that they see the same moments of the machine. Caches: dynamic, static,
 quanto:BITS, hqq:BITS (transformers' QuantizedCache with its other settings), innerkv:PRESET.
 """
@@ -39,6 +39,14 @@ def new_cache(name, config, length):
         axis = 1 if kind == "hqq" else 0  # what its kernels are for, transformers' documentation says
         return transformers.QuantizedCache(kind, config, nbits=int(variant), axis_key=axis, axis_value=axis)
     raise ValueError(f'cache "{name}"; there are dynamic, static, quanto:BITS, hqq:BITS and innerkv:PRESET')
+
+
+def source_of(model):
+    """For from_pretrained. A GGUF file is one of its folder."""
+    file = Path(model)
+    if file.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    return {"pretrained_model_name_or_path": model}
 
 
 def nbytes(held):
@@ -137,7 +145,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--gguf", help="a GGUF file in MODEL, which transformers reads")
     parser.add_argument("--context", default="2048")
     parser.add_argument("--tokens", type=int, default=64, help="decoded a cache; the first is not timed")
     parser.add_argument("--cache", default=CACHES)
@@ -145,7 +152,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     contexts = [int(context) for context in options.context.split(",")]
-    source = {"pretrained_model_name_or_path": options.model, "gguf_file": options.gguf}
+    source = source_of(options.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     text = tokenizer(options.text.read_text(encoding="utf-8"), return_tensors="pt").input_ids
     if text.shape[1] < max(contexts) + options.tokens:

@@ -66,11 +66,7 @@ def fill(cache, keys, values):
         return
     cache.open(keys)
     for layer in cache.layers:
-        cache._on_device.append(layer.index, keys, keys, values, None)
-        layer.started = True
-    cache.layers[0].columns.add(keys.shape[2], None)
-    cache.state[1] = keys.shape[2]
-    cache.verify()
+        layer.append_rows(keys, values)
 
 
 def new_cache(kind, config, length):

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 Array = Any  # numpy.ndarray, torch.Tensor, or what has __dlpack__
+Spans = Sequence[tuple[int, int]]  # one (first, last) a sequence: tokens first .. last - 1 count, others are padding
 
 
 def is_torch(array: Array) -> bool:

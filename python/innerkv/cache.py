@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import _core
-from .arrays import Array, empty_like, readable
+from .arrays import Array, Spans, empty_like, readable
 from .device import DeviceCore, device_index
 from .planning import LayerBits, make_config, plan, window_list
-
-Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,8 @@ class Cache:
                 count where it is None.
 
         ValueError at values that are not finite or beyond fp16, OutOfPages where the cache is full; it is then
-        as it was. On a device `verify` tells of such values.
+        as it was. On a device `verify` tells of such values, and an append of more than `max_append` tokens is
+        several, of which those before the first one refused stand.
         """
         sequences, (k, v, q) = _batch(sequences, k, v, q)
         self._core.append(layer, sequences, k, v, q, spans)
@@ -206,12 +205,14 @@ class Cache:
             sums = None if sums is None else sums[0]
         return out if sums is None else (out, sums)
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Keeps the first `length` tokens of every layer.
+    def truncate(self, sequence: int | Sequence[int], length: int | Sequence[int]) -> None:
+        """Keeps the first `length` tokens of every layer; of several sequences, each named once, with a length each.
 
-        ValueError where a sliding window has dropped tokens that the shorter sequence needs, on a device also where
-        it would cut into quantized pages; 0 always works.
+        ValueError where a sliding window has dropped tokens that a shorter sequence needs, on a device also where
+        it would cut into quantized pages; 0 always works. No sequence has then changed.
         """
+        if isinstance(sequence, int):
+            sequence, length = [sequence], [length]
         self._core.truncate(sequence, length)
 
     def settle(self, sequence: int) -> None:
@@ -231,6 +232,7 @@ class Cache:
         return self._core.length(sequence, layer)
 
     def usage(self) -> Usage:
+        """Pages and bytes in use now, of all sequences."""
         return Usage(**self._core.usage())
 
     def verify(self) -> None:

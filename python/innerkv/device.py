@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _core
-from .arrays import Array, is_torch
-
-Spans = Sequence[tuple[int, int]]
+from .arrays import Array, Spans, empty_like, is_torch
 
 
 def device_index(device: Any) -> int | None:
@@ -60,13 +58,13 @@ def align(states: Array, first: Any, dim: int = 1) -> Array:
     return _gather(states, index, dim)
 
 
-def unalign(states: Array, first: Any, counts: Any, dim: int = 1) -> Array:
-    """The way back; columns that are no tokens are 0."""
+def unalign(states: Array, first: Any, counts: Any, dim: int = 1, padding: float = 0.0) -> Array:
+    """The way back; columns that are no tokens get `padding`."""
     torch = sys.modules["torch"]
     column = torch.arange(states.shape[dim], device=states.device) - first[:, None]
-    padding = (column < 0) | (column >= counts[:, None])
+    blank = (column < 0) | (column >= counts[:, None])
     result = _gather(states, column.clamp(min=0), dim)
-    return result.masked_fill(_broadcast(padding, result, dim), 0)
+    return result.masked_fill(_broadcast(blank, result, dim), padding)
 
 
 def _broadcast(index: Any, states: Array, dim: int) -> Any:
@@ -100,14 +98,15 @@ class DeviceCore:
     def append(
         self, layer: int, sequences: Sequence[int], k: Array, v: Array, q: Array | None, spans: Spans | None
     ) -> None:
-        slot = first_slot(sequences)
+        slot = first_slot(sequences, k)
         counts = None
         if spans is not None:
-            first, counts = self._spans(k, spans)
+            first, counts = _spans(k, spans)
             if first is not None:
                 k, v, q = (None if rows is None else align(rows, first) for rows in (k, v, q))
         stream = stream_of(k, self.index)
         tokens = k.shape[1]
+        self.core.take(layer, slot, len(sequences), tokens, stream)  # of all parts or of none
         for begin in range(0, tokens, self.max_append) or [0]:
             end = min(begin + self.max_append, tokens)
             part = None if counts is None else (counts - begin).clamp(0, end - begin)
@@ -141,63 +140,66 @@ class DeviceCore:
                 "attend: first_positions, exact and isa are not there on a device, where queries are those of the "
                 "last append; use a cache on the CPU"
             )
-        slot = first_slot(sequences)
-        window = self.windows[layer] if sliding_window is None and self.windows else sliding_window or 0
+        slot = first_slot(sequences, q)
+        options = scale, soft_cap, self._window(layer, sliding_window)
+        if spans is None:
+            self._attend(layer, slot, q, out, log_sum_exp, *options)
+            return
+        first, counts = _spans(q, spans)
+        rows = q if first is None else align(q, first)
+        rows_out = empty_like(out, tuple(out.shape))
+        rows_sums = None if log_sum_exp is None else empty_like(log_sum_exp, tuple(log_sum_exp.shape))
+        self._attend(layer, slot, rows, rows_out, rows_sums, *options)
+        first = counts.new_zeros(counts.shape) if first is None else first
+        out[:] = unalign(rows_out, first, counts)
+        if log_sum_exp is not None:
+            log_sum_exp[:] = unalign(rows_sums, first, counts, padding=float("-inf"))
+
+    def _window(self, layer: int, sliding_window: int | None) -> int:
+        """Of a call: its own, or the layer's. A layer that is not there is the module's to refuse."""
+        if sliding_window is not None:
+            return sliding_window
+        return self.windows[layer] if 0 <= layer < len(self.windows) else 0
+
+    def _attend(
+        self, layer: int, slot: int, q: Array, out: Array, log_sum_exp: Array | None, *options: Any
+    ) -> None:
+        """Rows whose tokens begin in column 0. What a refused append leaves unanswered is NaN, no answer."""
         stream = stream_of(q, self.index)
-        out[:] = float("nan")  # what a refused append leaves unanswered is not taken for an answer
-        first = counts = None
-        rows, rows_out = q, out
-        if spans is not None:
-            first, counts = self._spans(q, spans)
-            if first is not None:
-                rows, rows_out = align(q, first), out.clone()
-        sums = log_sum_exp
-        limit = self.core.query_limit(q.shape[1])
-        if sums is not None and limit != q.shape[1]:
-            sums = sums.new_empty if is_torch(sums) else sys.modules["cupy"].empty
-            sums = sums((q.shape[0], limit, q.shape[2]), dtype=log_sum_exp.dtype)
-        if sums is not None:
+        tokens = q.shape[1]
+        out[:] = float("nan")
+        sums = None
+        if log_sum_exp is not None:
+            sums = empty_like(log_sum_exp, (q.shape[0], self.core.query_limit(tokens), q.shape[2]))
             sums[:] = float("nan")
-        self.core.attend(
-            layer,
-            slot,
-            capsule(rows, stream),
-            capsule(rows_out, stream),
-            None if sums is None else capsule(sums, stream),
-            scale,
-            soft_cap,
-            window,
-            stream,
-        )
-        if sums is not None and sums is not log_sum_exp:
-            log_sum_exp[:] = sums[:, : q.shape[1]]
-        if counts is not None:
-            zeros = counts.new_zeros(counts.shape)
-            out[:] = unalign(rows_out, zeros if first is None else first, counts)
-            if log_sum_exp is not None:
-                aligned = unalign(log_sum_exp, zeros if first is None else first, counts)
-                blank = unalign(log_sum_exp.new_ones(log_sum_exp.shape), zeros if first is None else first, counts)
-                log_sum_exp[:] = aligned.masked_fill(blank == 0, float("-inf"))
-
-    def _spans(self, like: Array, spans: Spans) -> tuple[Any, Any]:
-        """first (None where all are 0) and counts, int32, of each row on the device."""
-        if not is_torch(like):
-            raise ValueError("spans: on a device they are supported for torch's tensors")
-        tokens = like.shape[1]
-        if len(spans) != like.shape[0] or any(not 0 <= a <= b <= tokens for a, b in spans):
-            raise ValueError(f"spans {list(spans)}; give one (first, last) a sequence, 0 <= first <= last <= {tokens}")
-        torch = sys.modules["torch"]
-        first = None
-        if any(a for a, _ in spans):
-            first = torch.tensor([a for a, _ in spans], device=like.device)
-        counts = torch.tensor([b - a for a, b in spans], dtype=torch.int32, device=like.device)
-        return first, counts
+        arrays = [None if array is None else capsule(array, stream) for array in (q, out, sums)]
+        self.core.attend(layer, slot, *arrays, *options, stream)
+        if log_sum_exp is not None:
+            log_sum_exp[:] = sums[:, :tokens]
 
 
-def first_slot(sequences: Sequence[int]) -> int:
+def _spans(like: Array, spans: Spans) -> tuple[Any, Any]:
+    """first (None where all are 0) and counts, int32, of each row on the device."""
+    if not is_torch(like):
+        raise ValueError("spans: on a device they are supported for torch's tensors")
+    tokens = like.shape[1]
+    if len(spans) != like.shape[0] or any(not 0 <= a <= b <= tokens for a, b in spans):
+        raise ValueError(f"spans {list(spans)}; give one (first, last) a sequence, 0 <= first <= last <= {tokens}")
+    torch = sys.modules["torch"]
+    first = None
+    if any(a for a, _ in spans):
+        first = torch.tensor([a for a, _ in spans], device=like.device)
+    counts = torch.tensor([b - a for a, b in spans], dtype=torch.int32, device=like.device)
+    return first, counts
+
+
+def first_slot(sequences: Sequence[int], rows: Array) -> int:
+    """The first of sequences that follow each other, one a row of an array."""
     first = sequences[0] if len(sequences) else 0
     if list(sequences) != list(range(first, first + len(sequences))):
         raise ValueError(
             f"sequences {list(sequences)}; on a device a call is for sequences that follow each other, as [2, 3, 4]"
         )
+    if rows.shape[0] != len(sequences):
+        raise ValueError(f"an array of {rows.shape[0]} sequences for sequences {list(sequences)}; give a row each")
     return first

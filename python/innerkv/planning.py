@@ -133,6 +133,11 @@ def plan(
         exact_prefill=exact_prefill,
         layer_bits=layer_bits,
     )
+    return plan_of(config, preset, context, batch)
+
+
+def plan_of(config: _core.CacheConfig, preset: str, context: int, batch: int) -> Plan:
+    """Of a cache that is made with `config`."""
     return Plan(
         preset=preset,
         context=context,

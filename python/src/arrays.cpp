@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "bindings.h"
 #include "innerkv/error.h"
@@ -48,13 +49,16 @@ Tensor convert_array(const char* name, const Array& array) {
     return tensor;
 }
 
+void check_place(const char* name, int device_type, int device_id) {
+    if (device_type == nb::device::cpu::value) return;
+    throw InvalidArgument(std::string(name) + " is on " + place_name(device_type, device_id) +
+                          "; this cache is in main memory: make it with device=\"cuda\", or "
+                          "move the array");
+}
+
 template <class Array>
 Tensor in_main_memory(const char* name, const Array& array) {
-    if (array.device_type() != nb::device::cpu::value)
-        throw InvalidArgument(std::string(name) + " is on " +
-                              place_name(array.device_type(), array.device_id()) +
-                              "; this cache is in main memory: make it with device=\"cuda\", or "
-                              "move the array");
+    check_place(name, array.device_type(), array.device_id());
     return convert_array(name, array);
 }
 
@@ -71,14 +75,38 @@ Tensor convert(const char* name, const AnyOutput& array) { return convert_array(
 Tensor tensor_from(const char* name, const AnyInput& array) { return in_main_memory(name, array); }
 Tensor tensor_from(const char* name, const AnyOutput& array) { return in_main_memory(name, array); }
 
-nb::bytes quantized_pages(const CacheConfig& config, const SequenceView& view) {
+void check_main_memory(const char* name, const AnyOutput& array) {
+    check_place(name, array.device_type(), array.device_id());
+}
+
+Tensor heads_first(Tensor tensor) {
+    std::swap(tensor.shape[1], tensor.shape[2]);
+    std::swap(tensor.strides[1], tensor.strides[2]);
+    return tensor;
+}
+
+float* log_sum_exp_from(const AnyOutput& array, const Tensor& q, std::int64_t tokens) {
+    const std::int64_t shape[] = {q.sequences(), tokens, q.heads()};
+    bool fits = array.ndim() == 3 && array.dtype() == nb::dtype<float>();
+    std::int64_t stride = 1;
+    for (std::size_t i = 3; fits && i-- > 0; stride *= shape[i])
+        fits = static_cast<std::int64_t>(array.shape(i)) == shape[i] &&
+               (array.stride(i) == stride || shape[i] == 1);
+    if (!fits)
+        throw InvalidArgument("log_sum_exp must be a contiguous float32 array of [" +
+                              std::to_string(shape[0]) + ", " + std::to_string(shape[1]) + ", " +
+                              std::to_string(shape[2]) + "], sequences, tokens and query heads");
+    return static_cast<float*>(array.data());
+}
+
+std::string quantized_pages(const CacheConfig& config, const SequenceView& view) {
     std::string all;
     for (const std::byte* page : view.quantized.pages)
         for (int head = 0; head < config.kv_heads; ++head)
             all.append(reinterpret_cast<const char*>(page + static_cast<std::size_t>(head) *
                                                                 view.quantized.head_stride),
                        view.quantized.head_stride);
-    return nb::bytes(all.data(), all.size());
+    return all;
 }
 
 } // namespace innerkv::python

@@ -29,8 +29,29 @@ Tensor tensor_from(const char* name, const AnyOutput& array);
 /// Of DLPack's device type and number, for messages.
 std::string place_name(int type, int id);
 
+/// Throws InvalidArgument.
+void check_main_memory(const char* name, const AnyOutput& array);
+
+/// [sequences, heads, tokens, head_dim], as transformers has it, as [sequences, tokens, heads, head_dim].
+Tensor heads_first(Tensor tensor);
+
+/// Where log-sum-exps of `q` go, of `tokens` tokens a sequence. InvalidArgument unless `array` is contiguous fp32,
+/// [sequences, tokens, q_heads].
+float* log_sum_exp_from(const AnyOutput& array, const Tensor& q, std::int64_t tokens);
+
 /// [pages, kv_heads, page bytes]
-nanobind::bytes quantized_pages(const CacheConfig& config, const SequenceView& view);
+std::string quantized_pages(const CacheConfig& config, const SequenceView& view);
+
+/// The bytes that work() makes, which waits for others and runs without the interpreter's lock.
+template <class Work>
+nanobind::bytes without_lock(Work work) {
+    std::string bytes;
+    {
+        const nanobind::gil_scoped_release released;
+        bytes = work();
+    }
+    return nanobind::bytes(bytes.data(), bytes.size());
+}
 
 template <class AnyCache>
 nanobind::dict usage_dict(const AnyCache& cache) {

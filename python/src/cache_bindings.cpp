@@ -24,14 +24,6 @@ using Sequences = std::vector<std::int32_t>;
 using Spans = std::optional<std::vector<std::pair<std::int64_t, std::int64_t>>>;
 using Positions = std::optional<std::vector<std::int64_t>>;
 
-/// [sequences, heads, tokens, head_dim], as transformers has it, with its middle dimensions exchanged.
-Tensor heads_first(const char* name, const AnyInput& array) {
-    Tensor tensor = tensor_from(name, array);
-    std::swap(tensor.shape[1], tensor.shape[2]);
-    std::swap(tensor.strides[1], tensor.strides[2]);
-    return tensor;
-}
-
 Batch batch_from(Sequences sequences, const Spans& spans) {
     Batch batch{std::move(sequences), {}};
     if (spans) {
@@ -39,20 +31,6 @@ Batch batch_from(Sequences sequences, const Spans& spans) {
         for (const auto& [first, last] : *spans) batch.spans->push_back({first, last});
     }
     return batch;
-}
-
-float* log_sum_exp_from(const std::optional<AnyOutput>& array, const Tensor& q) {
-    if (!array) return nullptr;
-    const bool fits = array->device_type() == nb::device::cpu::value && array->ndim() == 3 &&
-                      array->dtype() == nb::dtype<float>() &&
-                      array->shape(0) == static_cast<std::size_t>(q.sequences()) &&
-                      array->shape(1) == static_cast<std::size_t>(q.tokens()) &&
-                      array->shape(2) == static_cast<std::size_t>(q.heads()) &&
-                      array->stride(2) == 1 && array->stride(1) == q.heads();
-    if (!fits)
-        throw InvalidArgument(
-            "log_sum_exp must be a contiguous float32 array of [sequences, tokens, q_heads]");
-    return static_cast<float*>(array->data());
 }
 
 void append(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k,
@@ -73,7 +51,10 @@ void attend(const SharedCache& cache, int layer, Sequences sequences, const AnyI
     Question question;
     question.q = tensor_from("q", q);
     question.out = tensor_from("out", out);
-    question.log_sum_exp = log_sum_exp_from(log_sum_exp, question.q);
+    if (log_sum_exp) {
+        check_main_memory("log_sum_exp", *log_sum_exp);
+        question.log_sum_exp = log_sum_exp_from(*log_sum_exp, question.q, question.q.tokens());
+    }
     question.first_positions = first_positions;
     question.scale = scale;
     question.soft_cap = soft_cap;
@@ -88,10 +69,10 @@ void step(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k,
           const AnyInput& q, const AnyOutput& out, const Spans& spans, float scale, float soft_cap,
           int sliding_window) {
     const Batch batch = batch_from(std::move(sequences), spans);
-    const Tensor keys = heads_first("k", k);
-    const Tensor values = heads_first("v", v);
+    const Tensor keys = heads_first(tensor_from("k", k));
+    const Tensor values = heads_first(tensor_from("v", v));
     Question question;
-    question.q = heads_first("q", q);
+    question.q = heads_first(tensor_from("q", q));
     question.out = tensor_from("out", out); // as models go on with it
     question.scale = scale;
     question.soft_cap = soft_cap;
@@ -101,8 +82,10 @@ void step(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k,
 }
 
 nb::bytes pages(const SharedCache& cache, std::int32_t sequence, int layer) {
-    return cache.with_view(layer, sequence, [&](const SequenceView& view) {
-        return quantized_pages(cache.config(), view);
+    return without_lock([&] {
+        return cache.with_view(layer, sequence, [&](const SequenceView& view) {
+            return quantized_pages(cache.config(), view);
+        });
     });
 }
 
@@ -149,7 +132,7 @@ void bind_cache(nb::module_& module) {
         .def("create", &SharedCache::create, Released())
         .def("fork", &SharedCache::fork, "sequence"_a, Released())
         .def("remove", &SharedCache::remove, "sequence"_a, Released())
-        .def("truncate", &SharedCache::truncate, "sequence"_a, "length"_a, Released())
+        .def("truncate", &SharedCache::truncate, "sequences"_a, "lengths"_a, Released())
         .def("settle", &SharedCache::settle, "sequence"_a, Released())
         .def("reserve", &SharedCache::reserve, "sequence"_a, "tokens"_a, Released())
         .def("length", &SharedCache::length, "sequence"_a, "layer"_a, Released())

@@ -19,15 +19,6 @@ template <class T, std::size_t Dimensions>
 using Array = nb::ndarray<T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Values = Array<const float, 2>;
 
-/// Scales and zero-points as numbers, whatever a page stores: fp32, [groups].
-struct Groups {
-    std::uint8_t* codes; ///< [groups, 32]
-    float* scale;
-    float* zero_point;
-    bool* asymmetric;
-    std::size_t count;
-};
-
 Codec codec_from(const std::string& kind, int bits) {
     Codec codec;
     codec.bits = static_cast<std::uint8_t>(std::clamp(bits, 0, 255));
@@ -46,38 +37,14 @@ Codec codec_from(const std::string& kind, int bits) {
     return codec;
 }
 
-/// Value of the middle of an affine group's codes in steps: -(2^bits - 1) / 2 + z / 8.
-float affine_offset(Codec codec, std::uint16_t zero_point) {
-    const auto byte = static_cast<std::int8_t>(zero_point & 0xff);
-    return static_cast<float>(byte) / 8.0f - static_cast<float>((1 << codec.bits) - 1) / 2.0f;
-}
-
-void quantize_stored(Codec codec, const float* values, const QuantizeOptions& options, Groups out) {
-    for (std::size_t i = 0; i < out.count; ++i) {
-        const std::span<const float, kGroupSize> group(values + i * kGroupSize, kGroupSize);
-        const QuantizedGroup result = quantize_group(codec, group, options);
-        std::copy_n(result.codes, kGroupSize, out.codes + i * kGroupSize);
-        const bool affine = codec.kind == CodecKind::affine;
-        const bool marked = codec.kind == CodecKind::hybrid && (result.scale & 0x8000) != 0;
-        const auto bits = static_cast<std::uint16_t>(
-            affine ? (result.scale & 0xff) << 7 : (marked ? result.scale & 0x7fff : result.scale));
-        out.scale[i] = float_from_f16(bits);
-        out.zero_point[i] = affine ? out.scale[i] * affine_offset(codec, result.zero_point)
-                                   : float_from_f16(result.zero_point);
-        out.asymmetric[i] = affine || marked || codec.kind == CodecKind::asymmetric;
-    }
-}
-
-void quantize_unrounded(Codec codec, const float* values, const QuantizeOptions& options,
-                        Groups out) {
-    for (std::size_t i = 0; i < out.count; ++i) {
-        const std::span<const float, kGroupSize> group(values + i * kGroupSize, kGroupSize);
-        const UnroundedGroup result = quantize_group_unrounded(codec, group, options);
-        std::copy_n(result.codes, kGroupSize, out.codes + i * kGroupSize);
-        out.scale[i] = result.scale;
-        out.zero_point[i] = result.zero_point;
-        out.asymmetric[i] = result.asymmetric;
-    }
+void check_sizes(std::size_t groups, std::size_t size, std::size_t codes, std::size_t code_size,
+                 std::size_t scales, std::size_t zero_points, std::size_t asymmetric) {
+    if (size == kGroupSize && code_size == kGroupSize && codes == groups && scales == groups &&
+        zero_points == groups && asymmetric == groups)
+        return;
+    throw InvalidArgument(
+        "quantize takes values and codes of [groups, 32], and scale, zero_point and "
+        "asymmetric of [groups]");
 }
 
 void quantize(const std::string& kind, int bits, int hybrid_asymmetric_bits, bool unrounded,
@@ -86,14 +53,25 @@ void quantize(const std::string& kind, int bits, int hybrid_asymmetric_bits, boo
               const Array<bool, 1>& asymmetric) {
     const Codec codec = codec_from(kind, bits);
     const QuantizeOptions options{hybrid_asymmetric_bits};
-    const Groups out{codes.data(), scale.data(), zero_point.data(), asymmetric.data(),
-                     values.shape(0)};
+    const std::size_t groups = values.shape(0);
+    check_sizes(groups, values.shape(1), codes.shape(0), codes.shape(1), scale.shape(0),
+                zero_point.shape(0), asymmetric.shape(0));
     const float* const from = values.data();
+    std::uint8_t* const to_codes = codes.data();
+    float* const to_scale = scale.data();
+    float* const to_zero_point = zero_point.data();
+    bool* const to_asymmetric = asymmetric.data();
     const nb::gil_scoped_release released;
-    if (unrounded)
-        quantize_unrounded(codec, from, options, out);
-    else
-        quantize_stored(codec, from, options, out);
+    for (std::size_t i = 0; i < groups; ++i) {
+        const std::span<const float, kGroupSize> group(from + i * kGroupSize, kGroupSize);
+        const UnroundedGroup result =
+            unrounded ? quantize_group_unrounded(codec, group, options)
+                      : group_as_numbers(codec, quantize_group(codec, group, options));
+        std::copy_n(result.codes, kGroupSize, to_codes + i * kGroupSize);
+        to_scale[i] = result.scale;
+        to_zero_point[i] = result.zero_point;
+        to_asymmetric[i] = result.asymmetric;
+    }
 }
 
 /// Rows of K and V, [32, head_dim] each, to the bytes of a page and back.

@@ -11,6 +11,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "checks.h"
 #include "device_cache.h"
 #include "innerkv/error.h"
 
@@ -38,13 +39,6 @@ Tensor tensor_on(const char* name, const Array& array, int device) {
     return convert(name, array);
 }
 
-/// A tensor's middle dimensions exchanged: [slots, heads, tokens, head_dim] as transformers has it.
-Tensor exchanged(Tensor tensor) {
-    std::swap(tensor.shape[1], tensor.shape[2]);
-    std::swap(tensor.strides[1], tensor.strides[2]);
-    return tensor;
-}
-
 const std::int32_t* counts_from(const std::optional<AnyInput>& counts, int slots, int device) {
     if (!counts) return nullptr;
     check_place("counts", *counts, device);
@@ -54,20 +48,9 @@ const std::int32_t* counts_from(const std::optional<AnyInput>& counts, int slots
     return static_cast<const std::int32_t*>(counts->data());
 }
 
-float* log_sum_exp_from(const std::optional<AnyOutput>& array, const Tensor& q, int limit,
-                        int device) {
-    if (!array) return nullptr;
-    check_place("log_sum_exp", *array, device);
-    const bool fits = array->ndim() == 3 && array->dtype() == nb::dtype<float>() &&
-                      array->shape(0) == static_cast<std::size_t>(q.sequences()) &&
-                      array->shape(1) == static_cast<std::size_t>(limit) &&
-                      array->shape(2) == static_cast<std::size_t>(q.heads()) &&
-                      array->stride(2) == 1 && array->stride(1) == q.heads() &&
-                      array->stride(0) == std::int64_t{limit} * q.heads();
-    if (!fits)
-        throw InvalidArgument("log_sum_exp must be a contiguous float32 array of [sequences, " +
-                              std::to_string(limit) + ", q_heads]");
-    return static_cast<float*>(array->data());
+void take(SharedDeviceCache& cache, int layer, int first_slot, int count, std::int64_t tokens,
+          std::uintptr_t stream) {
+    cache.take(layer, {first_slot, count}, tokens, stream_from(stream));
 }
 
 void append(SharedDeviceCache& cache, int layer, int first_slot, const AnyInput& k,
@@ -90,8 +73,11 @@ void attend(SharedDeviceCache& cache, int layer, int first_slot, const AnyInput&
     DeviceQuestion question;
     question.q = tensor_on("q", q, cache.device());
     question.out = tensor_on("out", out, cache.device());
-    question.log_sum_exp = log_sum_exp_from(log_sum_exp, question.q,
-                                            cache.query_limit(question.q.tokens()), cache.device());
+    if (log_sum_exp) {
+        check_place("log_sum_exp", *log_sum_exp, cache.device());
+        question.log_sum_exp =
+            log_sum_exp_from(*log_sum_exp, question.q, cache.query_limit(question.q.tokens()));
+    }
     question.scale = scale;
     question.soft_cap = soft_cap;
     question.sliding_window = sliding_window;
@@ -104,10 +90,10 @@ void step(SharedDeviceCache& cache, int layer, const AnyInput& k, const AnyInput
           const AnyInput& q, const AnyOutput& out, const std::optional<AnyInput>& counts,
           float scale, float soft_cap, int sliding_window, std::uintptr_t stream) {
     DeviceTokens tokens;
-    tokens.k = exchanged(tensor_on("k", k, cache.device()));
-    tokens.v = exchanged(tensor_on("v", v, cache.device()));
+    tokens.k = heads_first(tensor_on("k", k, cache.device()));
+    tokens.v = heads_first(tensor_on("v", v, cache.device()));
     DeviceQuestion question;
-    question.q = exchanged(tensor_on("q", q, cache.device()));
+    question.q = heads_first(tensor_on("q", q, cache.device()));
     question.out = tensor_on("out", out, cache.device()); // as models go on with it
     question.scale = scale;
     question.soft_cap = soft_cap;
@@ -120,12 +106,9 @@ void step(SharedDeviceCache& cache, int layer, const AnyInput& k, const AnyInput
 }
 
 nb::bytes pages(const SharedDeviceCache& cache, int slot, int layer) {
-    std::optional<cuda::HostSequence> sequence;
-    {
-        const nb::gil_scoped_release released;
-        sequence.emplace(cache.fetch(slot));
-    }
-    return quantized_pages(cache.config(), sequence->view(layer));
+    check_layer(layer, cache.config());
+    return without_lock(
+        [&] { return quantized_pages(cache.config(), cache.fetch(slot).view(layer)); });
 }
 
 } // namespace
@@ -138,7 +121,7 @@ void bind_device(nb::module_& module) {
         .def("fork", &SharedDeviceCache::fork, "sequence"_a, Released())
         .def("reorder", &SharedDeviceCache::reorder, "sources"_a, Released())
         .def("remove", &SharedDeviceCache::remove, "sequence"_a, Released())
-        .def("truncate", &SharedDeviceCache::truncate, "sequence"_a, "length"_a, Released())
+        .def("truncate", &SharedDeviceCache::truncate, "sequences"_a, "lengths"_a, Released())
         .def("reserve", &SharedDeviceCache::reserve, "sequence"_a, "length"_a, Released())
         .def("length", &SharedDeviceCache::length, "sequence"_a, "layer"_a, Released())
         .def("verify", &SharedDeviceCache::verify, Released())
@@ -148,6 +131,7 @@ void bind_device(nb::module_& module) {
              "sliding_window"_a, Released())
         .def("usage", [](const SharedDeviceCache& cache) { return usage_dict(cache); })
         .def("pages", pages, "sequence"_a, "layer"_a)
+        .def("take", take, "layer"_a, "first_slot"_a, "count"_a, "tokens"_a, "stream"_a, Released())
         .def("append", append, "layer"_a, "first_slot"_a, "k"_a, "v"_a, "q"_a.none(),
              "counts"_a.none(), "stream"_a)
         .def("attend", attend, "layer"_a, "first_slot"_a, "q"_a, "out"_a, "log_sum_exp"_a.none(),

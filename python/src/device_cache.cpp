@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "checks.h"
 #include "innerkv/error.h"
 
 namespace innerkv::python {
@@ -19,13 +20,6 @@ cuda::DeviceRows rows_of(const Tensor& tensor) {
     return {tensor.data, tensor.type, tensor.strides[0], tensor.strides[1], tensor.strides[2]};
 }
 
-void check_heads(const char* name, const Tensor& tensor, const CacheConfig& config) {
-    if (tensor.heads() == config.kv_heads) return;
-    throw InvalidArgument(std::string(name) + " has " + std::to_string(tensor.heads()) +
-                          " heads (shape " + innerkv::python::shape_of(tensor) +
-                          "); this cache has " + std::to_string(config.kv_heads) + " KV heads");
-}
-
 bool same(const AttentionShape& a, const AttentionShape& b) {
     return a.q_heads == b.q_heads && a.scale == b.scale && a.soft_cap == b.soft_cap &&
            a.sliding_window == b.sliding_window;
@@ -38,6 +32,7 @@ SharedDeviceCache::SharedDeviceCache(const CacheConfig& config, int device)
       bounds_(static_cast<std::size_t>(config.max_sequences) *
               static_cast<std::size_t>(config.layers)),
       reserved_(static_cast<std::size_t>(config.max_sequences)),
+      in_use_(static_cast<std::size_t>(config.max_sequences)),
       asking_(static_cast<std::size_t>(config.layers)) {}
 
 std::int64_t& SharedDeviceCache::bound(int slot, int layer) {
@@ -48,14 +43,14 @@ std::int64_t& SharedDeviceCache::bound(int slot, int layer) {
 int SharedDeviceCache::create() {
     const Lock lock(mutex_);
     const int slot = cache_.create();
-    reserved_[static_cast<std::size_t>(slot)] = 0;
-    for (int layer = 0; layer < config().layers; ++layer) bound(slot, layer) = 0;
+    in_use_[static_cast<std::size_t>(slot)] = true;
     return slot;
 }
 
 int SharedDeviceCache::fork(int slot) {
     const Lock lock(mutex_);
     const int forked = cache_.fork(slot);
+    in_use_[static_cast<std::size_t>(forked)] = true;
     reserved_[static_cast<std::size_t>(forked)] = reserved_[static_cast<std::size_t>(slot)];
     for (int layer = 0; layer < config().layers; ++layer) bound(forked, layer) = bound(slot, layer);
     return forked;
@@ -72,19 +67,32 @@ void SharedDeviceCache::reorder(const std::vector<int>& sources) {
         reserved_[slot] = reserved[static_cast<std::size_t>(source)];
         std::copy_n(bounds.begin() + source * layers, layers,
                     bounds_.begin() + static_cast<std::ptrdiff_t>(slot) * layers);
+        in_use_[slot] = true;
     }
+    for (std::size_t slot = sources.size(); slot < in_use_.size(); ++slot)
+        forget(static_cast<int>(slot));
+}
+
+void SharedDeviceCache::forget(int slot) {
+    in_use_[static_cast<std::size_t>(slot)] = false;
+    reserved_[static_cast<std::size_t>(slot)] = 0;
+    for (int layer = 0; layer < config().layers; ++layer) bound(slot, layer) = 0;
 }
 
 void SharedDeviceCache::remove(int slot) {
     const Lock lock(mutex_);
     cache_.remove(slot);
+    forget(slot);
 }
 
-void SharedDeviceCache::truncate(int slot, std::int64_t length) {
+void SharedDeviceCache::truncate(const std::vector<int>& slots,
+                                 const std::vector<std::int64_t>& lengths) {
+    check_lengths(slots.size(), lengths.size());
     const Lock lock(mutex_);
-    cache_.truncate(slot, length);
-    for (int layer = 0; layer < config().layers; ++layer)
-        bound(slot, layer) = std::min(bound(slot, layer), length);
+    cache_.truncate(slots, lengths);
+    for (std::size_t i = 0; i < slots.size(); ++i)
+        for (int layer = 0; layer < config().layers; ++layer)
+            bound(slots[i], layer) = std::min(bound(slots[i], layer), lengths[i]);
 }
 
 void SharedDeviceCache::reserve(int slot, std::int64_t length) {
@@ -122,56 +130,50 @@ cuda::HostSequence SharedDeviceCache::fetch(int slot) const {
 }
 
 void SharedDeviceCache::check_slots(SlotRange slots) const {
-    if (slots.first >= 0 && slots.count > 0 && slots.first + slots.count <= config().max_sequences)
-        return;
-    throw InvalidArgument("sequences " + std::to_string(slots.first) + " to " +
-                          std::to_string(slots.first + slots.count - 1) + "; this cache has 0 to " +
-                          std::to_string(config().max_sequences - 1));
+    const int most = config().max_sequences;
+    const bool inside = slots.first >= 0 && slots.count > 0 && slots.first < most &&
+                        slots.count <= most - slots.first;
+    const std::string asked = "sequences " + std::to_string(slots.first) + " to " +
+                              std::to_string(std::int64_t{slots.first} + slots.count - 1);
+    if (!inside) throw InvalidArgument(asked + "; this cache has 0 to " + std::to_string(most - 1));
+    for (int slot = slots.first; slot < slots.first + slots.count; ++slot)
+        if (!in_use_[static_cast<std::size_t>(slot)])
+            throw InvalidArgument(asked + ": sequence " + std::to_string(slot) +
+                                  " is not there; create() or fork() makes one");
 }
 
-void SharedDeviceCache::check_tokens(SlotRange slots, const DeviceTokens& tokens) const {
+void SharedDeviceCache::check_append(int layer, SlotRange slots, const DeviceTokens& tokens) const {
+    check_layer(layer, config());
+    check_rows(tokens.k, tokens.v, tokens.q, static_cast<std::size_t>(slots.count), config());
     check_slots(slots);
-    const auto count = static_cast<std::size_t>(slots.count);
-    const int head_dim = config().format.head_dim;
-    check_tensor("k", tokens.k, count, head_dim);
-    check_tensor("v", tokens.v, count, head_dim);
-    check_heads("k", tokens.k, config());
-    check_heads("v", tokens.v, config());
-    if (tokens.q) check_tensor("q", *tokens.q, count, head_dim);
-    if (tokens.v.tokens() != tokens.k.tokens() ||
-        (tokens.q && tokens.q->tokens() != tokens.k.tokens()))
-        throw InvalidArgument("k, v and q differ in tokens: " + python::shape_of(tokens.k) + ", " +
-                              python::shape_of(tokens.v) +
-                              (tokens.q ? ", " + python::shape_of(*tokens.q) : ""));
 }
 
-void SharedDeviceCache::check_question(SlotRange slots, const DeviceQuestion& question) const {
+void SharedDeviceCache::check_question(int layer, SlotRange slots,
+                                       const DeviceQuestion& question) const {
+    check_layer(layer, config());
+    check_queries(question.q, question.out, static_cast<std::size_t>(slots.count), config());
     check_slots(slots);
-    check_tensor("q", question.q, static_cast<std::size_t>(slots.count), config().format.head_dim);
-    if (!std::equal(question.q.shape, question.q.shape + 4, question.out.shape))
-        throw InvalidArgument("out has the shape " + python::shape_of(question.out) + "; q has " +
-                              python::shape_of(question.q) + ", and out must have the same");
 }
 
 void SharedDeviceCache::append(int layer, SlotRange slots, const DeviceTokens& tokens,
                                cuda::Stream stream) {
-    check_tokens(slots, tokens);
     const Lock lock(mutex_);
+    check_append(layer, slots, tokens);
     append_locked(layer, slots, tokens, stream);
 }
 
 void SharedDeviceCache::attend(int layer, SlotRange slots, const DeviceQuestion& question,
                                cuda::Stream stream) {
-    check_question(slots, question);
     const Lock lock(mutex_);
+    check_question(layer, slots, question);
     attend_locked(layer, slots, question, stream);
 }
 
 void SharedDeviceCache::step(int layer, SlotRange slots, const DeviceTokens& tokens,
                              const DeviceQuestion& question, cuda::Stream stream) {
-    check_tokens(slots, tokens);
-    check_question(slots, question);
     const Lock lock(mutex_);
+    check_append(layer, slots, tokens);
+    check_question(layer, slots, question);
     append_locked(layer, slots, tokens, stream);
     attend_locked(layer, slots, question, stream);
 }
@@ -181,12 +183,24 @@ void SharedDeviceCache::prepare(int q_heads, float scale, float soft_cap, int sl
     static_cast<void>(attention_for(shape_of(q_heads, scale, soft_cap, sliding_window), 1));
 }
 
-void SharedDeviceCache::take_pages(int layer, SlotRange slots, std::int64_t tokens) {
+void SharedDeviceCache::take(int layer, SlotRange slots, std::int64_t tokens, cuda::Stream stream) {
+    const Lock lock(mutex_);
+    check_layer(layer, config());
+    check_slots(slots);
+    take_pages(layer, slots, tokens, stream);
+}
+
+void SharedDeviceCache::take_pages(int layer, SlotRange slots, std::int64_t tokens,
+                                   cuda::Stream stream) {
+    if (cuda::is_capturing(stream)) { // nobody may wait, and how often it will run is not known
+        captured_ = true;
+        return;
+    }
     for (int slot = slots.first; slot < slots.first + slots.count; ++slot) {
         std::int64_t& reserved = reserved_[static_cast<std::size_t>(slot)];
         std::int64_t& enqueued = bound(slot, layer);
-        if (enqueued + tokens <= reserved) continue;
-        // Tokens may have been padding: the device knows.
+        if (!captured_ && enqueued + tokens <= reserved) continue;
+        // Tokens may have been padding, or have come in graphs: the device knows.
         enqueued = cache_.length(slot, layer);
         const std::int64_t needed = enqueued + tokens;
         if (needed <= reserved) continue;
@@ -205,10 +219,7 @@ void SharedDeviceCache::take_pages(int layer, SlotRange slots, std::int64_t toke
 
 void SharedDeviceCache::append_locked(int layer, SlotRange slots, const DeviceTokens& tokens,
                                       cuda::Stream stream) {
-    if (layer < 0 || layer >= config().layers)
-        throw InvalidArgument("layer " + std::to_string(layer) + "; this cache has layers 0 to " +
-                              std::to_string(config().layers - 1));
-    take_pages(layer, slots, tokens.k.tokens());
+    take_pages(layer, slots, tokens.k.tokens(), stream);
     cuda::DeviceAppend append;
     append.layer = layer;
     append.max_tokens = static_cast<int>(tokens.k.tokens());
@@ -230,8 +241,13 @@ void SharedDeviceCache::append_locked(int layer, SlotRange slots, const DeviceTo
 
 void SharedDeviceCache::attend_locked(int layer, SlotRange slots, const DeviceQuestion& question,
                                       cuda::Stream stream) {
-    const cuda::Sequence* const sequences = cache_.sequences(layer);
     const std::int64_t tokens = question.q.tokens();
+    if (tokens > config().max_append)
+        throw InvalidArgument(
+            "attend: " + std::to_string(tokens) +
+            " queries a sequence; on a device they are at most max_append, " +
+            std::to_string(config().max_append) +
+            ": append and attend to so many at once, or make the cache with a larger max_append");
     if (tokens != asking_[static_cast<std::size_t>(layer)])
         throw InvalidArgument(
             "attend: " + std::to_string(tokens) +
@@ -239,7 +255,7 @@ void SharedDeviceCache::attend_locked(int layer, SlotRange slots, const DeviceQu
             "last append to the layer, of which there were " +
             std::to_string(asking_[static_cast<std::size_t>(layer)]));
     cuda::AttentionCall call;
-    call.sequences = sequences + slots.first;
+    call.sequences = cache_.sequences(layer) + slots.first;
     call.count = slots.count;
     call.q = question.q.data;
     call.q_type = question.q.type;

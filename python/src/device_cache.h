@@ -49,7 +49,8 @@ public:
     int fork(int slot);
     void reorder(const std::vector<int>& sources);
     void remove(int slot);
-    void truncate(int slot, std::int64_t length);
+    /// All or none; each slot once.
+    void truncate(const std::vector<int>& slots, const std::vector<std::int64_t>& lengths);
     /// Takes pages for `length` tokens in all.
     void reserve(int slot, std::int64_t length);
     std::int64_t length(int slot, int layer) const;
@@ -58,7 +59,11 @@ public:
     void verify();
     cuda::HostSequence fetch(int slot) const;
 
-    /// Takes pages where too few are reserved, which waits for the device; other than that only enqueues.
+    /// Takes pages for so many tokens more in each slot, all or OutOfPages; waits for the device where too few are
+    /// reserved, and does nothing where `stream` is captured.
+    void take(int layer, SlotRange slots, std::int64_t tokens, cuda::Stream stream);
+
+    /// Takes pages as take() does; other than that only enqueues.
     void append(int layer, SlotRange slots, const DeviceTokens& tokens, cuda::Stream stream);
     void attend(int layer, SlotRange slots, const DeviceQuestion& question, cuda::Stream stream);
     void step(int layer, SlotRange slots, const DeviceTokens& tokens,
@@ -76,12 +81,13 @@ private:
     };
 
     void check_slots(SlotRange slots) const;
-    void check_tokens(SlotRange slots, const DeviceTokens& tokens) const;
-    void check_question(SlotRange slots, const DeviceQuestion& question) const;
+    void check_append(int layer, SlotRange slots, const DeviceTokens& tokens) const;
+    void check_question(int layer, SlotRange slots, const DeviceQuestion& question) const;
     void append_locked(int layer, SlotRange slots, const DeviceTokens& tokens, cuda::Stream stream);
     void attend_locked(int layer, SlotRange slots, const DeviceQuestion& question,
                        cuda::Stream stream);
-    void take_pages(int layer, SlotRange slots, std::int64_t tokens);
+    void take_pages(int layer, SlotRange slots, std::int64_t tokens, cuda::Stream stream);
+    void forget(int slot);
     cuda::Attention& attention_for(const AttentionShape& shape, int max_query_tokens);
     AttentionShape shape_of(int q_heads, float scale, float soft_cap, int sliding_window) const;
     std::int64_t& bound(int slot, int layer);
@@ -90,9 +96,11 @@ private:
     cuda::DeviceCache cache_;
     int device_;
     std::vector<std::unique_ptr<Kernel>> kernels_;
-    std::vector<std::int64_t> bounds_;   ///< [slot, layer]: tokens that were enqueued, at least
+    std::vector<std::int64_t> bounds_;   ///< [slot, layer]: tokens that a slot has at most
     std::vector<std::int64_t> reserved_; ///< [slot]
-    std::vector<std::int64_t> asking_;   ///< [layer]: tokens of the last append
+    std::vector<bool> in_use_;           ///< [slot]
+    bool captured_ = false; ///< an append is in a graph, whose replays bounds_ do not see
+    std::vector<std::int64_t> asking_; ///< [layer]: tokens of the last append
 };
 
 } // namespace innerkv::python

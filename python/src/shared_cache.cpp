@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "checks.h"
 #include "innerkv/error.h"
 #include "thread_pool.h"
 
@@ -30,44 +31,14 @@ Span span_of(const Batch& batch, std::size_t i, std::int64_t tokens) {
     return batch.spans ? (*batch.spans)[i] : Span{0, tokens};
 }
 
-void check_heads(const char* name, const Tensor& tensor, const CacheConfig& config) {
-    if (tensor.heads() == config.kv_heads) return;
-    throw InvalidArgument(std::string(name) + " has " + std::to_string(tensor.heads()) +
-                          " heads (shape " + shape_of(tensor) + "); this cache has " +
-                          std::to_string(config.kv_heads) + " KV heads");
-}
-
-void check_rows(const Batch& batch, const Tensor& k, const Tensor& v, const Tensor* q,
-                const CacheConfig& config) {
-    const std::size_t sequences = batch.sequences.size();
-    check_tensor("k", k, sequences, config.format.head_dim);
-    check_tensor("v", v, sequences, config.format.head_dim);
-    check_heads("k", k, config);
-    check_heads("v", v, config);
-    if (q) check_tensor("q", *q, sequences, config.format.head_dim);
-    if (v.tokens() != k.tokens() || (q && q->tokens() != k.tokens()))
-        throw InvalidArgument("k, v and q differ in tokens: " + shape_of(k) + ", " + shape_of(v) +
-                              (q ? ", " + shape_of(*q) : ""));
-    check_spans(batch, k.tokens());
-}
-
 void check_question(const Batch& batch, const Question& question, const CacheConfig& config) {
     const std::size_t sequences = batch.sequences.size();
-    check_tensor("q", question.q, sequences, config.format.head_dim);
+    check_queries(question.q, question.out, sequences, config);
     check_spans(batch, question.q.tokens());
-    if (!std::equal(question.q.shape, question.q.shape + 4, question.out.shape))
-        throw InvalidArgument("out has the shape " + shape_of(question.out) + "; q has " +
-                              shape_of(question.q) + ", and out must have the same");
     if (question.first_positions && question.first_positions->size() != sequences)
         throw InvalidArgument("first_positions has " +
                               std::to_string(question.first_positions->size()) + " entries for " +
                               std::to_string(sequences) + " sequences; give one a sequence");
-}
-
-void check_layer(int layer, const CacheConfig& config) {
-    if (layer >= 0 && layer < config.layers) return;
-    throw InvalidArgument("layer " + std::to_string(layer) + "; this cache has layers 0 to " +
-                          std::to_string(config.layers - 1));
 }
 
 /// Query rows of one sequence in fp32: the caller's own memory where it is that already.
@@ -160,9 +131,14 @@ void SharedCache::remove(std::int32_t sequence) {
     cache_.remove(SequenceId{sequence});
 }
 
-void SharedCache::truncate(std::int32_t sequence, std::int64_t length) {
+void SharedCache::truncate(const std::vector<std::int32_t>& sequences,
+                           const std::vector<std::int64_t>& lengths) {
+    check_lengths(sequences.size(), lengths.size());
+    std::vector<Truncation> batch;
+    for (std::size_t i = 0; i < sequences.size(); ++i)
+        batch.push_back({SequenceId{sequences[i]}, lengths[i]});
     const Lock lock(mutex_);
-    cache_.truncate(SequenceId{sequence}, length);
+    cache_.truncate(batch);
 }
 
 void SharedCache::settle(std::int32_t sequence) {
@@ -187,7 +163,8 @@ CacheUsage SharedCache::usage() const {
 
 void SharedCache::append(int layer, const Batch& batch, const Tensor& k, const Tensor& v,
                          const Tensor* q) {
-    check_rows(batch, k, v, q, config());
+    check_rows(k, v, q, batch.sequences.size(), config());
+    check_spans(batch, k.tokens());
     const Lock lock(mutex_);
     append_locked(layer, batch, k, v, q);
 }
@@ -202,7 +179,7 @@ void SharedCache::attend(int layer, const Batch& batch, const Question& question
 void SharedCache::step(int layer, const Batch& batch, const Tensor& k, const Tensor& v,
                        const Question& question) {
     check_layer(layer, config());
-    check_rows(batch, k, v, &question.q, config());
+    check_rows(k, v, &question.q, batch.sequences.size(), config());
     check_question(batch, question, config());
     const Lock lock(mutex_);
     append_locked(layer, batch, k, v, &question.q);

@@ -49,7 +49,9 @@ public:
     std::int32_t create();
     std::int32_t fork(std::int32_t sequence);
     void remove(std::int32_t sequence);
-    void truncate(std::int32_t sequence, std::int64_t length);
+    /// All or none; each sequence once.
+    void truncate(const std::vector<std::int32_t>& sequences,
+                  const std::vector<std::int64_t>& lengths);
     void settle(std::int32_t sequence);
     void reserve(std::int32_t sequence, int tokens);
     std::int64_t length(std::int32_t sequence, int layer) const;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include <unistd.h>
 
@@ -35,10 +36,21 @@ struct ThreadPool::Job {
 };
 
 ThreadPool::ThreadPool(int threads) {
-    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this] { serve(); });
+    workers_.reserve(static_cast<std::size_t>(threads) - 1);
+    try {
+        for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error& error) {
+        const auto started = std::to_string(workers_.size() + 1);
+        stop();
+        throw Error("the system starts " + started + " of " + std::to_string(threads) +
+                    " threads (" + error.what() +
+                    "); set INNERKV_NUM_THREADS or set_num_threads to fewer");
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() noexcept {
     {
         const std::lock_guard lock(mutex_);
         stop_ = true;
@@ -111,20 +123,24 @@ Shared& shared() {
     return *instance;
 }
 
+/// Returns the pool before, null where a parent process made it: its threads cannot be joined here.
+std::shared_ptr<ThreadPool> replace(Shared& global, std::shared_ptr<ThreadPool> pool) {
+    global.pool.swap(pool);
+    const bool own = global.process == getpid();
+    global.process = getpid();
+    if (own || !pool) return pool;
+    new std::shared_ptr<ThreadPool>(std::move(pool));
+    return nullptr;
+}
+
 } // namespace
 
 std::shared_ptr<ThreadPool> thread_pool() {
     Shared& global = shared();
     const std::lock_guard lock(global.mutex);
-    const pid_t process = getpid();
-    if (!global.pool) {
-        global.pool = std::make_shared<ThreadPool>(default_threads());
-    } else if (global.process != process) {
-        const int threads = global.pool->threads();
-        new std::shared_ptr<ThreadPool>(std::move(global.pool)); // its threads cannot be joined
-        global.pool = std::make_shared<ThreadPool>(threads);
-    }
-    global.process = process;
+    if (global.pool && global.process == getpid()) return global.pool;
+    const int threads = global.pool ? global.pool->threads() : default_threads();
+    replace(global, std::make_shared<ThreadPool>(threads));
     return global.pool;
 }
 
@@ -135,10 +151,9 @@ void set_thread_count(int threads) {
         throw InvalidArgument("set_num_threads: " + std::to_string(threads) +
                               "; supported are 1 to " + std::to_string(kMostThreads));
     auto pool = std::make_shared<ThreadPool>(threads);
-    thread_pool(); // so that a forked process lets go of its parent's
     Shared& global = shared();
     const std::lock_guard lock(global.mutex);
-    global.pool.swap(pool);
+    pool = replace(global, std::move(pool));
 } // the old one ends with its last call
 
 } // namespace innerkv::python

@@ -16,7 +16,8 @@ namespace innerkv::python {
 
 class ThreadPool {
 public:
-    /// The calling thread counts as one of `threads`, which is at least 1.
+    /// The calling thread counts as one of `threads`, which is at least 1. Throws Error where the system
+    /// starts fewer.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -32,6 +33,7 @@ private:
     struct Job;
 
     void serve();
+    void stop() noexcept;
 
     std::vector<std::thread> workers_;
     std::mutex callers_; ///< held by the caller whose job it is

@@ -55,8 +55,11 @@ void Cache::append(int layer, std::span<const AppendRows> batch) {
 }
 
 void Cache::truncate(SequenceId sequence, std::int64_t length) {
-    impl_->truncate(sequence, length);
+    const Truncation one{sequence, length};
+    impl_->truncate({&one, 1});
 }
+
+void Cache::truncate(std::span<const Truncation> batch) { impl_->truncate(batch); }
 
 void Cache::settle(SequenceId sequence) { impl_->settle(sequence); }
 

@@ -92,6 +92,10 @@ public:
     std::span<const Page> pages() const { return pages_; }
     /// The pages have found an owner.
     void keep() noexcept { pages_.clear(); }
+    /// Likewise, but for the last `count`.
+    void keep_all_but(std::size_t count) noexcept {
+        pages_.erase(pages_.begin(), pages_.end() - static_cast<std::ptrdiff_t>(count));
+    }
 
 private:
     Pool* pool_;

@@ -70,7 +70,7 @@ struct CacheState {
     SequenceId fork(SequenceId parent);
     void remove(SequenceId id);
     void reserve(SequenceId id, int tokens) const;
-    void truncate(SequenceId id, std::int64_t length);
+    void truncate(std::span<const Truncation> batch);
     void settle(SequenceId id);
     SequenceView view(int layer, SequenceId id) const;
     CacheUsage usage() const;
@@ -101,6 +101,8 @@ struct CacheState {
     std::int32_t next_id = 0;
 
 private:
+    std::int64_t truncate_need(const Truncation& cut);
+    std::span<const Page> cut(const Truncation& cut, std::span<const Page> fresh);
     /// Free groups that settling one layer after the other needs: what a layer drops, the next may take.
     PoolCapacity settle_need(const SequenceState& target) const;
     SequenceId new_id();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <set>
 #include <string>
 
 #include "cache/settle.h"
@@ -93,37 +94,62 @@ void cut_layer(CacheState& cache, int layer, LayerState& state, std::int64_t len
 
 } // namespace
 
-void CacheState::truncate(SequenceId id, std::int64_t length) {
-    check_not_pending("truncate");
-    SequenceState& target = sequence(id);
-    if (length < 0)
-        throw InvalidArgument("truncate to " + std::to_string(length) +
+/// Checks one sequence of a batch and makes room for its pages; fp16 pages that it needs at most.
+std::int64_t CacheState::truncate_need(const Truncation& cut) {
+    SequenceState& target = sequence(cut.sequence);
+    if (cut.length < 0)
+        throw InvalidArgument("truncate to " + std::to_string(cut.length) +
                               " tokens; the length must not be negative");
-    std::int64_t fresh_pages = 0;
+    std::int64_t pages = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
         LayerState& state = target.layers[static_cast<std::size_t>(layer)];
-        if (state.length <= length) continue;
-        check_window(*this, layer, state, length);
-        if (kept_of_quantized_page(state, length) == 0) continue;
-        if (own_recent_page(*this, state) < 0) ++fresh_pages;
+        if (state.length <= cut.length) continue;
+        check_window(*this, layer, state, cut.length);
+        if (kept_of_quantized_page(state, cut.length) == 0) continue;
+        if (own_recent_page(*this, state) < 0) ++pages;
         state.recent.reserve(1);
+    }
+    return pages;
+}
+
+/// Cuts one sequence; returns what is left of `fresh`.
+std::span<const Page> CacheState::cut(const Truncation& cut, std::span<const Page> fresh) {
+    SequenceState& target = sequence(cut.sequence);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        LayerState& state = target.layers[static_cast<std::size_t>(layer)];
+        if (state.length <= cut.length) continue;
+        Page page;
+        if (kept_of_quantized_page(state, cut.length) > 0) {
+            const std::int64_t own = own_recent_page(*this, state);
+            if (own >= 0) {
+                page = state.recent.extract(f16_pool, own);
+            } else {
+                page = fresh.front();
+                fresh = fresh.subspan(1);
+            }
+        }
+        cut_layer(*this, layer, state, cut.length, &page);
+    }
+    return fresh;
+}
+
+void CacheState::truncate(std::span<const Truncation> batch) {
+    check_not_pending("truncate");
+    std::set<SequenceId> named;
+    std::int64_t fresh_pages = 0;
+    for (const Truncation& one : batch) {
+        fresh_pages += truncate_need(one);
+        if (!named.insert(one.sequence).second)
+            throw InvalidArgument("truncate: sequence " +
+                                  std::to_string(static_cast<std::int32_t>(one.sequence)) +
+                                  " is named twice; name each once");
     }
     paging::check_free("truncate", kF16Pages, f16_pool, fresh_pages);
     PageHold fresh(f16_pool);
     fresh.take(fresh_pages);
-
-    auto next = fresh.pages().begin();
-    for (int layer = 0; layer < config.layers; ++layer) {
-        LayerState& state = target.layers[static_cast<std::size_t>(layer)];
-        if (state.length <= length) continue;
-        Page page;
-        if (kept_of_quantized_page(state, length) > 0) {
-            const std::int64_t own = own_recent_page(*this, state);
-            page = own >= 0 ? state.recent.extract(f16_pool, own) : *next++;
-        }
-        cut_layer(*this, layer, state, length, &page);
-    }
-    fresh.keep();
+    std::span<const Page> rest = fresh.pages();
+    for (const Truncation& one : batch) rest = cut(one, rest);
+    fresh.keep_all_but(rest.size()); // sequences that shared a page with those before may need none
 }
 
 } // namespace innerkv::paging

@@ -78,10 +78,9 @@ void CallArguments::check_stride(std::ptrdiff_t stride, int count, int head_dim,
 
 void CallArguments::check_stream(Stream stream) const {
 #if CUDART_VERSION >= 12080
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(stream, &capturing), "looking at the stream");
+    const bool capturing = is_capturing(stream);
     // While a graph is captured its stream must not be asked; a launch from elsewhere is refused by the runtime.
-    if (stream == nullptr || capturing != cudaStreamCaptureStatusNone) return;
+    if (stream == nullptr || capturing) return;
     int of_stream = 0;
     check(cudaStreamGetDevice(stream, &of_stream), "asking for a stream's device");
     if (of_stream != device_)

@@ -65,6 +65,12 @@ void check(cudaError_t status, const std::string& what) {
     throw DeviceError(message);
 }
 
+bool is_capturing(Stream stream) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &capturing), "looking at the stream");
+    return capturing != cudaStreamCaptureStatusNone;
+}
+
 std::vector<DeviceInfo> devices() {
     std::vector<DeviceInfo> found;
     for (int device = 0, count = count_devices().count; device < count; ++device) {

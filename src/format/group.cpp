@@ -215,23 +215,29 @@ QuantizedGroup quantize_group(Codec codec, Values values, const QuantizeOptions&
     return result;
 }
 
+UnroundedGroup group_as_numbers(Codec codec, const QuantizedGroup& group) {
+    check(codec, {});
+    UnroundedGroup numbers{};
+    std::copy(std::begin(group.codes), std::end(group.codes), numbers.codes);
+    if (codec.kind == CodecKind::affine) {
+        const auto zero_point = static_cast<std::int8_t>(group.zero_point & 0xff);
+        numbers.asymmetric = true;
+        numbers.scale = scale_from_byte(group.scale & 0xffu);
+        numbers.zero_point = affine_zero(codec.bits, numbers.scale,
+                                         static_cast<float>(zero_point) / kZeroPointSteps);
+        return numbers;
+    }
+    const bool marked = codec.kind == CodecKind::hybrid && (group.scale & kSignBit);
+    numbers.asymmetric = marked || codec.kind == CodecKind::asymmetric;
+    numbers.scale = float_from_f16(marked ? group.scale ^ kSignBit : group.scale);
+    numbers.zero_point = float_from_f16(group.zero_point);
+    return numbers;
+}
+
 void dequantize_group(Codec codec, const QuantizedGroup& group,
                       std::span<float, kGroupSize> values) {
-    check(codec, {});
-    if (codec.kind == CodecKind::affine) {
-        AffineGroup affine{
-            {}, static_cast<std::uint8_t>(group.scale), static_cast<std::int8_t>(group.zero_point)};
-        std::copy(std::begin(group.codes), std::end(group.codes), affine.codes);
-        for (int i = 0; i < kGroupSize; ++i) values[i] = affine_value(codec.bits, affine, i);
-        return;
-    }
-    UnroundedGroup unrounded{};
-    std::copy(std::begin(group.codes), std::end(group.codes), unrounded.codes);
-    const bool marked = codec.kind == CodecKind::hybrid && (group.scale & kSignBit);
-    unrounded.asymmetric = marked || codec.kind == CodecKind::asymmetric;
-    unrounded.scale = float_from_f16(marked ? group.scale ^ kSignBit : group.scale);
-    unrounded.zero_point = float_from_f16(group.zero_point);
-    for (int i = 0; i < kGroupSize; ++i) values[i] = dequantize(codec, unrounded, i);
+    const UnroundedGroup numbers = group_as_numbers(codec, group);
+    for (int i = 0; i < kGroupSize; ++i) values[i] = dequantize(codec, numbers, i);
 }
 
 void store_group(Codec codec, std::byte* block, int tile, int row, const QuantizedGroup& group) {

@@ -13,6 +13,7 @@ constexpr const char* kReason = "this build has no CUDA; configure with -DINNERK
 
 } // namespace
 
+bool is_capturing(Stream /*stream*/) { return false; }
 std::vector<DeviceInfo> devices() { return {}; }
 std::string unavailable_reason() { return kReason; }
 
@@ -60,6 +61,10 @@ void DeviceCache::reserve(int /*slot*/, std::int64_t /*length*/) { refuse(); }
 void DeviceCache::append(const DeviceAppend& /*append*/) { refuse(); }
 void DeviceCache::verify() { refuse(); }
 void DeviceCache::truncate(int /*slot*/, std::int64_t /*length*/) { refuse(); }
+void DeviceCache::truncate(std::span<const int> /*slots*/,
+                           std::span<const std::int64_t> /*lengths*/) {
+    refuse();
+}
 std::int64_t DeviceCache::length(int /*slot*/, int /*layer*/) const { refuse(); }
 const Sequence* DeviceCache::sequences(int /*layer*/) const { refuse(); }
 int DeviceCache::load(std::span<const SequenceView> /*layers*/) { refuse(); }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <ostream>
+#include <vector>
 
 #include "innerkv/codec.h"
 #include "innerkv/error.h"
@@ -165,6 +166,52 @@ TEST(TruncateRules, WithoutAFreePageForTheCutOneNothingChanges) {
     cache.remove(other);
     EXPECT_NO_THROW(cache.truncate(id, 40));
     EXPECT_EQ(cache.view(0, id).recent.tokens, 8);
+}
+
+TEST(TruncateBatch, IsOneAfterTheOther) {
+    const CacheConfig config = small_config();
+    const TestSequence rows(config, 300);
+    Cache together(config);
+    Cache apart(config);
+    for (Cache* const cache : {&together, &apart}) {
+        const SequenceId id = cache->create();
+        rows.append_all(*cache, id, 300);
+        cache->settle(id);
+        cache->fork(id); // shares a recent page: the batch takes one more than it needs
+        cache->create();
+    }
+    const Truncation batch[] = {{SequenceId{0}, 70}, {SequenceId{1}, 75}, {SequenceId{2}, 10}};
+    together.truncate(batch);
+    for (const auto& [id, length] : batch) apart.truncate(id, length);
+    for (const auto& [id, length] : batch)
+        EXPECT_TRUE(contents(together, id) == contents(apart, id));
+    EXPECT_EQ(together.usage().f16_pages, apart.usage().f16_pages);
+    for (const auto& [id, length] : batch) together.remove(id);
+    EXPECT_EQ(together.usage().f16_pages, 0);
+}
+
+TEST(TruncateBatch, WhereOneIsRefusedNoneChanges) {
+    CacheConfig config = small_config();
+    config.sliding_window = {100};
+    const TestSequence rows(config, 400);
+    Cache cache(config);
+    const SequenceId small = cache.create();
+    const SequenceId large = cache.create();
+    rows.append(cache, small, 0, 50);
+    rows.append_all(cache, large, 1);
+    const auto refused = [&](std::vector<Truncation> batch) {
+        EXPECT_THROW(cache.truncate(batch), InvalidArgument);
+        EXPECT_EQ(cache.length(small, 0), 50);
+        EXPECT_EQ(cache.length(large, 0), 400);
+    };
+    refused({{small, 20}, {large, 200}});
+    refused({{small, 20}, {large, -1}});
+    refused({{small, 20}, {SequenceId{7}, 0}});
+    refused({{small, 20}, {large, 399}, {small, 10}});
+    cache.truncate({});
+    cache.truncate(std::vector<Truncation>{{small, 20}, {large, 399}});
+    EXPECT_EQ(cache.length(small, 0), 20);
+    EXPECT_EQ(cache.length(large, 0), 399);
 }
 
 } // namespace

@@ -49,7 +49,9 @@ TEST_F(DeviceCacheArguments, Slots) {
     EXPECT_EQ(cache.create(), 0);
     EXPECT_EQ(cache.create(), 1);
     expect_refused<OutOfPages>([&] { cache.create(); }, "max_sequences = 2");
-    expect_refused<InvalidArgument>([&] { cache.reserve(0, 3000); }, "length is 3000");
+    expect_refused<InvalidArgument>([&] { cache.reserve(0, -1); }, "length is -1");
+    expect_refused<OutOfPages>([&] { cache.reserve(0, 3000); },
+                               "3000 tokens asked of one sequence; the cache was made for");
     expect_refused<InvalidArgument>([&] { static_cast<void>(cache.length(0, 1)); }, "layer is 1");
     expect_refused<InvalidArgument>([&] { cache.truncate(2, 0); }, "slot 2");
     cache.reserve(0, 1900);
@@ -159,7 +161,19 @@ TEST_F(DeviceCacheArguments, Truncate) {
     both.append({10, 10});
     expect_refused<InvalidArgument>([&] { both.device.truncate(0, 200); },
                                     "its tokens from 288 on are in fp16");
-    EXPECT_EQ(both.device.length(0, 0), 410);
+    const auto refused = [&](std::vector<int> slots, std::vector<std::int64_t> lengths,
+                             const char* text) {
+        expect_refused<InvalidArgument>([&] { both.device.truncate(slots, lengths); }, text);
+        EXPECT_EQ(both.device.length(0, 0), 410);
+        EXPECT_EQ(both.device.length(1, 0), 30);
+    };
+    refused({1, 0}, {0, 200}, "its tokens from 288 on are in fp16");
+    refused({1, 1}, {20, 10}, "slot 1 is named twice");
+    refused({1, 0}, {20}, "lengths");
+    both.device.truncate({}, {});
+    both.device.truncate(std::vector{1, 0}, std::vector<std::int64_t>{20, 409});
+    EXPECT_EQ(both.device.length(0, 0), 409);
+    EXPECT_EQ(both.device.length(1, 0), 20);
     both.device.truncate(0, 0);
     EXPECT_EQ(both.device.length(0, 0), 0);
 }

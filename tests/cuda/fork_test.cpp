@@ -95,6 +95,34 @@ TEST_F(DeviceCacheForks, TakePagesThatRemovedSlotsShared) {
     cache.reserve(0, config.max_tokens); // all have come back
 }
 
+TEST_F(DeviceCacheForks, AllBeginAnew) {
+    BothCaches both(config_of("base"), 900);
+    both.append({400, 400, 10});
+    both.reorder({0, 0, 0});
+    both.device.truncate(std::vector{2, 0, 1}, std::vector<std::int64_t>{0, 0, 0});
+    for (const SequenceId id : both.ids) both.host.truncate(id, 0);
+    both.append({300, 1, 1});
+    both.append({200, 50, 60});
+    both.append({1, 1, 1});
+    both.expect_same();
+}
+
+TEST_F(DeviceCacheForks, WithoutPagesForAllNoneBeginsAnew) {
+    CacheConfig config = config_of("base");
+    config.max_tokens = 900;
+    BothCaches both(config, 900);
+    both.append({500, 1, 1});
+    both.append({100, 1, 1});
+    both.device.remove(1);
+    both.device.remove(2);
+    EXPECT_EQ(both.device.fork(0), 1);
+    EXPECT_EQ(both.device.fork(0), 2);
+    EXPECT_THROW(both.device.truncate(std::vector{0, 1, 2}, std::vector<std::int64_t>{599, 0, 0}),
+                 OutOfPages);
+    for (const int slot : {0, 1, 2}) EXPECT_EQ(both.device.length(slot, 0), 600);
+    both.device.truncate(std::vector{0, 1}, std::vector<std::int64_t>{599, 0});
+}
+
 TEST_F(DeviceCacheForks, Refused) {
     CacheConfig config = config_of("base");
     config.max_tokens = 1000;

@@ -18,9 +18,7 @@ using Json = nlohmann::json;
 
 fs::path golden_folder() {
     if (const char* folder = std::getenv("INNERKV_GOLDEN")) return folder;
-    const fs::path project = INNERKV_SOURCE_DIR;
-    const fs::path shared = project / "../shared/golden";
-    return fs::is_directory(shared) ? shared : project / "tests/data/golden";
+    return fs::path(INNERKV_SOURCE_DIR) / "tests/data/golden";
 }
 
 std::vector<fs::path> golden_files() {

@@ -57,6 +57,30 @@ void for_each_drawn_group(Check check) {
         }
 }
 
+TEST(Group, AsNumbersByTheTablesOfFormat) {
+    QuantizedGroup group{};
+    group.codes[5] = 3;
+    const auto expect = [&](Codec codec, unsigned scale, unsigned zero_point,
+                            UnroundedGroup numbers) {
+        SCOPED_TRACE(name_of(codec));
+        group.scale = static_cast<std::uint16_t>(scale);
+        group.zero_point = static_cast<std::uint16_t>(zero_point);
+        const UnroundedGroup actual = group_as_numbers(codec, group);
+        EXPECT_EQ(actual.codes[5], 3);
+        EXPECT_EQ(actual.scale, numbers.scale);
+        EXPECT_EQ(actual.zero_point, numbers.zero_point);
+        EXPECT_EQ(actual.asymmetric, numbers.asymmetric);
+    };
+    expect(symmetric(3), 0x3e00, 0, {{}, 1.5f, 0.0f, false});
+    expect(asymmetric(3), 0x3e00, 0xc000, {{}, 1.5f, -2.0f, true});
+    expect(hybrid(3), 0x3e00, 0, {{}, 1.5f, 0.0f, false});
+    expect(hybrid(3), 0xbe00, 0xc000, {{}, 1.5f, -2.0f, true});
+    // A scale of 2^0 * (1 + 4/8); zero-points of 4 and -4 eighths of a step from the middle of codes 0 to 7.
+    expect(affine(3), 0x7c, 0x04, {{}, 1.5f, 1.5f * (0.5f - 3.5f), true});
+    expect(affine(3), 0x7c, 0xfc, {{}, 1.5f, 1.5f * (-0.5f - 3.5f), true});
+    EXPECT_THROW(group_as_numbers(symmetric(5), group), InvalidArgument);
+}
+
 /// Scale 1: levels are the values themselves, ties go to the even one.
 TEST(Group, SymmetricByHand) {
     Group group{};

@@ -14,10 +14,17 @@ from tqdm import tqdm
 
 from ..transformers import InnerKVCache
 from ..transformers.columns import chunks
-from ..transformers.models import check_device
 
 Tokens = tuple[int, ...]
 CHUNK = 512  #: tokens whose logits are in memory at once
+
+
+def _check_device(device: Any) -> None:
+    if torch.device(device).type != "cpu":
+        raise ValueError(
+            f'innerkv: device "{device}"; log-likelihoods take forks and prefill="decode", which a cache on a device does '
+            'not have. Give device=cpu'
+        )
 
 
 @register_model("innerkv")
@@ -33,6 +40,7 @@ class InnerKVLM(HFLM):
         paper: the InnerQ paper's codecs and key transform.
         prefill: of prompts in generate_until: "exact", as `generate` has it, or "decode" (InnerKVCache).
         batch_size: prompts that are generated from at once, continuations of one context that are scored at once.
+        device: "cpu": caches on other devices have no forks.
         **arguments: HFLM's: pretrained, gguf_file, dtype, max_length, ...
     """
 
@@ -48,12 +56,12 @@ class InnerKVLM(HFLM):
     ) -> None:
         if str(batch_size).startswith("auto"):
             raise ValueError(f'innerkv: batch_size "{batch_size}" is not supported; give a number')
+        _check_device(device if isinstance(pretrained, str) else pretrained.device)
         if isinstance(pretrained, str):
             arguments["attn_implementation"] = "innerkv"
         else:
             pretrained.set_attn_implementation("innerkv")
         super().__init__(pretrained, device=device, batch_size=batch_size, **arguments)
-        check_device(self.device)  # the harness takes a processor where there is no GPU of the name
         self.preset = preset
         self.paper = paper
         self.prefill = prefill

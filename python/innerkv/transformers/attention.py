@@ -7,13 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .columns import chunks
 from .device import Padding, aligned, unaligned
 from .ops import attend, attend_on_device, traced
 
 #: Arguments of other models' attention that change its result.
 UNSUPPORTED = frozenset(("position_bias", "s_aux", "head_mask", "sinks"))
+CAPPED_QUERIES = 256  #: whose capped logits are in memory at once
 
 
 def attention_forward(
@@ -26,6 +29,7 @@ def attention_forward(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [batch, q_heads, tokens, head_dim], key and value likewise; returns [batch, tokens, q_heads, head_dim].
@@ -40,16 +44,25 @@ def attention_forward(
                 f'attn_implementation="innerkv": {type(module).__name__} passes {name}, which is not supported; '
                 'use "eager"'
             )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     compiled = traced.layer  # also where a graph ended between update() and here
     layer = compiled or (None if torch.compiler.is_compiling() else getattr(key, "innerkv_layer", None))
     if layer is None:
-        if softcap:
+        if isinstance(kwargs.get("cache"), Cache):
             raise ValueError(
-                'attn_implementation="innerkv": without an InnerKVCache a soft cap of logits is not supported; '
-                'pass cache=InnerKVCache(model.config), or use "eager"'
+                f'attn_implementation="innerkv": {type(module).__name__} knows no argument "cache" and would forget it; '
+                "with transformers before 5.24 give past_key_values="
             )
-        mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0, query.device)
-        return plain_attention(query, key, value, mask, scaling, dropout), None
+        if causal:
+            mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0, query.device)
+        else:
+            mask = None if attention_mask is None else attention_mask[:, None, None, -key.shape[2] :]
+        return plain_attention(query, key, value, mask, scaling, dropout, softcap, causal), None
+    if not causal:
+        raise ValueError(
+            f"InnerKVCache: {type(module).__name__} attends both ways; causal attention is supported. Use transformers' "
+            "DynamicCache for it"
+        )
     if dropout:
         raise ValueError("InnerKVCache: dropout in attention is for training; call model.eval()")
     if query.requires_grad:
@@ -83,10 +96,43 @@ def plain_attention(
     mask: torch.Tensor | None,
     scaling: float | None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
-    """torch's attention; `mask` None is causal."""
+    """torch's attention, [batch, heads, tokens, head_dim] to [batch, tokens, heads, head_dim]. `mask` None: all keys,
+    or for `causal` those up to a query's own, the last key being the last query's."""
+    if softcap:
+        return capped_attention(query, key, value, mask, scaling, softcap, causal)
     heads = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1])
-    return sdpa_attention_forward(heads, query, key, value, mask, dropout, scaling, is_causal=True)[0]
+    return sdpa_attention_forward(heads, query, key, value, mask, dropout, scaling, is_causal=causal)[0]
+
+
+def capped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+    causal: bool,
+) -> torch.Tensor:
+    """With a soft cap of logits, which torch's own has not: in fp32, for some queries at a time."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, 1).float() for states in (key, value))
+    tokens, length = query.shape[2], key.shape[2]
+    position = torch.arange(length - tokens, length, device=query.device)[:, None]
+    out = torch.empty_like(query)
+    for first, last in chunks(tokens, CAPPED_QUERIES):
+        rows = query[:, :, first:last].float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        logits = softcap * torch.tanh(rows @ key.transpose(2, 3) / softcap)
+        if mask is not None:
+            seen = mask[:, :, first:last] if mask.shape[2] > 1 else mask
+        else:
+            seen = torch.arange(length, device=query.device) <= position[first:last] if causal else None
+        if seen is not None:
+            logits = logits.masked_fill(~seen, torch.finfo(torch.float32).min)  # rows of padding: any numbers
+        out[:, :, first:last] = logits.softmax(-1) @ value
+    return out.transpose(1, 2)
 
 
 def full_mask(

@@ -12,11 +12,12 @@ from torch.utils.dlpack import to_dlpack
 from transformers import Cache
 
 from .. import cache as innerkv_cache
-from ..planning import LayerBits, Plan, plan
+from ..arrays import Spans
+from ..planning import LayerBits, Plan, make_config, plan_of
 from .columns import Columns, chunks, cut, page_chunks
+from .device import CHUNK as DEVICE_CHUNK
 from .device import DeviceBatch
 from .layer import InnerKVLayer, check_attention, refuse_attention
-from .masks import Spans
 from .models import ModelShape, check_device, has_own_memory, model_shape
 from .ops import new_state, register
 
@@ -70,14 +71,15 @@ class InnerKVCache(Cache):
         self.layer_bits = layer_bits
         self.prefill = prefill
         self.max_length = max_length or self.shape.max_length
-        self.plan()  # refuses what the library does not support before any model runs
         self.config = config.get_text_config(decoder=True)
         self._record_past = False
         self._store: innerkv_cache.Cache | None = None
         self._sequences: list[int] = []
         self._waiting: InnerKVLayer | None = None
         self._on_device: DeviceBatch | None = None
+        self._spoilt = False  # by a call that failed
         self.device: torch.device | None = None
+        self.plan()  # refuses what the library does not support before any model runs
         self.number = register(self)
         self.state = new_state(self.number)
         super().__init__(
@@ -100,19 +102,27 @@ class InnerKVCache(Cache):
         self.device = device
 
     def plan(self, context: int | None = None, batch: int = 1) -> Plan:
-        """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default)."""
-        shape = self.shape
-        return plan(
-            shape.layers,
-            shape.kv_heads,
-            shape.head_dim,
-            self.preset,
-            context=context or self.max_length,
-            batch=batch,
-            paper=self.paper,
-            sliding_window=shape.sliding_window,
-            layer_bits=self.layer_bits,
-        )
+        """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default); in pool_bytes there is
+        room for beams."""
+        context = context or self.max_length
+        kv_heads = self._store.kv_heads if self._store else self.shape.kv_heads
+        config = make_config(*self._model(kv_heads), **self._options(batch, context), exact_prefill=False)
+        return plan_of(config, self.preset, context, batch)
+
+    def _model(self, kv_heads: int) -> tuple[int, int, int, str]:
+        """Of a cache for so many heads: those of this process, where others have more."""
+        return self.shape.layers, kv_heads, self.shape.head_dim, self.preset
+
+    def _options(self, batch: int, length: int) -> dict[str, Any]:
+        """Of a cache for `batch` sequences of `length` tokens, that is planned or opened."""
+        kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
+        windows = [window and window + kept for window in self.shape.sliding_window]
+        options = {"sliding_window": windows, "paper": self.paper, "layer_bits": self.layer_bits}
+        if self.device is not None and has_own_memory(self.device):
+            return options | {"max_tokens": batch * length, "max_sequences": batch, "max_append": DEVICE_CHUNK}
+        # Beams are forked before the old ones are removed, and forks share what they have in common.
+        sequences = max(LEAST_SEQUENCES, 4 * batch)
+        return options | {"max_tokens": 2 * batch * length, "max_sequences": sequences, "max_append": CHUNK}
 
     @property
     def nbytes(self) -> int:
@@ -143,20 +153,12 @@ class InnerKVCache(Cache):
             raise ValueError(
                 f"InnerKVCache: keys have {head_dim} channels, the config says {self.shape.head_dim}"
             )
-        kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
-        windows = [window and window + kept for window in self.shape.sliding_window]
-        model = self.shape.layers, kv_heads, head_dim, self.preset  # heads: of this process, where others have more
-        options = {
-            "sliding_window": windows, "paper": self.paper, "layer_bits": self.layer_bits, "device": self.device
-        }
+        model, options = self._model(kv_heads), self._options(batch, self.max_length)
         if has_own_memory(self.device):
-            self._on_device = DeviceBatch(batch, self.max_length, *model, **options)
+            self._on_device = DeviceBatch(self.max_length, *model, device=self.device, **options)
             self._store, self._sequences = self._on_device.store, self._on_device.slots
             return
-        # Beams are forked before the old ones are removed, and forks share what they have in common.
-        sequences = max(LEAST_SEQUENCES, 4 * batch)
-        room = {"max_tokens": 2 * batch * self.max_length, "max_sequences": sequences, "max_append": CHUNK}
-        self._store = innerkv_cache.Cache(*model, **room, **options)
+        self._store = innerkv_cache.Cache(*model, **options)
         self._sequences = [self._store.create() for _ in range(batch)]
 
     def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
@@ -166,6 +168,8 @@ class InnerKVCache(Cache):
             refuse_attention(self.config)
         if layer.index == 0 or self._store is None:
             check_attention(self.config)
+        if self._spoilt:
+            raise ValueError("InnerKVCache: a call that failed has left tokens here; reset() the cache")
         if self._store is None:
             self.open(keys)
         if keys.device != self.device:
@@ -192,7 +196,7 @@ class InnerKVCache(Cache):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        spans: Spans,
+        spans: Spans | None,
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
@@ -216,7 +220,7 @@ class InnerKVCache(Cache):
         k: Any,
         v: Any,
         out: Any,
-        spans: Spans,
+        spans: Spans | None,
         scaling: float | None,
         softcap: float | None,
     ) -> None:
@@ -225,14 +229,14 @@ class InnerKVCache(Cache):
         )
 
     def append(
-        self, layer: InnerKVLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans
+        self, layer: InnerKVLayer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans | None
     ) -> None:
         """Appends alone, likewise: what one chunk has filled is quantized by the next."""
         for first, last in chunks(q.shape[2], CHUNK):
             rows = (states[:, :, first:last].transpose(1, 2).contiguous() for states in (k, v, q))
             self._store.append(layer.index, self._sequences, *rows, spans=cut(spans, first, last))
 
-    def _chunks(self, layer: InnerKVLayer, tokens: int, spans: Spans) -> list[tuple[int, int]]:
+    def _chunks(self, layer: InnerKVLayer, tokens: int, spans: Spans | None) -> list[tuple[int, int]]:
         if self.prefill == "exact":
             return chunks(tokens, CHUNK)
         lengths = [self._store.length(sequence, layer.index) for sequence in self._sequences]
@@ -240,7 +244,7 @@ class InnerKVCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the newest -`tokens_to_remove` columns of the batch; of each sequence those that are no padding."""
-        tokens_to_remove = int(tokens_to_remove)  # a tensor from transformers 5.17
+        tokens_to_remove = int(tokens_to_remove)  # transformers before 5.24 gives a tensor
         if tokens_to_remove > 0:
             raise ValueError(
                 f"InnerKVCache.crop: {tokens_to_remove}; give a negative number, of the tokens to remove"
@@ -253,14 +257,28 @@ class InnerKVCache(Cache):
             keep = max(total + tokens_to_remove, 0)
             self._on_device.crop(columns, total, keep)
             self.state[1] = keep
+            for layer in self.layers:
+                layer.started = layer.started and keep > 0
             return
-        keep = max(columns.total + tokens_to_remove, 0)
-        lengths = columns.lengths_at(keep, len(self._sequences))
-        for sequence, length in zip(self._sequences, lengths):
-            self._store.truncate(sequence, length)
+        self._keep(columns, max(columns.total + tokens_to_remove, 0))
+
+    def _keep(self, columns: Columns, keep: int) -> None:
+        """The first `keep` of a layer's columns, in all layers; ValueError, and nothing has changed."""
+        self._store.truncate(self._sequences, columns.lengths_at(keep, len(self._sequences)))
         for layer in self.layers:
             layer.columns.truncate(keep)
         self.state[1] = keep
+
+    def take_back(self, layer: InnerKVLayer, error: BaseException) -> None:
+        """A call has failed in `layer`, which may have some of its tokens, and those before all: none keeps any."""
+        try:
+            self._keep(layer.columns, layer.columns.total)
+        except (ValueError, MemoryError) as failure:
+            self._spoilt = True
+            raise RuntimeError(
+                f"InnerKVCache: a forward call failed, and its tokens cannot be taken back ({failure}); reset() the "
+                f"cache. It failed with: {error}"
+            ) from error
 
     def reset(self) -> None:
         """Forgets all tokens; the next batch may have another size, but on a device, where the memory is kept for graphs
@@ -270,6 +288,7 @@ class InnerKVCache(Cache):
             layer.columns = columns if layer.on_device else Columns()
             layer.started = False
         self.state[1] = 0
+        self._spoilt = False
         if self._on_device:
             self._on_device.reset()
             self._waiting = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .masks import Spans
+from ..arrays import Spans
 
 PAGE = 32  #: tokens that are quantized at once
 
@@ -17,7 +17,7 @@ class Columns:
         self.total = 0
         self._blocks: list[list[Any]] = []  # columns, and their spans or None: no padding
 
-    def add(self, tokens: int, spans: Spans) -> None:
+    def add(self, tokens: int, spans: Spans | None) -> None:
         self.total += tokens
         blocks = self._blocks
         if spans is None and blocks and blocks[-1][1] is None:
@@ -55,7 +55,7 @@ def chunks(tokens: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, tokens)) for first in range(0, tokens, size)]
 
 
-def page_chunks(tokens: int, spans: Spans, lengths: list[int]) -> list[tuple[int, int]]:
+def page_chunks(tokens: int, spans: Spans | None, lengths: list[int]) -> list[tuple[int, int]]:
     """(first, last) of parts in which no sequence goes on behind a multiple of PAGE tokens: its length before is
     lengths[i]. What such a part attends to does not depend on whether its tokens come at once or one by one."""
     ends = {0, tokens}
@@ -65,7 +65,7 @@ def page_chunks(tokens: int, spans: Spans, lengths: list[int]) -> list[tuple[int
     return list(zip(parts, parts[1:]))
 
 
-def cut(spans: Spans, first: int, last: int) -> Spans:
+def cut(spans: Spans | None, first: int, last: int) -> Spans | None:
     """Spans of columns first .. last - 1, from their first."""
     if spans is None:
         return None

@@ -47,8 +47,8 @@ def unaligned(padding: Padding, out: torch.Tensor) -> torch.Tensor:
 class DeviceBatch:
     """The sequences of an InnerKVCache on a device."""
 
-    def __init__(self, batch: int, max_length: int, *arguments: Any, **options: Any) -> None:
-        options |= {"max_tokens": batch * max_length, "max_sequences": batch, "max_append": CHUNK}
+    def __init__(self, max_length: int, *arguments: Any, **options: Any) -> None:
+        """As innerkv.Cache, of `max_sequences` sequences that may reach `max_length` tokens each."""
         try:
             self.store = innerkv_cache.Cache(*arguments, **options)
         except MemoryError:
@@ -57,7 +57,7 @@ class DeviceBatch:
         self.core = self.store._core.core
         self.index = self.store._core.index
         self.max_length = max_length
-        self.slots = list(range(batch))
+        self.slots = list(range(options["max_sequences"]))
         self._create()
 
     def _create(self) -> None:
@@ -115,8 +115,7 @@ class DeviceBatch:
                 "InnerKVCache.crop: padding came in steps or compiled calls, where nobody looked which columns it has; "
                 "crop before such a step, or reset()"
             )
-        for slot, length in enumerate(columns.lengths_at(keep, len(self.slots))):
-            self.store.truncate(slot, length)
+        self.store.truncate(self.slots, columns.lengths_at(keep, len(self.slots)))
         columns.truncate(keep)
 
     def reorder(self, indices: list[int]) -> None:

@@ -12,7 +12,7 @@ from .cache import InnerKVCache
 
 
 def cache_argument(model: torch.nn.Module) -> str:
-    """What a model's forward calls its cache; transformers before 5.20 or so says past_key_values."""
+    """What a model's forward calls its cache: past_key_values before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -21,11 +21,11 @@ class DecodeGraph:
 
         model(prompt, cache=cache)
         step = DecodeGraph(model, cache)
-        logits = step(tokens)           # [batch, 1] to [batch, vocabulary], the same memory each time
+        logits = step(tokens)           # [batch, 1] to [batch, vocabulary]
 
-    The first call runs the model as always, the second captures. Until `reset` of the cache, which the graph survives,
-    and `reorder_cache`, which it survives too, nothing is allocated and nobody waits; `cache.verify()` tells what steps
-    refused.
+    Every call writes its logits to the same memory. The first runs the model as always, the second captures. Until
+    `reset` of the cache, which the graph survives, and `reorder_cache`, which it survives too, nothing is allocated and
+    nobody waits; `cache.verify()` tells what steps refused.
 
     Args:
         positions: int64 [batch, 1], where the next token of each sequence stands, for batches with padding; by default
@@ -39,17 +39,21 @@ class DecodeGraph:
         self.positions = None if positions is None else positions.clone()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.tokens: torch.Tensor | None = None
+        self.logits: torch.Tensor | None = None
         self._argument = cache_argument(model)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tuple(tokens.shape) != (self.cache.batch_size, 1):
+            raise ValueError(f"DecodeGraph: tokens {list(tokens.shape)}; a step takes [{self.cache.batch_size}, 1]")
         if self.tokens is None:  # libraries get what they need before a capture
             self.tokens = tokens.clone()
-            return self._forward()
+            self.logits = self._forward().clone()
+            return self.logits
         self.tokens.copy_(tokens)
         if self.graph is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.logits = self._forward()
+                self.logits.copy_(self._forward())
             self.graph = graph
         self.graph.replay()
         return self.logits

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from ..arrays import Spans
 from .attention import full_mask, new_columns, plain_attention
 from .columns import PAGE, Columns
 from .device import Padding, aligned, unaligned
-from .masks import Spans, is_graph, spans_of
+from .masks import is_graph, spans_of
 from .ops import traced
 
 if TYPE_CHECKING:
@@ -71,12 +72,16 @@ class InnerKVLayer(CacheLayerMixin):
         tokens = query.shape[2]
         spans = None if mask is None else self._spans(mask, tokens)
         columns = self.columns
-        if columns.total == 0 and tokens > PAGE and cache.prefill == "exact" and not softcap:
-            full = full_mask(mask, tokens, tokens, self.window)
-            out = plain_attention(query, key, value, full, scaling)
-            cache.append(self, query, key, value, spans)
-        else:
-            out = cache.attend(self, query, key, value, spans, scaling, softcap)
+        try:
+            if columns.total == 0 and tokens > PAGE and cache.prefill == "exact":
+                full = full_mask(mask, tokens, tokens, self.window)
+                out = plain_attention(query, key, value, full, scaling, softcap=softcap)
+                cache.append(self, query, key, value, spans)
+            else:
+                out = cache.attend(self, query, key, value, spans, scaling, softcap)
+        except BaseException as error:
+            cache.take_back(self, error)
+            raise
         columns.add(tokens, spans)
         if self.is_last:
             self.state[1] = columns.total
@@ -110,7 +115,7 @@ class InnerKVLayer(CacheLayerMixin):
         counts: torch.Tensor | None,
         scaling: float | None,
         softcap: float | None,
-        spans: Spans = None,
+        spans: Spans | None = None,
     ) -> torch.Tensor:
         """On a device, each sequence's tokens from column 0 on; `spans` tells where they were. Returns [batch, tokens,
         q_heads, head_dim]."""
@@ -118,26 +123,40 @@ class InnerKVLayer(CacheLayerMixin):
         cache.take(self)
         batch = cache._on_device
         tokens = query.shape[2]
-        first_call, self.started = not self.started, True
-        if first_call and tokens > PAGE and not softcap:
+        if tokens > PAGE and not self.started:
             mask = full_mask(None, tokens, tokens, self.window, query.device)
-            out = plain_attention(query, key, value, mask, scaling)
+            out = plain_attention(query, key, value, mask, scaling, softcap=softcap)
             batch.append(self.index, query, key, value, counts)
         else:
             out = batch.attend(self.index, query, key, value, counts, scaling, softcap, self.window)
+        self.started = True
         if tokens == 1 or is_graph(query):
             return out
         batch.prepare(query.shape[1], scaling, softcap, self.window)
-        if self.is_last:
-            cache.verify()
-            total = int(self.state[1])  # more than the columns that are known, where graphs have run
-            if total > self.columns.total:
-                self.columns.add(total - self.columns.total, None)
-            self.columns.add(tokens, spans)
+        self._count(tokens, spans)
         return out
 
+    def append_rows(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """On a device, a history for measurements: appends alone, with the keys as queries. All layers in turn."""
+        tokens = key.shape[2]
+        self.owner()._on_device.append(self.index, key, key, value, None)
+        self.started = True
+        self._count(tokens, None)
+        if self.is_last:
+            self.state[1] += tokens
+
+    def _count(self, tokens: int, spans: Spans | None) -> None:
+        """Columns behind those of the calls before, which a call that may wait looks at."""
+        if not self.is_last:
+            return
+        self.owner().verify()
+        total = int(self.state[1])  # more than the columns that are known, where graphs have run
+        if total > self.columns.total:
+            self.columns.add(total - self.columns.total, None)
+        self.columns.add(tokens, spans)
+
     @staticmethod
-    def _spans(mask: torch.Tensor, tokens: int) -> Spans:
+    def _spans(mask: torch.Tensor, tokens: int) -> Spans | None:
         if hasattr(mask, "innerkv_spans"):
             return mask.innerkv_spans
         return spans_of(new_columns(mask, tokens))
@@ -152,8 +171,10 @@ class InnerKVLayer(CacheLayerMixin):
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns of the batch so far, padding counted; a tensor in a graph, which outlives the step, and on a device,
         where graphs count on."""
-        if torch.compiler.is_compiling() or (self.on_device and self.started):
+        if torch.compiler.is_compiling():
             return self.state[1]
+        if self.on_device and self.started:
+            return self.state[1].clone()
         return self.columns.total
 
     def get_max_length(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-Spans = list[tuple[int, int]] | None
+from ..arrays import Spans
 
 
 def padding_mask(
@@ -52,7 +52,7 @@ def is_graph(tensor: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def spans_of(mask: torch.Tensor) -> Spans:
+def spans_of(mask: torch.Tensor) -> Spans | None:
     """(first, last) of each row's True elements; None if all are. ValueError where a gap is between them."""
     if mask.all():
         return None

@@ -30,13 +30,18 @@ def model_shape(config: Any) -> ModelShape:
             "transformers' EncoderDecoderCache for it"
         )
     text = config.get_text_config(decoder=True)
+    if getattr(text, "cross_attention_layers", None) or getattr(text, "add_cross_attention", False):
+        raise ValueError(
+            f"InnerKVCache: {name} has layers that attend across to an encoder; decoder-only models are supported. Use "
+            "transformers' DynamicCache for it"
+        )
     if getattr(text, "kv_lora_rank", None):
         raise ValueError(
             f"InnerKVCache: {name} has multi-head latent attention (kv_lora_rank {text.kv_lora_rank}); keys "
             "and values per head are supported. Use transformers' DynamicCache for it"
         )
     kinds, arguments = get_layer_types_and_kwargs(text)
-    if isinstance(arguments, dict):  # transformers before 5.20 or so: one for all layers
+    if isinstance(arguments, dict):  # transformers before 5.24: one for all layers
         arguments = [arguments if kind == "sliding_attention" else {} for kind in kinds]
     for layer, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):

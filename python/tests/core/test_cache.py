@@ -9,6 +9,8 @@ import innerkv
 
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 PRESETS = [preset.name for preset in innerkv.presets()]
+
+
 def codec_error(rng, name):
     """What a preset does to attention on Gaussian rows whose logits spread by 1: values err by their codec's
     error, weights by that of the keys, and int8 queries and uint8 probabilities add 0.7% (docs/kernels.md)."""

@@ -2,6 +2,8 @@
 """The interpreter's lock, threads of the module and threads of the caller."""
 
 import os
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -107,6 +109,78 @@ def test_python_goes_on_meanwhile(rng):
         sys.setswitchinterval(interval)
         counter.join()
     assert after > before
+
+
+def test_python_goes_on_while_pages_are_waited_for(rng):
+    """A copy of pages waits for the cache, which attends for another thread, without the interpreter's lock."""
+    cache, sequence, _, _, q = filled(rng, "base", tokens=4000, chunk=500)
+    outs, turns, stop = [], 0, False
+
+    def count():
+        nonlocal turns
+        while not stop:
+            turns += 1
+            time.sleep(0.001)
+
+    def attend():
+        outs.append(cache.attend(0, sequence, np.concatenate([q[-500:]] * 3, 1), exact=True))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    counter, attender = threading.Thread(target=count), threading.Thread(target=attend)
+    try:
+        counter.start()
+        attender.start()
+        while not outs and attender.is_alive() and turns < 5:
+            time.sleep(0.001)  # until it attends
+        assert not outs, "attention is over before anything waits for it"
+        before = turns
+        pages = cache.pages(0, sequence)
+        after = turns
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        counter.join()
+        attender.join()
+    assert after > before and len(pages) > 100
+
+
+LIMITED = """
+import resource, innerkv
+before = {before}
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (200 << 20), resource.RLIM_INFINITY))  # room for some stacks of 8 MB
+try:
+    {call}
+except RuntimeError as error:
+    print(error)
+print("goes on")
+innerkv.set_num_threads(2)
+print(innerkv.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "call", "threads"),
+    [("innerkv.get_num_threads()", "innerkv.set_num_threads(1024)", "2"), ("0", "innerkv.get_num_threads()", "1024")],
+)
+def test_fewer_threads_than_asked(before, call, threads):
+    """The system has no more: an error, and the interpreter goes on, with fewer where it is told so."""
+    code = LIMITED.format(before=before, call=call)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"INNERKV_NUM_THREADS": threads})
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert re.search(r"the system starts \d+ of 1024 threads .*to fewer", first), first
+    assert rest == ["goes on", "2"]
+
+
+def test_set_num_threads_starts_no_others():
+    """Not those of the environment, which it replaces."""
+    code = LIMITED.format(before="0", call="innerkv.set_num_threads(2)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"INNERKV_NUM_THREADS": "1024"})
+    assert done.stdout.split() == ["goes", "on", "2"], done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

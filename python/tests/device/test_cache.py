@@ -165,6 +165,47 @@ def test_a_graph_without_pages_tells_afterwards():
     both.device.verify()
 
 
+def test_appends_beside_a_graph():
+    """Tokens that came in replays count where pages are taken for others."""
+    both = Both(batch=2, max_tokens=1000)  # a share of 500
+    both.check(200)
+    both.device.reserve(0, 260)
+    q, k, v = (rows.cuda() for rows in both.rows(1))
+    one = [rows[0] for rows in (k, v, q)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for layer in range(LAYERS):
+            both.device.append(layer, 0, *one)
+    for _ in range(250):
+        graph.replay()
+    for layer in range(LAYERS):
+        for _ in range(250):
+            both.host.append(layer, 0, *(rows.cpu() for rows in one))
+    rows = [each[0] for each in both.rows(100)]
+    for layer in range(LAYERS):  # 550 tokens
+        both.host.append(layer, 0, rows[1], rows[2], rows[0])
+        both.device.append(layer, 0, rows[1].cuda(), rows[2].cuda(), rows[0].cuda())
+        expected = both.host.attend(layer, 0, rows[0], exact=True)
+        assert relative_error(both.device.attend(layer, 0, rows[0].cuda()).cpu(), expected) < BOUND
+    both.check_pages()
+
+
+def test_an_append_that_does_not_fit_is_none():
+    """Of as many parts as it would come in."""
+    both = Both(batch=2, max_tokens=1200)
+    both.check(200)
+    q, k, v = (rows.cuda() for rows in both.rows(700))
+    with pytest.raises(innerkv.OutOfPages):
+        both.device.append(0, [0, 1], k, v, q)
+    with pytest.raises(innerkv.OutOfPages, match="tokens asked of one sequence.*max_tokens = 1200"):
+        both.device.append(0, 0, *(torch.cat([rows[0]] * 2) for rows in (k, v, q)))
+    assert [both.device.length(sequence) for sequence in (0, 1)] == [200, 200]
+    with pytest.raises(ValueError, match="700 queries.*at most max_append, 200"):
+        both.device.attend(0, [0, 1], q)
+    both.check(1)
+    both.check_pages()
+
+
 def test_streams():
     """Two caches, each on a stream and a thread of its own."""
     alone = [Both(seed=seed) for seed in (1, 2)]
@@ -208,6 +249,42 @@ def test_forks_go_on_apart():
     assert "cuda:0" in repr(both.device)
 
 
+def test_truncate_is_of_all_or_none():
+    both = Both(batch=2)
+    both.check(100)
+    q, k, v = (rows[1] for rows in both.rows(400))
+    for layer in range(LAYERS):
+        both.host.append(layer, 1, k, v, q)
+        both.device.append(layer, 1, k.cuda(), v.cuda(), q.cuda())
+    with pytest.raises(ValueError, match="are in fp16"):
+        both.device.truncate([0, 1], [90, 200])
+    assert [both.device.length(sequence) for sequence in (0, 1)] == [100, 500]
+    with pytest.raises(ValueError, match="1 lengths for 2 sequences"):
+        both.device.truncate([0, 1], [90])
+    for each in (both.host, both.device):
+        each.truncate([0, 1], [90, 490])
+    both.check(3)
+    both.check_pages()
+
+
+def test_sequences_that_are_not_there():
+    both = Both(batch=3)
+    both.check(100)
+    q, k, v = (rows.cuda() for rows in both.rows(1))
+    both.device.remove(1)
+    for call in (lambda: both.device.append(0, [0, 1, 2], k, v, q), lambda: both.device.attend(0, [0, 1, 2], q)):
+        with pytest.raises(ValueError, match="sequences 0 to 2: sequence 1 is not there"):
+            call()
+    with pytest.raises(ValueError, match="sequences 2147483647 to 2147483647; this cache has 0 to 2"):
+        both.device.append(0, [2**31 - 1], k[:1], v[:1], q[:1])
+    assert [both.device.length(sequence) for sequence in (0, 2)] == [100, 100]
+    assert both.device.create() == 1
+    for layer in range(LAYERS):
+        both.device.append(layer, [0, 1, 2], k, v, q)
+    assert [both.device.length(sequence, LAYERS - 1) for sequence in (0, 1, 2)] == [101, 1, 101]
+    both.device.verify()
+
+
 def test_values_that_are_not_finite():
     both = Both()
     both.check(200)
@@ -239,6 +316,8 @@ def test_refused():
         (lambda: both.device.append(0, [0, 1], *(rows.long() for rows in on_device)), "elements of another type"),
         (lambda: both.device.append(0, [0, 1], *(rows[..., :32] for rows in on_device)), "head_dim 64"),
         (lambda: both.device.attend(0, [0, 1], on_device[2]), "those of the tokens of the last append"),
+        (lambda: both.device.append(0, [0, 1], *(rows[:1] for rows in on_device)), "array of 1 sequences"),
+        (lambda: both.device.attend(2, [0, 1], on_device[2]), "layer 2; this cache has layers 0 to 1"),
         (lambda: both.device.attend(0, [0, 1], on_device[2], exact=True), "not there on a device"),
         (lambda: both.device.settle(0), "not there on a device"),
         (lambda: innerkv.Cache(1, 1, 64, device="cuda:99"), "device 99"),

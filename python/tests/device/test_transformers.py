@@ -108,6 +108,32 @@ def test_decode_graph(family):
     torch.testing.assert_close(step(new), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_decode_graph_inputs():
+    model, argument = on_device()
+    cache = InnerKVCache(model.config, max_length=400)
+    model(tokens(2, 40).cuda(), **{argument: cache})
+    step = DecodeGraph(model, cache)
+    places = {step(tokens(2, 1, seed=seed).cuda()).data_ptr() for seed in range(4)}
+    assert len(places) == 1
+    before = int(cache.get_seq_length())
+    for shape in ((1, 1), (2, 2), (3, 1)):
+        with pytest.raises(ValueError, match=r"tokens \[\d, \d\]; .* \[2, 1\]"):
+            step(tokens(*shape).cuda())
+    assert int(cache.get_seq_length()) == before
+
+
+def test_a_crop_that_one_of_two_sequences_refuses():
+    model, argument = on_device()
+    cache = InnerKVCache(model.config, max_length=700)
+    inputs, mask = (part.cuda() for part in left_padded([120, 500]))
+    model(inputs, attention_mask=mask, **{argument: cache})
+    with pytest.raises(ValueError, match="are in fp16"):
+        cache.crop(-400)
+    assert [cache.store.length(slot) for slot in (0, 1)] == [120, 500]
+    cache.crop(-3)
+    assert [cache.store.length(slot) for slot in (0, 1)] == [117, 497]
+
+
 def test_compiled_with_cuda_graphs():
     """torch.compile(mode="reduce-overhead"): the same tokens, and no CUDA graph was left out."""
     from torch._dynamo.utils import counters

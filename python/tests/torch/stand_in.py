@@ -45,11 +45,19 @@ class StandIn:
             used.add(source)
         self.sequences = dict(enumerate(new))
 
-    def truncate(self, slot, length):
-        self.host.truncate(self.sequences[slot], length)
+    def truncate(self, slots, lengths):
+        self.host.truncate([self.sequences[slot] for slot in slots], lengths)
 
     def reserve(self, slot, length):
         self.reserved[slot] = length
+
+    def take(self, layer, first_slot, count, tokens, stream):
+        lengths = {slot: self.length(slot, layer) + tokens for slot in range(first_slot, first_slot + count)}
+        for slot, length in lengths.items():
+            if length > self.reserved.get(slot, 0):
+                self.host.reserve(self.sequences[slot], tokens)  # OutOfPages where a device has none
+        for slot, length in lengths.items():
+            self.reserved[slot] = max(length, self.reserved.get(slot, 0))
 
     def length(self, slot, layer=0):
         return self.host.length(self.sequences[slot], layer)
@@ -86,14 +94,19 @@ class StandIn:
         self.counts = counts
 
     def attend(self, layer, first_slot, q, out, sums, scale, softcap, window, stream):
-        q, out = torch.from_dlpack(q), torch.from_dlpack(out)
-        assert q.shape[1] == self.asking[layer]
+        q, out, sums = (None if array is None else torch.from_dlpack(array) for array in (q, out, sums))
+        if q.shape[1] > self.max_append:
+            raise ValueError("attend: more queries than max_append")
+        assert q.shape[1] == self.asking.get(layer, q.shape[1])
         for row, count in enumerate(self.counts):
             if count:
                 result = torch.empty_like(q[row : row + 1])
-                self.host.attend(layer, [self.sequences[first_slot + row]], q[row : row + 1], result, None,
+                result_sums = None if sums is None else torch.empty(result.shape[:3])
+                self.host.attend(layer, [self.sequences[first_slot + row]], q[row : row + 1], result, result_sums,
                                  [(0, count)], None, scale, softcap, window, False, "")
                 out[row, :count] = result[0, :count]  # the rest stays as it was
+                if sums is not None:
+                    sums[row, :count] = result_sums[0, :count]
 
     def step(self, layer, k, v, q, out, counts, scale, softcap, window, stream):
         k, v, q = (torch.from_dlpack(rows).transpose(1, 2) for rows in (k, v, q))

@@ -3,12 +3,12 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_tiny_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -20,54 +20,50 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs an example as if from the command line; in this process, which has torch already."""
-
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return call
-
-
 def test_every_example_is_tested():
     tests = Path(__file__).read_text(encoding="utf-8")
     for example in EXAMPLES.glob("*.py"):
-        assert f'run("{example.name}"' in tests
+        assert f'run(EXAMPLES / "{example.name}"' in tests
 
 
 def test_attention(run):
-    out = run("attention.py")
+    out = run(EXAMPLES / "attention.py")
     assert "2000 tokens in" in out and "a fork of 1000 tokens: 1000" in out
 
 
 def test_quantize(run):
-    out = run("quantize.py")
+    out = run(EXAMPLES / "quantize.py")
     assert len(out.splitlines()) == 10 and "3.5 bits a value" in out
 
 
 def test_generate(run, model):
-    out = run("generate.py", model, "Alice")
+    out = run(EXAMPLES / "generate.py", model, "Alice")
     assert out.startswith("Alice") and "times smaller than f16" in out
 
 
 def test_batch(run, model):
-    out = run("batch.py", model)
+    out = run(EXAMPLES / "batch.py", model)
     assert "1 beams, 3 sequences" in out and "3 beams, 9 sequences" in out
     assert out.count("Once upon a time") == 2
+
+
+def test_decode_graph(run, model):
+    """Without a device it says so; on one python/tests/device runs what it shows."""
+    if torch.cuda.is_available():
+        assert "tokens a second" in run(EXAMPLES / "decode_graph.py", model)
+    else:
+        assert run(EXAMPLES / "decode_graph.py", model) == "skipped: torch finds no CUDA device\n"
 
 
 def test_shared_prompt(run, model, tmp_path):
     text = tmp_path / "text"
     text.write_text(ALICE.read_text(encoding="utf-8")[:1200], encoding="utf-8")
-    out = run("shared_prompt.py", model, text)
+    out = run(EXAMPLES / "shared_prompt.py", model, text)
     assert out.startswith("1200 tokens of the document") and "Who met whom? ->" in out
 
 
 def test_assisted(run, model):
-    lines = run("assisted.py", model, model).splitlines()
+    lines = run(EXAMPLES / "assisted.py", model, model).splitlines()
     assert len(lines) == 2
     assert lines[0].split("]", 1)[1] == lines[1].split("]", 1)[1]
 
@@ -77,7 +73,7 @@ def test_tensor_parallel(run, model, monkeypatch):
     text = ALICE.read_text(encoding="utf-8")[:400]  # a token a character: 128 of them are quantized
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}.items():
         monkeypatch.setenv(name, str(value))
-    one = run("tensor_parallel.py", model, text)
+    one = run(EXAMPLES / "tensor_parallel.py", model, text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                EXAMPLES / "tensor_parallel.py", model, text]
     two = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -286,6 +286,27 @@ def test_bits_by_layer():
     assert cache.plan(600).sequence_bytes < plain.plan(600).sequence_bytes
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
+def test_the_plan_is_what_is_made(family):
+    """Bytes to the last one, the positions counted that are kept behind sliding windows."""
+    model = tiny_model(family)
+    cache = InnerKVCache(model.config, "base")
+    planned = cache.plan(420)
+    cache.open(torch.empty(1, 2, 1, 64))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(420):
+        for layer in range(3):
+            k, v = torch.randn(2, 1, 2, 64, generator=generator)
+            cache.store.append(layer, cache._sequences[0], k, v)
+    assert cache.nbytes == planned.sequence_bytes
+    assert cache.plan(420) == planned
+    reserved = cache.plan(batch=1).pool_bytes  # of max_length
+    assert cache.store.usage().bytes_reserved < reserved
+    cache.activate_past_recording()
+    assert (cache.plan(2000).sequence_bytes > InnerKVCache(model.config, "base").plan(2000).sequence_bytes) == (
+        family != "llama")
+
+
 def test_what_a_chunk_attends_to_is_what_single_tokens_would():
     """However the tokens are cut into calls, and wherever each sequence begins in its batch."""
     padding, width = (0, 43), 420

@@ -112,6 +112,10 @@ def test_what_it_does_not_do(folder):
         InnerKVLM(str(folder), batch_size="auto")
     with pytest.raises(ValueError, match="q4.*base"):
         InnerKVLM(str(folder), "q4")
+    with pytest.raises(ValueError, match='device "cuda:0".*device=cpu'):
+        InnerKVLM("a model that is not loaded", device="cuda:0")
+    with pytest.raises(ValueError, match='device "meta"'):
+        InnerKVLM(AutoModelForCausalLM.from_pretrained(folder).to("meta"))
     with pytest.raises(ValueError, match="continuation of 40 tokens; the model takes 30"):
         lm = InnerKVLM(str(folder), max_length=30)
         lm._loglikelihood_tokens([(None, [5], list(range(40)))])

@@ -14,6 +14,8 @@ from innerkv.transformers import InnerKVCache
     [
         ("DeepseekV3Config", {}, "latent attention"),
         ("T5Config", {}, "cross-attention"),
+        ("MllamaTextConfig", {"cross_attention_layers": [3, 8]}, "attend across to an encoder"),
+        ("BertConfig", {"is_decoder": True, "add_cross_attention": True}, "attend across to an encoder"),
         ("MambaConfig", {}, "mamba"),
         ("Qwen3NextConfig", {}, "linear_attention"),
         ("LlamaConfig", COMMON | {"head_dim": 40}, "head dimension 40.*64, 80"),

@@ -3,6 +3,7 @@
 // come and go. Between these calls the device alone knows how far a slot is.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "cuda/cache/show.h"
@@ -24,7 +25,8 @@ public:
     }
     std::byte* take();
     void share(std::byte* group) { ++owners_[number(group)]; }
-    bool shared(std::byte* group) const { return owners_[number(group)] > 1; }
+    bool shared(std::byte* group) const { return owners(group) > 1; }
+    std::int32_t owners(std::byte* group) const { return owners_[number(group)]; }
     /// Groups that nobody has any more once each of these, listed as often as it is given back, has been.
     std::int64_t freed_by(std::vector<std::byte*> given_back) const;
     void give_back(std::byte* group) {
@@ -105,7 +107,9 @@ struct DeviceCache::Impl {
     void reserve(int slot, std::int64_t length);
     void append(const DeviceAppend& append) const;
     void check_faults();
-    void truncate(int slot, std::int64_t length);
+    void truncate(std::span<const int> slots, std::span<const std::int64_t> lengths);
+    /// States of a slot cut at `length`; throws InvalidArgument where it cannot be.
+    std::vector<SlotState> truncated(int slot, std::int64_t length) const;
     int fork(int slot);
     void reorder(std::span<const int> sources);
     CacheUsage usage() const;
@@ -177,7 +181,9 @@ struct DeviceCache::Impl {
     /// And reorder(), which uses each slot so many times.
     Groups reorder_lack(const std::vector<int>& uses) const;
     void fork_layer(int layer, int from, int to, const SlotState& source, SlotState& state);
-    /// Instead of groups that a fork has too; for a slot that begins anew.
+    /// Groups of the slots that forks have too, each counted once less than it has owners at most.
+    Groups shared_lack(std::span<const int> slots) const;
+    /// Takes others instead of those; for slots that begin anew.
     void replace_shared(int slot);
     /// Slot i gets what slot sources[i] has, a permutation of all slots.
     void permute(std::span<const int> sources);

@@ -2,6 +2,7 @@
 // Sequences that share pages, and slots that change places. A quantized page that is full is never written again, so
 // forks have it in common; what may still change, windows and pages to come, each has for itself.
 #include <algorithm>
+#include <map>
 #include <string>
 
 #include "cuda/cache/cache.h"
@@ -135,19 +136,26 @@ int DeviceCache::Impl::fork(int slot) {
     });
 }
 
-void DeviceCache::Impl::replace_shared(int slot) {
-    const auto shared = [](const Table& table, const DevicePool& pool) {
-        return std::count_if(table.host.begin(), table.host.end(),
-                             [&](std::byte* group) { return pool.shared(group); });
+DeviceCache::Impl::Groups DeviceCache::Impl::shared_lack(std::span<const int> slots) const {
+    std::map<std::byte*, std::int32_t> owners; // that are left once the slots before have others
+    const auto shared = [&](const Table& table, const DevicePool& pool) {
+        return std::count_if(table.host.begin(), table.host.end(), [&](std::byte* group) {
+            return owners.try_emplace(group, pool.owners(group)).first->second-- > 1;
+        });
     };
     Groups wanted;
-    for (int layer = 0; layer < config.layers; ++layer) {
-        if (!pools_quantized(layer)) continue;
-        const SlotPages& own = slot_pages[index(layer, slot)];
-        wanted.quantized += shared(own.quantized, quantized_pool);
-        wanted.centres += shared(own.epochs, centre_pool);
+    for (const int slot : slots) {
+        for (int layer = 0; layer < config.layers; ++layer) {
+            if (!pools_quantized(layer)) continue;
+            const SlotPages& own = slot_pages[index(layer, slot)];
+            wanted.quantized += shared(own.quantized, quantized_pool);
+            wanted.centres += shared(own.epochs, centre_pool);
+        }
     }
-    check_free(wanted);
+    return wanted;
+}
+
+void DeviceCache::Impl::replace_shared(int slot) {
     const DeviceScope scope(device);
     const auto replace = [](Table& table, DevicePool& pool) {
         bool changed = false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Slots come, grow, are cut and go: what the host does between steps.
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "cuda/arguments.h"
@@ -195,7 +196,11 @@ void DeviceCache::Impl::check_free(const Groups& wanted) const {
 
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
-    check_count("length", length, 0, config.max_tokens);
+    check_count("length", length, 0, std::numeric_limits<std::int64_t>::max());
+    if (length > config.max_tokens)
+        throw OutOfPages("cuda cache: " + std::to_string(length) +
+                         " tokens asked of one sequence; the cache was made for max_tokens = " +
+                         std::to_string(config.max_tokens) + "; make it for more");
     std::vector<Groups> wanted;
     for (int layer = 0; layer < config.layers; ++layer) wanted.push_back(groups_for(layer, length));
     grow(slot, wanted);
@@ -348,7 +353,7 @@ std::string cut(const paging::LayerRule& rule, const SlotState& fresh, std::int6
 
 } // namespace
 
-void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
+std::vector<SlotState> DeviceCache::Impl::truncated(int slot, std::int64_t length) const {
     check_slot(slot);
     check_count("length", length, 0, config.max_tokens);
     std::vector<SlotState> states_now = read_states(slot);
@@ -361,8 +366,26 @@ void DeviceCache::Impl::truncate(int slot, std::int64_t length) {
                                   " tokens: layer " + std::to_string(layer) + " cannot, " + reason +
                                   "; truncate to 0 and append the tokens again");
     }
-    if (length == 0) replace_shared(slot);
-    write_states(slot, states_now);
+    return states_now;
+}
+
+void DeviceCache::Impl::truncate(std::span<const int> slots,
+                                 std::span<const std::int64_t> lengths) {
+    check_count("lengths' size", static_cast<std::int64_t>(lengths.size()),
+                static_cast<std::int64_t>(slots.size()), static_cast<std::int64_t>(slots.size()));
+    std::vector<std::vector<SlotState>> cut_states;
+    std::vector<int> emptied;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        if (std::find(slots.begin(), slots.begin() + static_cast<std::ptrdiff_t>(i), slots[i]) !=
+            slots.begin() + static_cast<std::ptrdiff_t>(i))
+            throw InvalidArgument("cuda cache: truncate: slot " + std::to_string(slots[i]) +
+                                  " is named twice; name each once");
+        cut_states.push_back(truncated(slots[i], lengths[i]));
+        if (lengths[i] == 0) emptied.push_back(slots[i]);
+    }
+    check_free(shared_lack(emptied));
+    for (const int slot : emptied) replace_shared(slot);
+    for (std::size_t i = 0; i < slots.size(); ++i) write_states(slots[i], cut_states[i]);
 }
 
 CacheUsage DeviceCache::Impl::usage() const {
@@ -405,7 +428,12 @@ void DeviceCache::remove(int slot) { impl_->remove(slot); }
 void DeviceCache::reserve(int slot, std::int64_t length) { impl_->reserve(slot, length); }
 void DeviceCache::append(const DeviceAppend& append) { impl_->append(append); }
 void DeviceCache::verify() { impl_->check_faults(); }
-void DeviceCache::truncate(int slot, std::int64_t length) { impl_->truncate(slot, length); }
+void DeviceCache::truncate(int slot, std::int64_t length) {
+    impl_->truncate({&slot, 1}, {&length, 1});
+}
+void DeviceCache::truncate(std::span<const int> slots, std::span<const std::int64_t> lengths) {
+    impl_->truncate(slots, lengths);
+}
 
 std::int64_t DeviceCache::length(int slot, int layer) const {
     impl_->check_slot(slot);
