@@ -11,6 +11,7 @@
 #include "interrupt.h"
 #include "knapsack.h"
 #include "progress.h"
+#include "score.h"
 
 namespace innerkv::cli {
 namespace {
@@ -67,7 +68,7 @@ std::vector<double> divergences(Contest& contest, const runner::Model& model,
         items.push_back(contest.standings());
     }
     std::vector<double> means;
-    for (const CacheScore& score : contest.scores(items))
+    for (const CacheScore& score : sum_up(contest.formats(), items))
         means.push_back(score.score.divergence_mean);
     return means;
 }

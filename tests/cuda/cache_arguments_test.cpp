@@ -170,7 +170,7 @@ TEST_F(DeviceCacheArguments, Truncate) {
     refused({1, 0}, {0, 200}, "its tokens from 288 on are in fp16");
     refused({1, 1}, {20, 10}, "slot 1 is named twice");
     refused({1, 0}, {20}, "lengths");
-    both.device.truncate({}, {});
+    both.device.truncate(std::vector<int>(), std::vector<std::int64_t>());
     both.device.truncate(std::vector{1, 0}, std::vector<std::int64_t>{20, 409});
     EXPECT_EQ(both.device.length(0, 0), 409);
     EXPECT_EQ(both.device.length(1, 0), 20);

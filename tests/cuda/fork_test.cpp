@@ -101,6 +101,7 @@ TEST_F(DeviceCacheForks, AllBeginAnew) {
     both.reorder({0, 0, 0});
     both.device.truncate(std::vector{2, 0, 1}, std::vector<std::int64_t>{0, 0, 0});
     for (const SequenceId id : both.ids) both.host.truncate(id, 0);
+    both.rewind({0, 0, 0});
     both.append({300, 1, 1});
     both.append({200, 50, 60});
     both.append({1, 1, 1});
@@ -109,18 +110,22 @@ TEST_F(DeviceCacheForks, AllBeginAnew) {
 
 TEST_F(DeviceCacheForks, WithoutPagesForAllNoneBeginsAnew) {
     CacheConfig config = config_of("base");
-    config.max_tokens = 900;
+    config.max_sequences = 4;
+    config.max_tokens = 32 * 97; // of which as many page groups are quantized, 24 for each slot
     BothCaches both(config, 900);
-    both.append({500, 1, 1});
-    both.append({100, 1, 1});
+    both.append({400, 1, 1, 1});
+    both.append({200, 1, 1, 1});
     both.device.remove(1);
     both.device.remove(2);
     EXPECT_EQ(both.device.fork(0), 1);
     EXPECT_EQ(both.device.fork(0), 2);
+    both.device.reserve(3, 1100); // what is left is for one more slot
     EXPECT_THROW(both.device.truncate(std::vector{0, 1, 2}, std::vector<std::int64_t>{599, 0, 0}),
                  OutOfPages);
     for (const int slot : {0, 1, 2}) EXPECT_EQ(both.device.length(slot, 0), 600);
     both.device.truncate(std::vector{0, 1}, std::vector<std::int64_t>{599, 0});
+    EXPECT_EQ(both.device.length(0, 0), 599);
+    EXPECT_EQ(both.device.length(1, 0), 0);
 }
 
 TEST_F(DeviceCacheForks, Refused) {
