@@ -54,15 +54,27 @@ std::string scratch_file(const std::string& name) {
     return std::string(INNERKV_TEST_SCRATCH) + "/" + std::to_string(::getpid()) + "-" + name;
 }
 
-std::string make_outliers(const std::string& model, float factor, int pairs) {
+namespace {
+
+std::string run_outlier_tool(const std::string& model, const std::string& options) {
     std::string path = scratch_file("outliers.gguf");
-    const std::string command = std::string(INNERKV_OUTLIER_TOOL) + " \"" + model + "\" \"" + path +
-                                "\" --pairs " + std::to_string(pairs) + " --factor " +
-                                std::to_string(factor);
+    const std::string command =
+        std::string(INNERKV_OUTLIER_TOOL) + " \"" + model + "\" \"" + path + "\" " + options;
     if (std::system(command.c_str()) != 0) {
         throw std::runtime_error("failed: " + command);
     }
     return path;
+}
+
+} // namespace
+
+std::string make_outliers(const std::string& model, float factor, int pairs) {
+    return run_outlier_tool(model, "--pairs " + std::to_string(pairs) + " --factor " +
+                                       std::to_string(factor));
+}
+
+std::string make_f32(const std::string& model) {
+    return run_outlier_tool(model, "--factor 1 --f32");
 }
 
 std::string sample_text(std::size_t bytes) {

@@ -19,6 +19,8 @@ std::string real_model(const std::string& name);
 /// A copy of a model with outlier channels in its keys, by tools/make_outlier_gguf.py; a scratch file that the
 /// caller removes.
 std::string make_outliers(const std::string& model, float factor, int pairs);
+/// A copy with all weights in F32, by the same tool.
+std::string make_f32(const std::string& model);
 
 /// A file name in the build folder that no other test process uses.
 std::string scratch_file(const std::string& name);
