@@ -4,8 +4,8 @@
 
     caches.py MODEL --text FILE [--context N,N,...] [--tokens N] [--cache NAME,NAME,...] [--json]
 
-MODEL is a name or folder for from_pretrained, or a GGUF file. Each cache reads the first N tokens of the text in one call, then the
-next ones one by one, all caches in turn, so that they see the same moments of the machine. Caches: dynamic, static,
+MODEL is a name or folder for from_pretrained, or a GGUF file. Each cache reads the first N tokens of the text in one
+call, then the next ones one by one, all caches in turn, so that they see the same moments of the machine. Caches: dynamic, static,
 quanto:BITS, hqq:BITS (transformers' QuantizedCache with its other settings), innerkv:PRESET.
 """
 

@@ -44,7 +44,8 @@ def evaluate(model, tokenizer, preset, batch_size, limit):
     """(figure, standard error or None) of each column."""
     tasks = TaskManager(include_path="python/examples/lm_eval", include_defaults=False)
     lm = InnerKVLM(model, preset, tokenizer=tokenizer, batch_size=batch_size)
-    results = lm_eval.simple_evaluate(lm, tasks=[name for name, *_ in COLUMNS], task_manager=tasks, limit=limit)["results"]
+    names = [name for name, *_ in COLUMNS]
+    results = lm_eval.simple_evaluate(lm, tasks=names, task_manager=tasks, limit=limit)["results"]
     figures = []
     for task, metric, factor, _, _ in COLUMNS:
         error = results[task].get(metric.replace(",", "_stderr,"))

@@ -22,8 +22,8 @@ CHUNK = 512  #: tokens whose logits are in memory at once
 def _check_device(device: Any) -> None:
     if torch.device(device).type != "cpu":
         raise ValueError(
-            f'innerkv: device "{device}"; log-likelihoods take forks and prefill="decode", which a cache on a device does '
-            'not have. Give device=cpu'
+            f'innerkv: device "{device}"; log-likelihoods take forks and prefill="decode", which a cache on a device '
+            "does not have. Give device=cpu"
         )
 
 

@@ -50,8 +50,8 @@ def attention_forward(
     if layer is None:
         if isinstance(kwargs.get("cache"), Cache):
             raise ValueError(
-                f'attn_implementation="innerkv": {type(module).__name__} knows no argument "cache" and would forget it; '
-                "with transformers before 5.24 give past_key_values="
+                f'attn_implementation="innerkv": the model of this {type(module).__name__} knows no argument "cache" and '
+                "would forget it; with transformers before 5.24 give past_key_values="
             )
         if causal:
             mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0, query.device)
@@ -60,8 +60,8 @@ def attention_forward(
         return plain_attention(query, key, value, mask, scaling, dropout, softcap, causal), None
     if not causal:
         raise ValueError(
-            f"InnerKVCache: {type(module).__name__} attends both ways; causal attention is supported. Use transformers' "
-            "DynamicCache for it"
+            f"InnerKVCache: {type(module).__name__} attends both ways; causal attention is supported. Use "
+            "transformers' DynamicCache for it"
         )
     if dropout:
         raise ValueError("InnerKVCache: dropout in attention is for training; call model.eval()")

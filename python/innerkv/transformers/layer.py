@@ -97,7 +97,9 @@ class InnerKVLayer(CacheLayerMixin):
         softcap: float | None,
     ) -> torch.Tensor:
         tokens = query.shape[2]
-        padding = getattr(mask, "innerkv_padding", None) or Padding.of(mask if mask is None else new_columns(mask, tokens))
+        padding = getattr(mask, "innerkv_padding", None)
+        if padding is None:
+            padding = Padding.of(mask if mask is None else new_columns(mask, tokens))
         if mask is not None:
             mask.innerkv_padding = padding  # for the layers behind
         rows = aligned(padding, query, key, value)

@@ -169,6 +169,7 @@ def test_appends_beside_a_graph():
     """Tokens that came in replays count where pages are taken for others."""
     both = Both(batch=2, max_tokens=1000)  # a share of 500
     both.check(200)
+    both.check(1)  # what is captured has run
     both.device.reserve(0, 260)
     q, k, v = (rows.cuda() for rows in both.rows(1))
     one = [rows[0] for rows in (k, v, q)]
@@ -182,7 +183,7 @@ def test_appends_beside_a_graph():
         for _ in range(250):
             both.host.append(layer, 0, *(rows.cpu() for rows in one))
     rows = [each[0] for each in both.rows(100)]
-    for layer in range(LAYERS):  # 550 tokens
+    for layer in range(LAYERS):  # 551 tokens then
         both.host.append(layer, 0, rows[1], rows[2], rows[0])
         both.device.append(layer, 0, rows[1].cuda(), rows[2].cuda(), rows[0].cuda())
         expected = both.host.attend(layer, 0, rows[0], exact=True)
@@ -194,13 +195,13 @@ def test_an_append_that_does_not_fit_is_none():
     """Of as many parts as it would come in."""
     both = Both(batch=2, max_tokens=1200)
     both.check(200)
-    q, k, v = (rows.cuda() for rows in both.rows(700))
+    q, k, v = (rows.cuda() for rows in both.rows(900))
     with pytest.raises(innerkv.OutOfPages):
         both.device.append(0, [0, 1], k, v, q)
     with pytest.raises(innerkv.OutOfPages, match="tokens asked of one sequence.*max_tokens = 1200"):
         both.device.append(0, 0, *(torch.cat([rows[0]] * 2) for rows in (k, v, q)))
     assert [both.device.length(sequence) for sequence in (0, 1)] == [200, 200]
-    with pytest.raises(ValueError, match="700 queries.*at most max_append, 200"):
+    with pytest.raises(ValueError, match="900 queries.*at most max_append, 200"):
         both.device.attend(0, [0, 1], q)
     both.check(1)
     both.check_pages()
@@ -254,10 +255,11 @@ def test_truncate_is_of_all_or_none():
     both.check(100)
     q, k, v = (rows[1] for rows in both.rows(400))
     for layer in range(LAYERS):
-        both.host.append(layer, 1, k, v, q)
+        for first in (0, 200):
+            both.host.append(layer, 1, *(rows[first : first + 200] for rows in (k, v, q)))
         both.device.append(layer, 1, k.cuda(), v.cuda(), q.cuda())
     with pytest.raises(ValueError, match="are in fp16"):
-        both.device.truncate([0, 1], [90, 200])
+        both.device.truncate([0, 1], [90, 150])
     assert [both.device.length(sequence) for sequence in (0, 1)] == [100, 500]
     with pytest.raises(ValueError, match="1 lengths for 2 sequences"):
         both.device.truncate([0, 1], [90])

@@ -20,14 +20,14 @@ from innerkv.transformers import InnerKVCache
 ROOT = Path(__file__).parents[3]
 TEXT = ROOT / "tests" / "data" / "alice-opening.txt"
 #: Tokens of a window, of which the second half is scored. Gemma 3's sliding window is 512.
-CONTEXT = {"smollm2": 416, "gemma3": 544}
+CONTEXT = {"smollm2": 352, "gemma3": 544}
 #: Tokens of the prompt of generated text: more than the windows of fp16 hold.
 PROMPT = 200
-#: Mean KLD that the program finds between two caches that differ by nothing to speak of, at most: ggml rounds
-#: activations to 8 bits (docs/cli.md), torch does not.
-PROGRAM_NOISE = 0.005
-#: What else the two may differ by: they score the same tokens, with weights that are rounded alike.
-TOLERANCE = 0.0015
+#: Mean KLD that the program finds for `--cache k8v8`, whose own is 1e-5 in torch: its noise, since ggml rounds
+#: activations to 8 bits (docs/cli.md) and torch does not.
+PROGRAM_NOISE = {"smollm2": 0.0018, "gemma3": 0.0057}
+#: What torch may find, as a share of what the program finds less its noise, which does not add up exactly.
+SHARE = (0.7, 1.5)
 
 torch.set_num_threads(1)
 
@@ -46,7 +46,7 @@ class RealModel:
         tokens = tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False,
                            return_tensors="pt").input_ids[:, : CONTEXT[name]]
         tokens[:, 0] = tokenizer.bos_token_id  # as `innerkv eval ppl` has it
-        self.tokens = tokens
+        self.name, self.tokens = name, tokens
 
     def logits(self, preset):
         """Predictions of the second half's tokens, each as decoding would have made it."""
@@ -56,20 +56,37 @@ class RealModel:
         return logits[0, :-1].log_softmax(-1), cache
 
 
+class Reader(gguf.GGUFReader):
+    """Which takes arrays of numbers at once, and not one after the other."""
+
+    def _get_field_parts(self, offset, raw_type):
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(offset, raw_type)
+        kind, count = self._get(offset, np.uint32), self._get(offset + 4, np.uint64)
+        number = self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind[0]))
+        if number is None:
+            return super()._get_field_parts(offset, raw_type)
+        values = self._get(offset + 12, number, count[0])
+        parts = [kind, count, *values.reshape(-1, 1)]
+        types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind[0])]
+        return 12 + values.nbytes, parts, list(range(2, len(parts))), types
+
+
 @pytest.fixture(scope="module", autouse=True)
 def read_once():
     """Tokenizer, config and weights are read from one file, whose million strings take Python long. So it is read
-    once, from a plain array, whose slices cost a fifth of a memory map's, and its strings are parsed once."""
-    reader = gguf.GGUFReader
+    once, from a plain array, whose slices cost a fifth of a memory map's, and its strings are parsed once. So are
+    names of tensors, which are made anew for each module."""
 
     @functools.cache
     def read(file):
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(np, "memmap", lambda path, mode: np.fromfile(path, np.uint8))
-            return reader(file)
+            return Reader(file)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf, "GGUFReader", read)
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         parse, parsed = modeling_gguf_pytorch_utils._gguf_parse_value, {}
 
         def parse_once(part, types):  # parts live as long as their reader
@@ -117,4 +134,5 @@ def test_base_is_as_near_to_f16_as_the_program_finds(real):
     # Other tokens, or other positions, would be far off.
     assert perplexity["f16"] == pytest.approx(report["against"]["ppl"], rel=0.02)
     assert perplexity["base"] == pytest.approx(program["ppl"], rel=0.03)
-    assert program["kld_mean"] - PROGRAM_NOISE - TOLERANCE < kld < program["kld_mean"] + TOLERANCE
+    expected = program["kld_mean"] - PROGRAM_NOISE[real.name]
+    assert SHARE[0] * expected < kld < SHARE[1] * expected
