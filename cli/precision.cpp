@@ -67,8 +67,13 @@ std::vector<double> divergences(Contest& contest, const runner::Model& model,
         items.push_back(contest.standings());
     }
     std::vector<double> means;
-    for (const CacheScore& score : contest.scores(items))
+    for (const CacheScore& score : contest.scores(items)) {
+        if (score.never_quantized)
+            throw UsageError(fmt::format("--ctx {}: in windows of so few tokens nothing is "
+                                         "quantized that bits could matter to; choose a larger one",
+                                         window));
         means.push_back(score.score.divergence_mean);
+    }
     return means;
 }
 

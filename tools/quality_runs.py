@@ -38,6 +38,17 @@ class Run(NamedTuple):
         return windows * (self.options["ctx"] * (1 + starts / 2) + starts * self.options.get("generate", 0))
 
 
+class ByLayer(NamedTuple):
+    """Bits of each layer that `innerkv calibrate --bits` chose, for each model; docs/quality.md has the command."""
+
+    title: str
+    smollm2: str
+    gemma3: str
+
+    def cache(self, model):
+        return f"base+layers={getattr(self, model)}"
+
+
 def outlier_model(model, factor):
     """Of Gemma 3 only norms of queries and keys change, so factor 1 is the model itself."""
     return model if (model, factor) == ("gemma3", 1) else f"{model}-outliers-{factor}"
@@ -68,6 +79,14 @@ TRANSFORMS = tuple(f"base+{part}" for part in ("epoch=1024", "epoch=65536",
                                                "centre=off", "rotate=off", "norm=prefill", "norm=none"))
 OUTLIER_NORMS = ("base", "k4v4", "base+norm=prefill", "base+norm=none")
 OUTLIERS = {1: OUTLIER_NORMS, 8: ("base",), 32: OUTLIER_NORMS + ("paper:base",), 128: ("base",)}  # by factor
+LAYERS = (
+    ByLayer("by layer, 3.0 bits", "222232333333223333332222222232222243422243222243332232223322",
+            "222322222232232232233333333333323232"),
+    ByLayer("by layer, 3.25 bits", "322332343433234343332222222232322243432243323243432233223333",
+            "222322222243333232333343343333323333"),
+    ByLayer("by layer, 3.5 bits", "322333343444334444333322222242323243433244333244442233223333",
+            "322323322343333333333343443433333333"),
+)
 TOPICS = ("code", "arithmetic", "itself")
 TOPIC_CACHES = ("base", "base+norm=none")
 TOPIC_WINDOWS = (1, 2)
@@ -91,6 +110,8 @@ RUNS = [
     Run("recall-8k", "recall", "wiki-test", {"ctx": 8192, "documents": 2, "depths": 40}, FAR),
     Run("recall-16k", "recall", "wiki-test", {"ctx": 16384, "documents": 1, "depths": 40}, FAR, ("gemma3",)),
     *parts("novel-2k", "ppl", "novel", WINDOWS_2K, {"caches": NOVEL, "libllama": ("llama:f16", *RIVAL)}),
+    *(Run("novel-2k.layers", "ppl", "novel", WINDOWS_2K, tuple(bits.cache(model) for bits in LAYERS), (model,))
+      for model in MODELS),
     *parts("novel-8k", "long", "novel", {"ctx": 8192, "documents": 1, "starts": 0},
            {"caches": POSITIONS, "paper": PAPER_1024}),
     *parts("alone", "long", "novel", {"ctx": 2048, "documents": 2, "starts": 6, "generate": 64}, ALONE),

@@ -79,6 +79,11 @@ class Table(NamedTuple):
     bits: bool = True
 
 
+def name_in(cache, model):
+    """Of a table's row in a model's reports."""
+    return cache.cache(model) if isinstance(cache, runs.ByLayer) else cache
+
+
 def both(*columns):
     """The same columns for each model."""
     return [Column(title, model, group, value) for model in runs.MODELS for title, group, value in columns]
@@ -117,6 +122,8 @@ TABLES = {
                         Column("16k", "gemma3", "recall-16k", RECALL)],
                        ("repeat", "recall-2k", "recall-8k", "recall-16k")),
     "novel": Table((*runs.NOVEL, "llama:f16", *runs.RIVAL), scores("novel-2k"), ("novel-2k",)),
+    "layers": Table(("small", runs.LAYERS[0], runs.LAYERS[1], "base", runs.LAYERS[2], "k4v4", "paper:base", "sim:kivi2"),
+                    scores("novel-2k"), ("novel-2k",)),
     "positions": Table(with_1024(runs.POSITIONS), both(*((name, "novel-8k", stretch(index)) for name, index in EIGHTHS)),
                        ("novel-8k",), bits=False),
     "alone": Table(sum(runs.ALONE.values(), ()), both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
@@ -155,7 +162,7 @@ class Reports:
 
     def of(self, column, cache):
         """Rows that have the column's value; the reference has no divergence from itself."""
-        rows = self.rows.get((column.model, column.group), {}).get(cache, [])
+        rows = self.rows.get((column.model, column.group), {}).get(name_in(cache, column.model), [])
         return [row for row in rows if self.has(column.value, row)]
 
     @staticmethod
@@ -169,7 +176,7 @@ class Reports:
         """Of the format; both where head dimensions make a difference."""
         found = []
         for column in columns:
-            for row in self.rows.get((column.model, column.group), {}).get(cache, []):
+            for row in self.rows.get((column.model, column.group), {}).get(name_in(cache, column.model), []):
                 text = f"{row['bits_per_value']:.2f}"
                 if text not in found:
                     found.append(text)
@@ -191,7 +198,8 @@ def table_rows(table, reports):
     for cache in table.caches:
         cells = [column.value.text(reports.of(column, cache)) for column in table.columns]
         if any(cells):
-            yield [f"`{cache}`", *([reports.bits(table.columns, cache)] if table.bits else []), *cells]
+            title = cache.title if isinstance(cache, runs.ByLayer) else f"`{cache}`"
+            yield [title, *([reports.bits(table.columns, cache)] if table.bits else []), *cells]
 
 
 def command(group, table):
@@ -199,6 +207,8 @@ def command(group, table):
     measured = [run for run in runs.RUNS if run.group == group]
     known = {cache for run in measured for cache in run.caches}
     caches = [cache for cache in table.caches if cache in known]
+    if any(isinstance(cache, runs.ByLayer) for cache in table.caches):
+        caches.append("base+layers=BITS")
     first = measured[0]
     options = "".join(f" --{name} {value}" for name, value in first.options.items())
     text = TEXT_NAMES.get(first.text, "joined.txt")
