@@ -128,8 +128,11 @@ Json to_json(const CalibrateOptions& options, const Outcome& outcome, int window
 Task read_task(const CalibrateOptions& options, const std::string& text) {
     Task task;
     if (!options.calibration.empty()) {
-        task.transforms = runner::read_calibration(options.calibration);
-        if (!task.transforms->has_transforms())
+        auto given =
+            std::make_shared<runner::Calibration>(*runner::read_calibration(options.calibration));
+        given->layer_codecs.clear(); // others are chosen
+        task.transforms = given;
+        if (!given->has_transforms())
             throw UsageError(fmt::format("--calibration {}: holds no key transform that bits could "
                                          "be measured with; leave it out",
                                          options.calibration));

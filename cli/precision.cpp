@@ -68,8 +68,13 @@ std::vector<double> divergences(Contest& contest, const runner::Model& model,
         items.push_back(contest.standings());
     }
     std::vector<double> means;
-    for (const CacheScore& score : sum_up(contest.formats(), items))
+    for (const CacheScore& score : sum_up(contest.formats(), items)) {
+        if (score.never_quantized)
+            throw UsageError(fmt::format("--ctx {}: in windows of so few tokens nothing is "
+                                         "quantized that bits could matter to; choose a larger one",
+                                         window));
         means.push_back(score.score.divergence_mean);
+    }
     return means;
 }
 

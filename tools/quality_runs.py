@@ -49,6 +49,17 @@ class Run(NamedTuple):
         return windows * (self.options["ctx"] * (1 + starts / 2) + starts * self.options.get("generate", 0))
 
 
+class ByLayer(NamedTuple):
+    """Bits of each layer that `innerkv calibrate --bits` chose, for each model; docs/quality.md has the command."""
+
+    title: str
+    smollm2: str
+    gemma3: str
+
+    def cache(self, model):
+        return f"base+layers={getattr(self, model)}"
+
+
 def outlier_model(model, factor):
     return model if (model, factor) == ("gemma3", 1) else f"{model}-outliers-{factor}"
 
@@ -71,6 +82,14 @@ FLOOR = ("base", "k4v4", "k8v8", "paper:base")
 SIMULATED = ("llama:q8_0+rot", "sim:q8_0+rot", "llama:q4_0", "sim:q4_0", "llama:q4_0+rot", "sim:q4_0+rot")
 APART = ("sim:q4_0+rot", "f16")
 OUTLIER_CACHES = ("base", "k4v4", *NORMS)
+LAYERS = (
+    ByLayer("by layer, 3.0 bits", "222232333333223333332222222232222243422243222243332232223322",
+            "222322222232232232233333333333323232"),
+    ByLayer("by layer, 3.25 bits", "322332343433234343332222222232322243432243323243432233223333",
+            "222322222243333232333343343333323333"),
+    ByLayer("by layer, 3.5 bits", "322333343444334444333322222242323243433244333244442233223333",
+            "322323322343333333333343443433333333"),
+)
 TOPICS = ("code", "arithmetic", "itself")
 TOPIC_WINDOWS = range(1, 7)
 
@@ -91,6 +110,8 @@ RUNS = [
     Run("recall-8k", "recall", "wiki-test", {"ctx": 8192, "documents": 2, "depths": 40}, FAR),
     Run("recall-16k", "recall", "wiki-test", {"ctx": 16384, "documents": 1, "depths": 40}, FAR, ("gemma3",)),
     Run("novel-2k", "ppl", "novel", WINDOWS_2K, (*NOVEL, *NORMS)),
+    *(Run("novel-2k.layers", "ppl", "novel", WINDOWS_2K, tuple(bits.cache(model) for bits in LAYERS), (model,))
+      for model in MODELS),
     Run("novel-8k", "long", "novel", {"ctx": 8192, "documents": 2, "starts": 0}, LONG),
     Run("alone", "long", "novel", {"ctx": 2048, "documents": 1, "starts": 8, "generate": 64}, ALONE),
     *(Run(f"topic-{topic}.{window}", "ppl", f"topic-{topic}-{window}", {"ctx": 1024, "chunks": 1}, ("base",))

@@ -101,6 +101,11 @@ class Table(NamedTuple):
     bits: bool = True
 
 
+def name_in(cache, model):
+    """Of a table's row in a model's reports."""
+    return cache.cache(model) if isinstance(cache, runs.ByLayer) else cache
+
+
 def both(*columns):
     """The same columns for each model."""
     return [Column(title, model, group, value) for model in runs.MODELS for title, group, value in columns]
@@ -156,6 +161,8 @@ TABLES = {
                         Column("16k", "gemma3", "recall-16k", RECALL)],
                        ("repeat", "recall-2k", "recall-8k", "recall-16k")),
     "novel": Table(runs.NOVEL, scores("novel-2k"), ("novel-2k",)),
+    "layers": Table(("small", runs.LAYERS[0], runs.LAYERS[1], "base", runs.LAYERS[2], "k4v4", "paper:base", "sim:kivi2"),
+                    scores("novel-2k"), ("novel-2k",)),
     "alone": Table(runs.ALONE, both(("agreement", "alone", AGREEMENT), ("never differ", "alone", NEVER_DIFFER)),
                    ("alone",), bits=False),
     "norms": Table(("base", *runs.NORMS),
@@ -194,7 +201,8 @@ class Reports:
 
     def of(self, model, group, cache, value):
         """Rows that have the value; the reference has no divergence from itself."""
-        return [row for row in self.rows.get((model, group), {}).get(cache, []) if self.has(value, row)]
+        return [row for row in self.rows.get((model, group), {}).get(name_in(cache, model), [])
+                if self.has(value, row)]
 
     @staticmethod
     def has(value, row):
@@ -207,7 +215,7 @@ class Reports:
         """Of the format; both where head dimensions make a difference."""
         found = []
         for column in columns:
-            for row in self.rows.get((column.model, column.group), {}).get(cache, []):
+            for row in self.rows.get((column.model, column.group), {}).get(name_in(cache, column.model), []):
                 text = f"{row['bits_per_value']:.2f}"
                 if text not in found:
                     found.append(text)
@@ -229,7 +237,8 @@ def table_rows(table, reports):
     for cache in table.caches:
         cells = [column.text(reports, cache) for column in table.columns]
         if any(cells):
-            yield [f"`{cache}`", *([reports.bits(table.columns, cache)] if table.bits else []), *cells]
+            title = cache.title if isinstance(cache, runs.ByLayer) else f"`{cache}`"
+            yield [title, *([reports.bits(table.columns, cache)] if table.bits else []), *cells]
 
 
 def option_words(options):
@@ -241,6 +250,8 @@ def command(group, table):
     measured = [run for run in runs.RUNS if run.group == group]
     known = {cache for run in measured for cache in run.caches}
     caches = [cache for cache in table.caches if cache in known]
+    if any(isinstance(cache, runs.ByLayer) for cache in table.caches):
+        caches.append("base+layers=BITS")
     first = measured[0]
     text = TEXT_NAMES.get(first.text, "joined.txt")
     lines, options = [], option_words(first.options)

@@ -260,6 +260,21 @@ class BitsTest(CalibrationTest):
             self.fail_with(self.calibrate(*self.WINDOWS, "--bits", bits), 2, "--bits", bits)
         self.assertFalse(self.output.exists())
 
+    def test_windows_that_quantize_nothing(self):
+        self.fail_with(self.calibrate("--text", TEXT, "--ctx", 256, "--chunks", 1, "--bits", 3), 2, "--ctx 256",
+                       "nothing is quantized")
+
+    def test_bits_of_a_file_are_chosen_anew(self):
+        self.make()
+        both = self.output.with_name("both.gguf")
+        chosen = []
+        for given, made in ((self.output, both), (both, self.output)):
+            result = innerkv("calibrate", "-m", RANDOM_MODEL, "--threads", 1, "-o", made, *self.WINDOWS, "--bits", 3,
+                             "--calibration", given, "--json")
+            chosen.append(self.json(result))
+        first, second = ({name: value for name, value in result.items() if name != "output"} for result in chosen)
+        self.assertEqual(first, second)
+
     def test_a_key_transform_needs_bits(self):
         self.fail_with(self.calibrate(*self.WINDOWS, "--calibration", "x"), 2, "--calibration", "--bits")
         self.measure(3)
