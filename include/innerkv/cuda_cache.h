@@ -76,7 +76,8 @@ public:
     void remove(int slot);
 
     /// A slot with the same contents and room for as many tokens. Quantized pages are shared, windows copied. Throws
-    /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages.
+    /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages; InvalidArgument
+    /// where verify() has a refused append of the slot to tell.
     int fork(int slot);
 
     /// Slot i becomes what slot sources[i] was; slots that are in nobody's place are removed. Where a source is there
@@ -89,12 +90,15 @@ public:
 
     /// Enqueues. Settles as Cache::append does, then stores the rows; the new tokens become those that ask in
     /// sequences(layer). A slot whose rows are not finite or beyond fp16, or for which no pages were reserved,
-    /// stays as it is, asks nothing, and takes no more until verify() has told. Throws InvalidArgument for
+    /// stays as it is in this layer, asks nothing, and takes no more in any until verify() has told; layers before have
+    /// the tokens, and what attention writes for the slot means nothing. Throws InvalidArgument for
     /// arguments out of range and pointers of another device, DeviceError where a launch is refused.
     void append(const DeviceAppend& append);
 
     /// Waits; throws InvalidArgument or OutOfPages naming what an append since the last call refused, the
-    /// lowest slot's first, after which that slot goes on.
+    /// lowest slot's first. That slot's layers are then all as long as the shortest, as before the refused step, and
+    /// it goes on. Where a layer was so many steps ahead that truncate() could not go back, the message says so, and the
+    /// slot takes nothing, which every verify() tells, until truncate(slot, 0) or remove().
     void verify();
 
     /// Keeps the first `length` tokens in every layer. Throws InvalidArgument where that cuts into quantized

@@ -109,6 +109,66 @@ TEST_F(DeviceCacheArguments, ValuesBeyondF16) {
     }
 }
 
+/// What one layer refuses, all others give back: the step can be repeated, and its queries count once.
+TEST_F(DeviceCacheArguments, LayersGoBackToOneLength) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 3;
+    config.transform = CacheConfig::from_preset(find_preset("base"), 3, 2, 64).transform;
+    for (const int before : {0, 60, 300}) {
+        SCOPED_TRACE(before);
+        BothCaches both(config, 600);
+        if (before > 0) both.append({before, before});
+        both.write_rows({5, 5}, 5);
+        both.device.append(both.device_append(0, 5));
+        both.poke(1, before + 3, 1, 5, NAN);
+        both.write_rows({5, 5}, 5);
+        both.device.append(both.device_append(1, 5));
+        both.device.append(both.device_append(2, 5));
+        expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
+        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+        both.device.verify();
+        for (int layer = 0; layer < 3; ++layer) {
+            EXPECT_EQ(both.device.length(0, layer), before + 5);
+            EXPECT_EQ(both.device.length(1, layer), before);
+        }
+        both.poke(1, before + 3, 1, 5, 1.0f);
+        both.write_rows({0, 5}, 5);
+        for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
+        both.device.verify();
+        both.write_rows({5, 5}, 5);
+        both.append_to_host({5, 5});
+        for (int i = 0; i < 4; ++i) both.append({60, 60});
+        both.expect_same();
+    }
+}
+
+/// A layer that is many steps ahead cannot go back: the slot takes nothing, and is not silent about it.
+TEST_F(DeviceCacheArguments, LayersThatCannotGoBack) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 2;
+    BothCaches both(config, 600);
+    both.write_rows({200, 200}, 200);
+    for (int i = 0; i < 3; ++i) both.device.append(both.device_append(0, 200));
+    both.device.append(both.device_append(1, 200));
+    both.poke(1, 3, 1, 5, INFINITY);
+    both.write_rows({200, 200}, 200);
+    both.device.append(both.device_append(1, 200));
+    expect_refused<InvalidArgument>([&] { both.device.verify(); },
+                                    "is inf; values must be finite and within fp16 (65504); the "
+                                    "layers of slot 1 have different lengths");
+    for (int i = 0; i < 2; ++i)
+        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "truncate the slot to 0");
+    both.poke(1, 3, 1, 5, 1.0f);
+    both.write_rows({0, 1}, 1);
+    both.device.append(both.device_append(1, 1));
+    EXPECT_EQ(both.device.length(1, 1), 200);
+    both.device.truncate(1, 0);
+    both.device.truncate(0, 0);
+    both.append({200, 200});
+    both.append({200, 200});
+    both.expect_same();
+}
+
 TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     cuda::DeviceCache cache(config());
     BothCaches rows(config(), 600); // for its memory

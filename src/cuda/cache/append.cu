@@ -228,12 +228,13 @@ __device__ void commit(const AppendParams& params, SlotState slot, int index, co
         return;
     }
     const bool queries = takes_queries(params, slot, step.tokens);
-    slot.extent = kept.extent = extent_after(params.layer.rule, slot, step);
-    if (step.settle.calibrate) slot.calibrated = kept.calibrated = 1;
     if (queries) {
+        kept.queries_from = slot.extent.length;
         kept.query_buffer = 1 - slot.query_buffer;
         kept.has_queries = 1;
     }
+    slot.extent = kept.extent = extent_after(params.layer.rule, slot, step);
+    if (step.settle.calibrate) slot.calibrated = kept.calibrated = 1;
     sequence = shown(params.layer, slot, step.tokens);
 }
 

@@ -106,7 +106,14 @@ struct DeviceCache::Impl {
     void remove(int slot);
     void reserve(int slot, std::int64_t length);
     void append(const DeviceAppend& append) const;
+    std::vector<Fault> read_faults() const;
+    void write_fault(int slot, const Fault& fault) const;
+    /// Throws what the first of them was, which is forgotten.
     void check_faults();
+    /// Cuts all layers of a slot to the shortest; false, and nothing has changed, where one cannot be cut there.
+    bool level(int slot) const;
+    /// Throws InvalidArgument where verify() has something to tell of the slot.
+    void check_told(int slot) const;
     void truncate(std::span<const int> slots, std::span<const std::int64_t> lengths);
     /// States of a slot cut at `length`; throws InvalidArgument where it cannot be.
     std::vector<SlotState> truncated(int slot, std::int64_t length) const;
