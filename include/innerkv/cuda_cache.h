@@ -30,7 +30,8 @@ struct DeviceRows {
 struct DeviceAppend {
     int layer = 0;
     int max_tokens = 1; ///< of a slot, up to CacheConfig::max_append
-    /// [slots] in device memory: how many tokens each slot brings, max_tokens at most; null: max_tokens each.
+    /// [slots] in device memory: how many tokens each slot brings, 0 to max_tokens; null: max_tokens each. Another
+    /// number is refused, and verify() tells.
     const std::int32_t* tokens = nullptr;
     DeviceRows k;
     DeviceRows v;
@@ -73,7 +74,7 @@ public:
 
     /// A slot for a new, empty sequence. Throws OutOfPages where all are in use.
     int create();
-    void remove(int slot);
+    void remove(int slot); ///< and what verify() had to tell of it
 
     /// A slot with the same contents and room for as many tokens. Quantized pages are shared, windows copied. Throws
     /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages; InvalidArgument
@@ -89,7 +90,8 @@ public:
     void reserve(int slot, std::int64_t length);
 
     /// Enqueues. Settles as Cache::append does, then stores the rows; the new tokens become those that ask in
-    /// sequences(layer). A slot whose rows are not finite or beyond fp16, or for which no pages were reserved,
+    /// sequences(layer). A slot whose rows are not finite or beyond fp16, whose number of tokens is out of range, for
+    /// which no pages were reserved, or whose fp16 window has no room (appends of a step add up to more than max_append),
     /// stays as it is in this layer, asks nothing, and takes no more in any until verify() has told; layers before have
     /// the tokens, and what attention writes for the slot means nothing. Throws InvalidArgument for
     /// arguments out of range and pointers of another device, DeviceError where a launch is refused.
@@ -114,7 +116,9 @@ public:
     const Sequence* sequences(int layer) const;
 
     /// Copies a sequence to a slot: a view per layer, as Cache::view gives them under this config. Throws as
-    /// create() and reserve() do, InvalidArgument where the views do not fit the config. Queries that calibration
+    /// create() and reserve() do, InvalidArgument where the views do not fit the config: KV heads' pages must be as
+    /// far from one another as the config's pages are long. Pages do not name their codec: those of another one with
+    /// pages of the same size are taken, and read wrongly. Queries that calibration
     /// has seen so far are not in a view: move a sequence before its first tokens or behind its calibration.
     int load(std::span<const SequenceView> layers);
     HostSequence fetch(int slot) const;

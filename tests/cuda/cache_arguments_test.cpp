@@ -169,6 +169,39 @@ TEST_F(DeviceCacheArguments, LayersThatCannotGoBack) {
     both.expect_same();
 }
 
+TEST_F(DeviceCacheArguments, NumbersOfTokens) {
+    BothCaches both(config(), 300);
+    both.append({20, 20});
+    for (const int wrong : {-1, 11, 1 << 30}) {
+        both.write_rows({10, 10}, 10);
+        const int counts[] = {10, wrong};
+        DeviceBuffer tokens(sizeof counts);
+        tokens.write(counts, sizeof counts);
+        cuda::DeviceAppend append = both.device_append(0, 10);
+        append.tokens = tokens.as<std::int32_t>();
+        both.device.append(append);
+        expect_refused<InvalidArgument>(
+            [&] { both.device.verify(); },
+            "slot 1, layer 0, brought " + std::to_string(wrong) +
+                " tokens at token 20; supported are 0 to max_tokens, 10");
+        both.device.verify();
+        EXPECT_EQ(both.device.length(1, 0), 20);
+        both.device.truncate(0, 20);
+    }
+    both.append({5, 100});
+    both.expect_same();
+}
+
+TEST_F(DeviceCacheArguments, RemovedSlotsHaveNothingToTell) {
+    BothCaches both(config(), 300);
+    both.poke(1, 0, 0, 0, NAN);
+    both.write_rows({1, 1}, 1);
+    both.device.append(both.device_append(0, 1));
+    both.device.remove(1);
+    both.device.verify();
+    EXPECT_EQ(both.device.length(0, 0), 1);
+}
+
 TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     cuda::DeviceCache cache(config());
     BothCaches rows(config(), 600); // for its memory
@@ -281,6 +314,10 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
                       [&](auto& v) { v.transforms = v.transforms.first(1); });
     expect_not_loaded("head stride", [](auto& v) { v.quantized.head_stride -= kPageAlignment; });
     expect_not_loaded("head stride", [](auto& v) { v.recent.head_stride = 0; });
+    expect_not_loaded("bytes a KV head as its quantized run where a page has",
+                      [](auto& v) { v.quantized.head_stride += kPageAlignment; });
+    expect_not_loaded("bytes a KV head as its recent run",
+                      [](auto& v) { v.recent.head_stride += kPageAlignment; });
     pages[1] = nullptr;
     expect_not_loaded("null page", [&](auto& v) { v.quantized.pages = pages; });
     pages[1] = view.quantized.pages[1] + 1;

@@ -153,6 +153,7 @@ void DeviceCache::Impl::remove(int slot) {
         state.in_use = 0;
     }
     write_states(slot, nothing);
+    write_fault(slot, {});
     in_use[static_cast<std::size_t>(slot)] = false;
     for (int layer = 0; layer < config.layers; ++layer) {
         SlotPages& own = slot_pages[index(layer, slot)];
@@ -382,6 +383,16 @@ namespace {
     if (fault.kind == FaultKind::pages)
         throw OutOfPages(what + "at token " + std::to_string(fault.position) +
                          " had no pages; reserve() them before" + advice);
+    if (fault.kind == FaultKind::window)
+        throw OutOfPages(what + std::to_string(fault.rows) + " tokens at token " +
+                         std::to_string(fault.position) +
+                         ", found the slot's window of fp16 pages full; append fewer at a time, or "
+                         "make the cache with a larger max_append" +
+                         advice);
+    if (fault.kind == FaultKind::tokens)
+        throw InvalidArgument(what + "brought " + std::to_string(fault.rows) + " tokens at token " +
+                              std::to_string(fault.position) + "; supported are 0 to max_tokens, " +
+                              std::to_string(static_cast<int>(fault.value)) + advice);
     constexpr const char* kRows[] = {"K", "V", "Q"};
     throw InvalidArgument(what + kRows[fault.rows] + " of token " + std::to_string(fault.position) +
                           ", head " + std::to_string(fault.head) + ", channel " +

@@ -44,6 +44,8 @@ enum class FaultKind : std::int32_t {
     none,
     value,
     pages,
+    window, ///< no room in the ring of fp16 pages
+    tokens, ///< `rows` of them, out of range
     lengths ///< told by verify(), which could not bring the layers back to one length
 };
 
@@ -52,7 +54,7 @@ struct Fault {
     FaultKind kind;
     std::int32_t layer;
     std::int64_t position; ///< of the token
-    std::int32_t rows;     ///< 0: K, 1: V, 2: Q
+    std::int32_t rows;     ///< 0: K, 1: V, 2: Q; or how many tokens an append brought
     std::int32_t head;
     std::int32_t channel;
     float value;
