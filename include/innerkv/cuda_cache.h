@@ -66,6 +66,9 @@ public:
     /// Takes all memory at once. Throws InvalidArgument where the config is not supported, Unavailable,
     /// DeviceError where memory is short.
     explicit DeviceCache(const CacheConfig& config, int device = 0);
+    /// Bytes of device memory that a cache of this config takes, as bytes() says afterwards; needs no device. Throws
+    /// InvalidArgument as the constructor does, Unavailable in a build without CUDA.
+    static std::size_t plan(const CacheConfig& config);
     ~DeviceCache();
     DeviceCache(DeviceCache&&) noexcept;
     DeviceCache& operator=(DeviceCache&&) noexcept;
@@ -91,7 +94,7 @@ public:
 
     /// Enqueues. Settles as Cache::append does, then stores the rows; the new tokens become those that ask in
     /// sequences(layer). A slot whose rows are not finite or beyond fp16, whose number of tokens is out of range, for
-    /// which no pages were reserved, or whose fp16 window has no room (appends of a step add up to more than max_append),
+    /// which no pages were reserved, or whose fp16 window is full (load() brought a long one),
     /// stays as it is in this layer, asks nothing, and takes no more in any until verify() has told; layers before have
     /// the tokens, and what attention writes for the slot means nothing. Throws InvalidArgument for
     /// arguments out of range and pointers of another device, DeviceError where a launch is refused.

@@ -31,6 +31,9 @@ TEST_F(DeviceCacheArguments, Configs) {
     expect_refused<InvalidArgument>(make([](auto& c) { c.exact_prefill = true; }), "exact_prefill");
     expect_refused<InvalidArgument>(make([](auto& c) { c.layer_codecs = {codecs_of_bits(3, 3)}; }),
                                     "layer_codecs is not supported, all layers have one format");
+    expect_refused<InvalidArgument>(
+        make([](auto& c) { c.format.v = find_preset("k8v8").format(64).v; }),
+        "bits; supported are those of the presets");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_sequences = 257; }), "1 to 256");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_tokens = 0; }), "max_tokens is 0");
     expect_refused<InvalidArgument>(make([](auto& c) { c.kv_heads = 0; }), "kv_heads");
@@ -45,11 +48,13 @@ TEST_F(DeviceCacheArguments, Configs) {
 
 TEST_F(DeviceCacheArguments, Slots) {
     cuda::DeviceCache cache(config());
+    EXPECT_EQ(cuda::DeviceCache::plan(config()), cache.bytes());
     expect_refused<InvalidArgument>([&] { cache.reserve(0, 10); }, "slot 0 is not in use");
     EXPECT_EQ(cache.create(), 0);
     EXPECT_EQ(cache.create(), 1);
     expect_refused<OutOfPages>([&] { cache.create(); }, "max_sequences = 2");
-    expect_refused<InvalidArgument>([&] { cache.reserve(0, -1); }, "length is -1");
+    expect_refused<InvalidArgument>([&] { cache.reserve(0, -1); },
+                                    "length is -1; supported are 0 to 2000");
     expect_refused<OutOfPages>([&] { cache.reserve(0, 3000); },
                                "3000 tokens asked of one sequence; the cache was made for");
     expect_refused<InvalidArgument>([&] { static_cast<void>(cache.length(0, 1)); }, "layer is 1");
@@ -78,6 +83,8 @@ TEST_F(DeviceCacheArguments, Appends) {
     expect_refused<InvalidArgument>(append([&](auto& a) { a.k.data = host.data(); }),
                                     "k is not device memory");
     expect_refused<InvalidArgument>(append([&](auto& a) { a.v.data = nullptr; }), "v");
+    expect_refused<InvalidArgument>(append([](auto& a) { a.k.type = static_cast<RowType>(9); }),
+                                    "k's type is RowType 9; supported are f32, f16 and bf16");
     expect_refused<InvalidArgument>(append([](auto& a) { a.k.head_stride = 63; }),
                                     "k's head_stride is 63");
     expect_refused<InvalidArgument>(
@@ -200,6 +207,44 @@ TEST_F(DeviceCacheArguments, RemovedSlotsHaveNothingToTell) {
     both.device.remove(1);
     both.device.verify();
     EXPECT_EQ(both.device.length(0, 0), 1);
+}
+
+/// A host's long chunk fills the window that the device has: fewer tokens at a time find room.
+TEST_F(DeviceCacheArguments, WindowsThatAreFull) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.max_append = 64;
+    BothCaches both(config, 600);
+    both.device.remove(0);
+    const TestSequence source(config, 600, 3);
+    bool refused = false;
+    for (int length = 600; !refused; length -= 8) {
+        ASSERT_GT(length, 100);
+        Cache host(config);
+        const SequenceId id = host.create();
+        const AppendRows rows = source.rows(id, 0, length);
+        host.append(0, {&rows, 1});
+        const SequenceView view = host.view(0, id);
+        int slot = 0;
+        try {
+            slot = both.device.load({&view, 1});
+        } catch (const InvalidArgument& error) {
+            EXPECT_NE(std::string(error.what()).find("pages with the next token"),
+                      std::string::npos);
+            continue;
+        }
+        ASSERT_EQ(slot, 0);
+        both.device.reserve(0, 700);
+        both.write_rows({64, 0}, 64);
+        both.device.append(both.device_append(0, 64));
+        expect_refused<OutOfPages>([&] { both.device.verify(); }, "append fewer at a time");
+        refused = true;
+        for (int i = 0; i < 70; ++i) {
+            both.write_rows({1, 0}, 1);
+            both.device.append(both.device_append(0, 1));
+        }
+        both.device.verify();
+        EXPECT_EQ(both.device.length(0, 0), length + 70);
+    }
 }
 
 TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {

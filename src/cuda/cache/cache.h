@@ -91,6 +91,8 @@ private:
 };
 
 struct DeviceCache::Impl {
+    /// Without memory: what place(nullptr) needs.
+    explicit Impl(const CacheConfig& cache_config);
     Impl(const CacheConfig& cache_config, int cache_device);
 
     std::size_t index(int layer, int slot) const {
@@ -196,7 +198,7 @@ struct DeviceCache::Impl {
     void permute(std::span<const int> sources);
 
     CacheConfig config;
-    int device;
+    int device = 0;
     std::vector<float> calibrated_values; ///< what config.calibrated points to
     std::vector<paging::LayerRule> rules;
     std::vector<LayerLayout> layouts;

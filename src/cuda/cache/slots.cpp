@@ -197,7 +197,7 @@ void DeviceCache::Impl::check_free(const Groups& wanted) const {
 
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
-    check_count("length", length, 0, std::numeric_limits<std::int64_t>::max());
+    if (length < 0) check_count("length", length, 0, config.max_tokens);
     if (length > config.max_tokens)
         throw OutOfPages("cuda cache: " + std::to_string(length) +
                          " tokens asked of one sequence; the cache was made for max_tokens = " +
@@ -242,6 +242,7 @@ namespace {
 
 void check_rows(const CallArguments& arguments, const DeviceRows& rows, const std::string& name,
                 int slots, int tokens, int heads, int head_dim) {
+    arguments.check_type(rows.type, name + "'s type");
     arguments.check_pointer(rows.data, name, element_bytes(rows.type));
     arguments.check_stride(rows.token_stride, tokens, head_dim, name + "'s token_stride");
     arguments.check_stride(rows.head_stride, heads, head_dim, name + "'s head_stride");
@@ -386,8 +387,7 @@ namespace {
     if (fault.kind == FaultKind::window)
         throw OutOfPages(what + std::to_string(fault.rows) + " tokens at token " +
                          std::to_string(fault.position) +
-                         ", found the slot's window of fp16 pages full; append fewer at a time, or "
-                         "make the cache with a larger max_append" +
+                         ", found the slot's window of fp16 pages full; append fewer at a time" +
                          advice);
     if (fault.kind == FaultKind::tokens)
         throw InvalidArgument(what + "brought " + std::to_string(fault.rows) + " tokens at token " +
@@ -497,6 +497,7 @@ CacheUsage DeviceCache::Impl::usage() const {
 
 DeviceCache::DeviceCache(const CacheConfig& config, int device)
     : impl_(std::make_unique<Impl>(config, device)) {}
+std::size_t DeviceCache::plan(const CacheConfig& config) { return Impl(config).place(nullptr); }
 DeviceCache::~DeviceCache() = default;
 DeviceCache::DeviceCache(DeviceCache&&) noexcept = default;
 DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;

@@ -104,11 +104,13 @@ void DeviceCache::Impl::check_room(int layer, const paging::LayerExtent& extent)
     const auto at = static_cast<std::size_t>(layer);
     const paging::LayerRule& rule = rules[at];
     const LayerLayout& layout = layouts[at];
+    // With the next token, or the slot could not go on.
     const std::int64_t recent =
-        rule.grid_pages(extent.length) - rule.grid_page(extent.recent_first);
+        rule.grid_pages(extent.length + 1) - rule.grid_page(extent.recent_first);
     if (layout.recent_pages > 0 && recent > layout.recent_pages)
         refuse_view(layer, "has a recent run of " + std::to_string(recent) +
-                               " pages, the cache takes " + std::to_string(layout.recent_pages));
+                               " pages with the next token, the cache takes " +
+                               std::to_string(layout.recent_pages));
     if (layout.windowed_pages > 0 && extent.quantized_pages() > layout.windowed_pages)
         refuse_view(layer, "has " + std::to_string(extent.quantized_pages()) +
                                " quantized pages, the cache takes " +
