@@ -1,6 +1,6 @@
 # The words people type. CMake presets do the work; tools/setup checks for what each word needs.
 .DEFAULT_GOAL := help
-.PHONY: help run build test model bench lint format asan asan-runner tsan arm cuda-check wheel install clean configure configure-all
+.PHONY: help run build test model bench lint format asan asan-runner tsan arm cuda cuda-check wheel install clean configure configure-all
 
 MODEL ?= smollm2
 FILE ?= tests/data/alice-opening.txt
@@ -89,6 +89,12 @@ arm: ## Tests of the library on AArch64, by a cross compiler and an emulator
 	@cmake --preset aarch64 >/dev/null
 	@cmake --build build-aarch64 --target format_tests attention_tests
 	@tools/run_tests.py build-aarch64 -R '$(arm_tests)' -E '/scalar$$|Environment'
+
+cuda: ## The program and the library with the CUDA kernels, in build-cuda/; nvcc 12.4 or later in PATH
+	@tools/setup build
+	@tools/third_party.py >/dev/null
+	@cmake --preset cuda >/dev/null
+	@cmake --build build-cuda --target innerkv innerkv-cli
 
 cuda-check: ## Tests of the CUDA backend under compute-sanitizer, where there is a device
 	@tools/check_cuda.sh

@@ -47,6 +47,7 @@ struct ContenderResult {
 
 struct AttentionBenchResult {
     std::string isa;
+    std::string cuda; ///< of a device: versions of the driver and the runtime
     std::string dot_instruction;
     double read_bandwidth_gb_per_s = 0;
     double dot_gmac_per_s = 0;

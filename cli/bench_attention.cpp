@@ -58,8 +58,9 @@ void check_device_options(const BenchOptions& options) {
         attention.ragged || options.bench.threads != 1)
         throw UsageError("--device cuda measures presets alone, on sequences of one length; "
                          "--peer, --shared, --isa, --ragged and --threads are for --device cpu");
-    if (cuda::devices().empty())
-        throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
+    if (attention.batch > cuda::kMaxSequences)
+        throw UsageError(fmt::format("--batch {} on --device cuda; supported are 1 to {}",
+                                     attention.batch, cuda::kMaxSequences));
 }
 
 void check_options(const BenchOptions& options) {
@@ -76,6 +77,8 @@ void check_options(const BenchOptions& options) {
     if (attention.q_heads % attention.kv_heads != 0)
         throw UsageError(fmt::format("--q-heads {} is not a multiple of --kv-heads {}",
                                      attention.q_heads, attention.kv_heads));
+    if (options.device == "cuda" && cuda::devices().empty())
+        throw Failure(fmt::format("{}; use --device cpu", cuda::unavailable_reason()));
 }
 
 /// Of all contenders, which are in memory at the same time. Throws UsageError where one does not support the case.
@@ -157,6 +160,7 @@ Json to_json(const BenchOptions& options, const bench::AttentionBenchResult& mea
                    {"dot_gmac_per_s", measured.dot_gmac_per_s},
                    {"floor_us", measured.floor_us},
                    {"results", results}};
+    if (!measured.cuda.empty()) report["cuda"] = measured.cuda;
     if (options.bench.shared) {
         report["shared_dot_instruction"] = measured.shared_dot_instruction;
         report["shared_dot_gmac_per_s"] = measured.shared_dot_gmac_per_s;
@@ -289,7 +293,10 @@ void add_bench_attention(CLI::App& parent, Action& action) {
     command->add_flag("--cold", options->bench.cold,
                       "Empty the processor's caches before each run");
     add_isa_option(*command, options->bench.isa, "Instruction set of our kernels");
-    command->add_option("--device", options->device, "cpu or cuda")
+    command
+        ->add_option(
+            "--device", options->device,
+            "cpu or cuda; cuda takes neither --peer, --shared, --isa, --ragged nor --threads")
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
     add_json_option(*command, options->json);

@@ -20,6 +20,11 @@ install(FILES
 # Paths relative to the file, so that `cmake --install --prefix` and moved trees work.
 set(pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH INNERKV_PC_PREFIX /${pkgconfig_dir} /)
+# The archive needs what CUDA::cudart_static stands for in CMake.
+set(INNERKV_PC_CUDA_LIBS "")
+if(INNERKV_CUDA)
+  set(INNERKV_PC_CUDA_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt -lpthread")
+endif()
 configure_file(${PROJECT_SOURCE_DIR}/cmake/innerkv.pc.in ${PROJECT_BINARY_DIR}/innerkv.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/innerkv.pc DESTINATION ${pkgconfig_dir} COMPONENT library)
 

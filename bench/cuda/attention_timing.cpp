@@ -39,8 +39,8 @@ Case case_of(const std::string& text) {
     std::istringstream from(text);
     Case result{};
     char by = 0;
-    if (!(from >> result.batch >> by >> result.context) || by != 'x' || result.batch < 1 ||
-        result.context < 256)
+    if (!(from >> result.batch >> by >> result.context) || !from.eof() || by != 'x' ||
+        result.batch < 1 || result.context < 256)
         throw std::runtime_error("\"" + text +
                                  "\" is no case; one is BATCHxCONTEXT, of at least 256 tokens");
     return result;
@@ -178,15 +178,39 @@ void time_case(const Preset& preset, const Heads& heads, int tokens, const Case&
 int main(int argc, char** argv) try {
     const std::vector<std::string> presets = split(argc > 1 ? argv[1] : "base");
     const auto number = [&](int index, int otherwise) {
-        return argc > index ? std::atoi(argv[index]) : otherwise;
+        if (argc <= index) return otherwise;
+        const std::string text = argv[index];
+        std::istringstream from(text);
+        int value = 0;
+        if (!(from >> value) || !from.eof() || value < 1)
+            throw std::runtime_error("argument " + std::to_string(index) + ", \"" + text +
+                                     "\", is no whole number from 1 on");
+        return value;
     };
+    if (argc > 7)
+        throw std::runtime_error("too many arguments; they are [preset,...] [q_heads] [kv_heads] "
+                                 "[head_dim] [tokens] [batchxcontext,...]");
+    for (const std::string& name : presets) static_cast<void>(find_preset(name));
     const Heads heads{number(2, 32), number(3, 8), number(4, 128)};
     const int tokens = number(5, 1);
+    if (heads.query % heads.key_value != 0)
+        throw std::runtime_error(std::to_string(heads.query) + " query heads are no multiple of " +
+                                 std::to_string(heads.key_value) + " KV heads");
     const char* usual = tokens > 1 ? "1x8192,1x32768,1x131072,4x32768"
                                    : "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192";
     std::vector<Case> cases;
     for (const std::string& text : split(argc > 6 ? argv[6] : usual))
         cases.push_back(case_of(text));
+    for (const Case& tested : cases) {
+        if (tested.batch > cuda::kMaxSequences)
+            throw std::runtime_error(std::to_string(tested.batch) +
+                                     " sequences; supported are 1 to " +
+                                     std::to_string(cuda::kMaxSequences));
+        if (tokens + 160 > tested.context)
+            throw std::runtime_error(std::to_string(tokens) + " tokens of a context of " +
+                                     std::to_string(tested.context) + "; it must be 160 longer");
+    }
+    if (cuda::devices().empty()) throw std::runtime_error(cuda::unavailable_reason());
     const bench::DeviceTimer timer;
     const double bandwidth = timer.read_bandwidth();
     std::printf("%s, %d query heads on %d, %d channels; reading %.0f GB/s\n",

@@ -248,6 +248,12 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
     const DeviceTimer timer;
     AttentionBenchResult bench;
     bench.isa = cuda::devices().at(0).name;
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    const auto version = [](int number) {
+        return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+    };
+    bench.cuda = "driver for " + version(driver) + ", runtime " + version(CUDART_VERSION);
     bench.dot_instruction = "mma.m16n8k32";
     Contenders contenders;
     for (const std::string& preset : options.presets)

@@ -23,8 +23,11 @@ import re
 import subprocess
 import sys
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+try:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError:  # --help and what is wrong with arguments need none
+    torch = None
 
 CASES = "1x8192,1x32768,1x131072,8x8192,8x32768,32x8192"
 CHUNK_CASES = "1x8192,1x32768,1x131072,4x32768"
@@ -124,8 +127,13 @@ def peers(wanted, tokens):
 
 def our_times(program, presets, heads, tokens, cases):
     """{(preset, batch, context): (microseconds, percent of the read bandwidth)}, and the program's first line."""
-    lines = subprocess.run([program, presets, *map(str, heads), str(tokens), cases], check=True, capture_output=True,
-                           text=True).stdout.splitlines()
+    command = [program, presets, *map(str, heads), str(tokens), cases]
+    try:
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    except FileNotFoundError:
+        sys.exit(f"{program} is not there; cmake --build build-cuda makes it, --ours names another place")
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(f"{' '.join(command)} failed with status {error.returncode}")
     times = {}
     for line in lines[1:]:
         fields = re.match(r"(\S+)\s+(\d+) x (\d+)\s+events\s+([\d.]+) us.* ([\d.]+)%", line)
@@ -150,6 +158,8 @@ def main():
     parser.add_argument("--peers", default="flash,cudnn,xqa")
     parser.add_argument("--json")
     options = parser.parse_args()
+    if torch is None:
+        parser.error("PyTorch is not installed: pip install torch")
     heads = options.q_heads, options.kv_heads, options.head_dim
 
     cases = options.cases or (CHUNK_CASES if options.tokens > 1 else CASES)

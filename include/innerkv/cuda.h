@@ -55,6 +55,7 @@ public:
 };
 
 /// Whether work on a stream is recorded into a graph, instead of done: then nothing may be allocated or waited for.
+/// False where there is no driver or device.
 bool is_capturing(Stream stream);
 
 /// Devices that the kernels run on; empty where there is none.
@@ -127,7 +128,7 @@ struct AttentionLimits {
     /// Memory for chunks: sequences with 160 query rows a KV head and more have what they see written out as fp16
     /// rows, once a call, and multiplied on those. Tokens that all of them together see, 4 * kv_heads * padded_dim
     /// bytes each; a sequence that finds no room is read page by page for every few queries, many times slower.
-    /// 0: all are, and on other devices than those of compute capability 9.0.
+    /// 0: all are, and on other devices than those of compute capability 9.0 (DeviceInfo::major, minor).
     std::int64_t max_history_tokens = 0;
 };
 
@@ -138,7 +139,9 @@ inline constexpr std::int64_t kMaxHistoryTokens = std::int64_t{1} << 30;
 /// Queries and outputs in device memory, [sequence, token, q_head, head_dim], last dimension contiguous;
 /// strides in elements, of tokens where max_query_tokens is above 1.
 struct AttentionCall {
-    const Sequence* sequences = nullptr; ///< [count], in device memory
+    /// [count], in device memory: of the very heads, head dimension and format that Attention was made for, which device
+    /// memory does not tell; those of DeviceCache::sequences() that come from another shape are read wrongly.
+    const Sequence* sequences = nullptr;
     int count = 0;
     const void* q = nullptr;
     RowType q_type = RowType::f32;

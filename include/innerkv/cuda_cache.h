@@ -30,7 +30,8 @@ struct DeviceRows {
 struct DeviceAppend {
     int layer = 0;
     int max_tokens = 1; ///< of a slot, up to CacheConfig::max_append
-    /// [slots] in device memory: how many tokens each slot brings, max_tokens at most; null: max_tokens each.
+    /// [slots] in device memory: how many tokens each slot brings, 0 to max_tokens; null: max_tokens each. Another
+    /// number is refused, and verify() tells.
     const std::int32_t* tokens = nullptr;
     DeviceRows k;
     DeviceRows v;
@@ -65,6 +66,9 @@ public:
     /// Takes all memory at once. Throws InvalidArgument where the config is not supported, Unavailable,
     /// DeviceError where memory is short.
     explicit DeviceCache(const CacheConfig& config, int device = 0);
+    /// Bytes of device memory that a cache of this config takes, as bytes() says afterwards; needs no device. Throws
+    /// InvalidArgument as the constructor does, Unavailable in a build without CUDA.
+    static std::size_t plan(const CacheConfig& config);
     ~DeviceCache();
     DeviceCache(DeviceCache&&) noexcept;
     DeviceCache& operator=(DeviceCache&&) noexcept;
@@ -73,10 +77,11 @@ public:
 
     /// A slot for a new, empty sequence. Throws OutOfPages where all are in use.
     int create();
-    void remove(int slot);
+    void remove(int slot); ///< and what verify() had to tell of it
 
     /// A slot with the same contents and room for as many tokens. Quantized pages are shared, windows copied. Throws
-    /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages.
+    /// OutOfPages, and nothing has changed, where all slots are in use or there are too few pages; InvalidArgument
+    /// where verify() has a refused append of the slot to tell.
     int fork(int slot);
 
     /// Slot i becomes what slot sources[i] was; slots that are in nobody's place are removed. Where a source is there
@@ -88,13 +93,17 @@ public:
     void reserve(int slot, std::int64_t length);
 
     /// Enqueues. Settles as Cache::append does, then stores the rows; the new tokens become those that ask in
-    /// sequences(layer). A slot whose rows are not finite or beyond fp16, or for which no pages were reserved,
-    /// stays as it is, asks nothing, and takes no more until verify() has told. Throws InvalidArgument for
+    /// sequences(layer). A slot whose rows are not finite or beyond fp16, whose number of tokens is out of range, for
+    /// which no pages were reserved, or whose fp16 window is full (load() brought a long one),
+    /// stays as it is in this layer, asks nothing, and takes no more in any until verify() has told; layers before have
+    /// the tokens, and what attention writes for the slot means nothing. Throws InvalidArgument for
     /// arguments out of range and pointers of another device, DeviceError where a launch is refused.
     void append(const DeviceAppend& append);
 
     /// Waits; throws InvalidArgument or OutOfPages naming what an append since the last call refused, the
-    /// lowest slot's first, after which that slot goes on.
+    /// lowest slot's first. That slot's layers are then all as long as the shortest, as before the refused step, and
+    /// it goes on. Where a layer was so many steps ahead that truncate() could not go back, the message says so, and the
+    /// slot takes nothing, which every verify() tells, until truncate(slot, 0) or remove().
     void verify();
 
     /// Keeps the first `length` tokens in every layer. Throws InvalidArgument where that cuts into quantized
@@ -110,7 +119,9 @@ public:
     const Sequence* sequences(int layer) const;
 
     /// Copies a sequence to a slot: a view per layer, as Cache::view gives them under this config. Throws as
-    /// create() and reserve() do, InvalidArgument where the views do not fit the config. Queries that calibration
+    /// create() and reserve() do, InvalidArgument where the views do not fit the config: KV heads' pages must be as
+    /// far from one another as the config's pages are long. Pages do not name their codec: those of another one with
+    /// pages of the same size are taken, and read wrongly. Queries that calibration
     /// has seen so far are not in a view: move a sequence before its first tokens or behind its calibration.
     int load(std::span<const SequenceView> layers);
     HostSequence fetch(int slot) const;

@@ -67,6 +67,13 @@ void CallArguments::check_pointer(const void* pointer, const std::string& name,
                               ", the object was made for device " + std::to_string(device_));
 }
 
+void CallArguments::check_type(RowType type, const std::string& name) const {
+    if (type == RowType::f32 || type == RowType::f16 || type == RowType::bf16) return;
+    throw InvalidArgument(std::string(subject_) + ": " + name + " is RowType " +
+                          std::to_string(static_cast<int>(type)) +
+                          "; supported are f32, f16 and bf16");
+}
+
 void CallArguments::check_stride(std::ptrdiff_t stride, int count, int head_dim,
                                  const std::string& name) const {
     constexpr std::ptrdiff_t kFar = std::ptrdiff_t{1} << 48;

@@ -16,6 +16,7 @@ public:
     /// Throw InvalidArgument.
     void check_pointer(const void* pointer, const std::string& name, std::size_t alignment) const;
     void check_stream(Stream stream) const;
+    void check_type(RowType type, const std::string& name) const;
     /// `stride` in elements, which counts where there is more than one of what it is between: rows do not overlap.
     void check_stride(std::ptrdiff_t stride, int count, int head_dim,
                       const std::string& name) const;

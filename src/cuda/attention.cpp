@@ -133,6 +133,8 @@ struct Attention::Impl {
                                   std::to_string(limits.max_sequences));
         const CallArguments arguments("cuda attention", limits.device);
         arguments.check_pointer(call.sequences, "the array of sequences", alignof(Sequence));
+        arguments.check_type(call.q_type, "q_type");
+        arguments.check_type(call.out_type, "out_type");
         arguments.check_pointer(call.q, "q", element_bytes(call.q_type));
         arguments.check_pointer(call.out, "out", element_bytes(call.out_type));
         if (call.log_sum_exp != nullptr)

@@ -14,6 +14,11 @@ struct DeviceCount {
     std::string reason;
 };
 
+/// 12040 as 12.4.
+std::string version(int number) {
+    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
 DeviceCount count_devices() {
     DeviceCount result;
     const cudaError_t status = cudaGetDeviceCount(&result.count);
@@ -21,7 +26,15 @@ DeviceCount count_devices() {
     result.count = 0;
     static_cast<void>(cudaGetLastError());
     result.reason = "no CUDA device was found";
-    if (status != cudaSuccess) result.reason += std::string(": ") + cudaGetErrorString(status);
+    int driver = 0;
+    if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess) {
+        result.reason += driver == 0
+                             ? ": no NVIDIA driver is installed"
+                             : ": the driver is for CUDA " + version(driver) +
+                                   ", this build takes one for CUDA " + version(CUDART_VERSION);
+    } else if (status != cudaSuccess) {
+        result.reason += std::string(": ") + cudaGetErrorString(status);
+    }
     return result;
 }
 
@@ -67,7 +80,12 @@ void check(cudaError_t status, const std::string& what) {
 
 bool is_capturing(Stream stream) {
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    check(cudaStreamIsCapturing(stream, &capturing), "looking at the stream");
+    const cudaError_t status = cudaStreamIsCapturing(stream, &capturing);
+    if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice) {
+        static_cast<void>(cudaGetLastError());
+        return false; // as in a build without CUDA: nothing is recorded where there is no device
+    }
+    check(status, "looking at the stream");
     return capturing != cudaStreamCaptureStatusNone;
 }
 

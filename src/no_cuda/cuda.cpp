@@ -49,6 +49,7 @@ SequenceView HostSequence::view(int /*layer*/) const { refuse(); }
 
 struct DeviceCache::Impl {};
 DeviceCache::DeviceCache(const CacheConfig& /*config*/, int /*device*/) { refuse(); }
+std::size_t DeviceCache::plan(const CacheConfig& /*config*/) { refuse(); }
 DeviceCache::~DeviceCache() = default;
 DeviceCache::DeviceCache(DeviceCache&&) noexcept = default;
 DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a user of the installed library writes: fill a cache, attend to it.
+// What a user of the installed library writes: fill a cache, attend to it, ask for devices.
 #include <innerkv/attention.h>
 #include <innerkv/cache.h>
+#include <innerkv/cuda.h>
 #include <innerkv/view.h>
 
 #include <cmath>
@@ -46,5 +47,8 @@ int main() {
         if (!(std::fabs(value - 0.5f) < 0.01f)) return std::printf("wrong output %f\n", value), 1;
     if (cache.usage().quantized_pages == 0) return std::puts("nothing was quantized"), 1;
     std::printf("%lld of %d tokens in pages\n", 32LL * cache.usage().quantized_pages, kTokens);
+    // Either there is a device or a reason; with CUDA in the build this takes its runtime to link.
+    if (innerkv::cuda::devices().empty() == innerkv::cuda::unavailable_reason().empty())
+        return std::puts("neither devices nor a reason why not"), 1;
     return 0;
 }

@@ -31,6 +31,9 @@ TEST_F(DeviceCacheArguments, Configs) {
     expect_refused<InvalidArgument>(make([](auto& c) { c.exact_prefill = true; }), "exact_prefill");
     expect_refused<InvalidArgument>(make([](auto& c) { c.layer_codecs = {codecs_of_bits(3, 3)}; }),
                                     "layer_codecs is not supported, all layers have one format");
+    expect_refused<InvalidArgument>(
+        make([](auto& c) { c.format.v = find_preset("k8v8").format(64).v; }),
+        "bits; supported are those of the presets");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_sequences = 257; }), "1 to 256");
     expect_refused<InvalidArgument>(make([](auto& c) { c.max_tokens = 0; }), "max_tokens is 0");
     expect_refused<InvalidArgument>(make([](auto& c) { c.kv_heads = 0; }), "kv_heads");
@@ -45,11 +48,13 @@ TEST_F(DeviceCacheArguments, Configs) {
 
 TEST_F(DeviceCacheArguments, Slots) {
     cuda::DeviceCache cache(config());
+    EXPECT_EQ(cuda::DeviceCache::plan(config()), cache.bytes());
     expect_refused<InvalidArgument>([&] { cache.reserve(0, 10); }, "slot 0 is not in use");
     EXPECT_EQ(cache.create(), 0);
     EXPECT_EQ(cache.create(), 1);
     expect_refused<OutOfPages>([&] { cache.create(); }, "max_sequences = 2");
-    expect_refused<InvalidArgument>([&] { cache.reserve(0, -1); }, "length is -1");
+    expect_refused<InvalidArgument>([&] { cache.reserve(0, -1); },
+                                    "length is -1; supported are 0 to 2000");
     expect_refused<OutOfPages>([&] { cache.reserve(0, 3000); },
                                "3000 tokens asked of one sequence; the cache was made for");
     expect_refused<InvalidArgument>([&] { static_cast<void>(cache.length(0, 1)); }, "layer is 1");
@@ -78,6 +83,8 @@ TEST_F(DeviceCacheArguments, Appends) {
     expect_refused<InvalidArgument>(append([&](auto& a) { a.k.data = host.data(); }),
                                     "k is not device memory");
     expect_refused<InvalidArgument>(append([&](auto& a) { a.v.data = nullptr; }), "v");
+    expect_refused<InvalidArgument>(append([](auto& a) { a.k.type = static_cast<RowType>(9); }),
+                                    "k's type is RowType 9; supported are f32, f16 and bf16");
     expect_refused<InvalidArgument>(append([](auto& a) { a.k.head_stride = 63; }),
                                     "k's head_stride is 63");
     expect_refused<InvalidArgument>(
@@ -106,6 +113,137 @@ TEST_F(DeviceCacheArguments, ValuesBeyondF16) {
         both.poke(1, 303, 1, 5, 1.0f);
         both.append({10, 10});
         both.expect_same();
+    }
+}
+
+/// What one layer refuses, all others give back: the step can be repeated, and its queries count once.
+TEST_F(DeviceCacheArguments, LayersGoBackToOneLength) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 3;
+    config.transform = CacheConfig::from_preset(find_preset("base"), 3, 2, 64).transform;
+    for (const int before : {0, 60, 300}) {
+        SCOPED_TRACE(before);
+        BothCaches both(config, 600);
+        if (before > 0) both.append({before, before});
+        both.write_rows({5, 5}, 5);
+        both.device.append(both.device_append(0, 5));
+        both.poke(1, before + 3, 1, 5, NAN);
+        both.write_rows({5, 5}, 5);
+        both.device.append(both.device_append(1, 5));
+        both.device.append(both.device_append(2, 5));
+        expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
+        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+        both.device.verify();
+        for (int layer = 0; layer < 3; ++layer) {
+            EXPECT_EQ(both.device.length(0, layer), before + 5);
+            EXPECT_EQ(both.device.length(1, layer), before);
+        }
+        both.poke(1, before + 3, 1, 5, 1.0f);
+        both.write_rows({0, 5}, 5);
+        for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
+        both.device.verify();
+        both.write_rows({5, 5}, 5);
+        both.append_to_host({5, 5});
+        for (int i = 0; i < 4; ++i) both.append({60, 60});
+        both.expect_same();
+    }
+}
+
+/// A layer that is many steps ahead cannot go back: the slot takes nothing, and is not silent about it.
+TEST_F(DeviceCacheArguments, LayersThatCannotGoBack) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 2;
+    BothCaches both(config, 600);
+    both.write_rows({200, 200}, 200);
+    for (int i = 0; i < 3; ++i) both.device.append(both.device_append(0, 200));
+    both.device.append(both.device_append(1, 200));
+    both.poke(1, 3, 1, 5, INFINITY);
+    both.write_rows({200, 200}, 200);
+    both.device.append(both.device_append(1, 200));
+    expect_refused<InvalidArgument>([&] { both.device.verify(); },
+                                    "is inf; values must be finite and within fp16 (65504); the "
+                                    "layers of slot 1 have different lengths");
+    for (int i = 0; i < 2; ++i)
+        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "truncate the slot to 0");
+    both.poke(1, 3, 1, 5, 1.0f);
+    both.write_rows({0, 1}, 1);
+    both.device.append(both.device_append(1, 1));
+    EXPECT_EQ(both.device.length(1, 1), 200);
+    both.device.truncate(1, 0);
+    both.device.truncate(0, 0);
+    both.append({200, 200});
+    both.append({200, 200});
+    both.expect_same();
+}
+
+TEST_F(DeviceCacheArguments, NumbersOfTokens) {
+    BothCaches both(config(), 300);
+    both.append({20, 20});
+    for (const int wrong : {-1, 11, 1 << 30}) {
+        both.write_rows({10, 10}, 10);
+        const int counts[] = {10, wrong};
+        DeviceBuffer tokens(sizeof counts);
+        tokens.write(counts, sizeof counts);
+        cuda::DeviceAppend append = both.device_append(0, 10);
+        append.tokens = tokens.as<std::int32_t>();
+        both.device.append(append);
+        expect_refused<InvalidArgument>(
+            [&] { both.device.verify(); },
+            "slot 1, layer 0, brought " + std::to_string(wrong) +
+                " tokens at token 20; supported are 0 to max_tokens, 10");
+        both.device.verify();
+        EXPECT_EQ(both.device.length(1, 0), 20);
+        both.device.truncate(0, 20);
+    }
+    both.append({5, 100});
+    both.expect_same();
+}
+
+TEST_F(DeviceCacheArguments, RemovedSlotsHaveNothingToTell) {
+    BothCaches both(config(), 300);
+    both.poke(1, 0, 0, 0, NAN);
+    both.write_rows({1, 1}, 1);
+    both.device.append(both.device_append(0, 1));
+    both.device.remove(1);
+    both.device.verify();
+    EXPECT_EQ(both.device.length(0, 0), 1);
+}
+
+/// A host's long chunk fills the window that the device has: fewer tokens at a time find room.
+TEST_F(DeviceCacheArguments, WindowsThatAreFull) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.max_append = 64;
+    BothCaches both(config, 600);
+    both.device.remove(0);
+    const TestSequence source(config, 600, 3);
+    bool refused = false;
+    for (int length = 600; !refused; length -= 8) {
+        ASSERT_GT(length, 100);
+        Cache host(config);
+        const SequenceId id = host.create();
+        const AppendRows rows = source.rows(id, 0, length);
+        host.append(0, {&rows, 1});
+        const SequenceView view = host.view(0, id);
+        int slot = 0;
+        try {
+            slot = both.device.load({&view, 1});
+        } catch (const InvalidArgument& error) {
+            EXPECT_NE(std::string(error.what()).find("pages with the next token"),
+                      std::string::npos);
+            continue;
+        }
+        ASSERT_EQ(slot, 0);
+        both.device.reserve(0, 700);
+        both.write_rows({64, 0}, 64);
+        both.device.append(both.device_append(0, 64));
+        expect_refused<OutOfPages>([&] { both.device.verify(); }, "append fewer at a time");
+        refused = true;
+        for (int i = 0; i < 70; ++i) {
+            both.write_rows({1, 0}, 1);
+            both.device.append(both.device_append(0, 1));
+        }
+        both.device.verify();
+        EXPECT_EQ(both.device.length(0, 0), length + 70);
     }
 }
 
@@ -221,6 +359,10 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
                       [&](auto& v) { v.transforms = v.transforms.first(1); });
     expect_not_loaded("head stride", [](auto& v) { v.quantized.head_stride -= kPageAlignment; });
     expect_not_loaded("head stride", [](auto& v) { v.recent.head_stride = 0; });
+    expect_not_loaded("bytes a KV head as its quantized run where a page has",
+                      [](auto& v) { v.quantized.head_stride += kPageAlignment; });
+    expect_not_loaded("bytes a KV head as its recent run",
+                      [](auto& v) { v.recent.head_stride += kPageAlignment; });
     pages[1] = nullptr;
     expect_not_loaded("null page", [&](auto& v) { v.quantized.pages = pages; });
     pages[1] = view.quantized.pages[1] + 1;

@@ -115,6 +115,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
     *count = kDevices;
     return cudaSuccess;
 }
+cudaError_t cudaDriverGetVersion(int* version) {
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
 cudaError_t cudaGetDevice(int* device) {
     *device = current;
     return cudaSuccess;

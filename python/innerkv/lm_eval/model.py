@@ -22,8 +22,8 @@ CHUNK = 512  #: tokens whose logits are in memory at once
 def _check_device(device: Any) -> None:
     if torch.device(device).type != "cpu":
         raise ValueError(
-            f'innerkv: device "{device}"; log-likelihoods take forks and prefill="decode", which a cache on a device '
-            "does not have. Give device=cpu"
+            f'innerkv: device "{device}"; log-likelihoods take InnerKVCache.fork and prefill="decode", which are not '
+            'there on a device. Give device=cpu'
         )
 
 
@@ -40,7 +40,7 @@ class InnerKVLM(HFLM):
         paper: the InnerQ paper's codecs and key transform.
         prefill: of prompts in generate_until: "exact", as `generate` has it, or "decode" (InnerKVCache).
         batch_size: prompts that are generated from at once, continuations of one context that are scored at once.
-        device: "cpu": caches on other devices have no forks.
+        device: "cpu": InnerKVCache.fork is not there on others.
         **arguments: HFLM's: pretrained, gguf_file, dtype, max_length, ...
     """
 

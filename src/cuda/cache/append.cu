@@ -19,14 +19,18 @@ using paging::SettlePlan;
 /// An append to one slot.
 struct Step {
     SettlePlan settle;
-    int tokens; ///< 0: nothing happens
+    int tokens;  ///< 0: nothing happens
+    int brought; ///< by a slot that takes tokens; out of range: refused
 
-    __device__ Step(const AppendParams& params, const SlotState& slot, int index) : tokens(0) {
+    __device__ Step(const AppendParams& params, const SlotState& slot, int index)
+        : tokens(0), brought(0) {
         // One round trip to memory, not one after the other.
         const FaultKind fault = params.layer.faults[index].kind;
-        const int brought = params.tokens == nullptr ? params.max_tokens : params.tokens[index];
+        const int asked = params.tokens == nullptr ? params.max_tokens : params.tokens[index];
         if (slot.in_use == 0 || fault != FaultKind::none) return;
-        tokens = max(0, min(brought, params.max_tokens));
+        brought = asked;
+        if (asked < 0 || asked > params.max_tokens) return;
+        tokens = asked;
         if (tokens > 0) settle = plan_settle(params.layer.rule, slot.extent, slot.calibrated != 0);
     }
 };
@@ -228,20 +232,35 @@ __device__ void commit(const AppendParams& params, SlotState slot, int index, co
         return;
     }
     const bool queries = takes_queries(params, slot, step.tokens);
-    slot.extent = kept.extent = extent_after(params.layer.rule, slot, step);
-    if (step.settle.calibrate) slot.calibrated = kept.calibrated = 1;
     if (queries) {
+        kept.queries_from = slot.extent.length;
         kept.query_buffer = 1 - slot.query_buffer;
         kept.has_queries = 1;
     }
+    slot.extent = kept.extent = extent_after(params.layer.rule, slot, step);
+    if (step.settle.calibrate) slot.calibrated = kept.calibrated = 1;
     sequence = shown(params.layer, slot, step.tokens);
 }
 
-__device__ void report_pages(const AppendParams& params, const SlotState& slot, int index,
-                             int head) {
+/// That an append has no room, and of what kind.
+__device__ void report_room(const AppendParams& params, const SlotState& slot, int index,
+                            const Step& step, int head) {
+    const LayerRule& rule = params.layer.rule;
+    const std::int64_t pages = rule.grid_pages(slot.extent.length + step.tokens) -
+                               rule.grid_page(slot.extent.recent_first);
+    const FaultKind kind = pages > slot.recent.pages ? FaultKind::window : FaultKind::pages;
     if (threadIdx.x == 0)
         report(params.layer, index,
-               {FaultKind::pages, params.layer.layer, slot.extent.length, 0, head, 0, 0.0f});
+               {kind, params.layer.layer, slot.extent.length, step.tokens, head, 0, 0.0f});
+}
+
+/// Of a slot that brings a number of tokens that is out of range.
+__device__ void report_tokens(const AppendParams& params, const SlotState& slot, int index,
+                              const Step& step) {
+    if (threadIdx.x == 0 && step.tokens != step.brought)
+        report(params.layer, index,
+               {FaultKind::tokens, params.layer.layer, slot.extent.length, step.brought, 0, 0,
+                static_cast<float>(params.max_tokens)});
 }
 
 /// A block is through. All threads call it.
@@ -265,7 +284,7 @@ __global__ void __launch_bounds__(kPageThreads)
     const Step step(params, slot, index);
     int block = static_cast<int>(blockIdx.x);
     if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
-        report_pages(params, slot, index, head);
+        report_room(params, slot, index, step, head);
     } else if (step.tokens > 0 && block < 2 * params.page_blocks) {
         quantize_pages(layer, slot, step.settle, shared, head, block / 2, params.page_blocks,
                        block % 2 == 0);
@@ -275,6 +294,7 @@ __global__ void __launch_bounds__(kPageThreads)
     } else if (step.tokens > 0 && takes_queries(params, slot, step.tokens)) {
         add_queries(params, slot, index, step.tokens, head);
     }
+    report_tokens(params, slot, index, step);
     arrive(params, slot, index, step);
 }
 
@@ -288,7 +308,7 @@ __global__ void __launch_bounds__(kPageThreads)
     const SlotState slot = layer.slots[index]; // as it stays until the last block commits
     const Step step(params, slot, index);
     if (step.tokens > 0 && !fits(layer.rule, slot, step)) {
-        report_pages(params, slot, index, head);
+        report_room(params, slot, index, step, head);
     } else if (step.tokens > 0) {
         if (layer.rule.quantizes) {
             prepare_head(calibration, layer, slot, step, head);
@@ -300,6 +320,7 @@ __global__ void __launch_bounds__(kPageThreads)
         if (takes_queries(params, slot, step.tokens))
             add_queries(params, slot, index, step.tokens, head);
     }
+    report_tokens(params, slot, index, step);
     arrive(params, slot, index, step);
 }
 

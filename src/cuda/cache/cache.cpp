@@ -9,6 +9,7 @@
 #include "cache/state.h"
 #include "cuda/arguments.h"
 #include "cuda/cache/append.h"
+#include "cuda/kernels/table.h"
 
 namespace innerkv::cuda {
 namespace {
@@ -26,6 +27,8 @@ void check_config(const CacheConfig& config) {
         throw InvalidArgument(
             "cuda cache: layer_codecs is not supported, all layers have one format; leave it "
             "empty and choose a preset");
+    if (config.format.quantized())
+        find_kernel(config.format, false); // or attention could not read it
     if (config.max_sequences > kMaxSequences)
         throw InvalidArgument("cuda cache: max_sequences is " +
                               std::to_string(config.max_sequences) + "; supported are 1 to " +
@@ -93,10 +96,8 @@ void Table::write(std::size_t first) const {
           "writing a table of pages");
 }
 
-DeviceCache::Impl::Impl(const CacheConfig& cache_config, int cache_device)
-    : config(cache_config), device(cache_device) {
+DeviceCache::Impl::Impl(const CacheConfig& cache_config) : config(cache_config) {
     check_config(config);
-    require_device(device);
     calibrated_values = paging::adopt_calibrated(config);
     for (int layer = 0; layer < config.layers; ++layer) {
         rules.push_back(paging::layer_rule(config, layer));
@@ -104,6 +105,11 @@ DeviceCache::Impl::Impl(const CacheConfig& cache_config, int cache_device)
     }
     in_use.assign(static_cast<std::size_t>(config.max_sequences), false);
     choose_layouts();
+}
+
+DeviceCache::Impl::Impl(const CacheConfig& cache_config, int cache_device) : Impl(cache_config) {
+    require_device(cache_device);
+    device = cache_device;
     memory = DeviceMemory(device, place(nullptr), "a cache");
     place(memory.data());
     fill();

@@ -91,6 +91,8 @@ private:
 };
 
 struct DeviceCache::Impl {
+    /// Without memory: what place(nullptr) needs.
+    explicit Impl(const CacheConfig& cache_config);
     Impl(const CacheConfig& cache_config, int cache_device);
 
     std::size_t index(int layer, int slot) const {
@@ -106,7 +108,14 @@ struct DeviceCache::Impl {
     void remove(int slot);
     void reserve(int slot, std::int64_t length);
     void append(const DeviceAppend& append) const;
+    std::vector<Fault> read_faults() const;
+    void write_fault(int slot, const Fault& fault) const;
+    /// Throws what the first of them was, which is forgotten.
     void check_faults();
+    /// Cuts all layers of a slot to the shortest; false, and nothing has changed, where one cannot be cut there.
+    bool level(int slot) const;
+    /// Throws InvalidArgument where verify() has something to tell of the slot.
+    void check_told(int slot) const;
     void truncate(std::span<const int> slots, std::span<const std::int64_t> lengths);
     /// States of a slot cut at `length`; throws InvalidArgument where it cannot be.
     std::vector<SlotState> truncated(int slot, std::int64_t length) const;
@@ -189,7 +198,7 @@ struct DeviceCache::Impl {
     void permute(std::span<const int> sources);
 
     CacheConfig config;
-    int device;
+    int device = 0;
     std::vector<float> calibrated_values; ///< what config.calibrated points to
     std::vector<paging::LayerRule> rules;
     std::vector<LayerLayout> layouts;

@@ -122,6 +122,7 @@ void DeviceCache::Impl::fork_layer(int layer, int from, int to, const SlotState&
 
 int DeviceCache::Impl::fork(int slot) {
     check_slot(slot);
+    check_told(slot);
     const std::vector<SlotState> source = read_states(slot);
     check_free(fork_lack(slot, source));
     return create_filled([&](int to) {
@@ -248,6 +249,8 @@ void DeviceCache::Impl::reorder(std::span<const int> sources) {
         check_slot(source);
         ++uses[static_cast<std::size_t>(source)];
     }
+    for (std::size_t slot = 0; slot < slots; ++slot)
+        if (uses[slot] > 1) check_told(static_cast<int>(slot));
     check_free(reorder_lack(uses));
     for (std::size_t slot = 0; slot < slots; ++slot)
         if (in_use[slot] && uses[slot] == 0) remove(static_cast<int>(slot));

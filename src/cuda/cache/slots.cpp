@@ -153,6 +153,7 @@ void DeviceCache::Impl::remove(int slot) {
         state.in_use = 0;
     }
     write_states(slot, nothing);
+    write_fault(slot, {});
     in_use[static_cast<std::size_t>(slot)] = false;
     for (int layer = 0; layer < config.layers; ++layer) {
         SlotPages& own = slot_pages[index(layer, slot)];
@@ -196,7 +197,7 @@ void DeviceCache::Impl::check_free(const Groups& wanted) const {
 
 void DeviceCache::Impl::reserve(int slot, std::int64_t length) {
     check_slot(slot);
-    check_count("length", length, 0, std::numeric_limits<std::int64_t>::max());
+    if (length < 0) check_count("length", length, 0, config.max_tokens);
     if (length > config.max_tokens)
         throw OutOfPages("cuda cache: " + std::to_string(length) +
                          " tokens asked of one sequence; the cache was made for max_tokens = " +
@@ -241,6 +242,7 @@ namespace {
 
 void check_rows(const CallArguments& arguments, const DeviceRows& rows, const std::string& name,
                 int slots, int tokens, int heads, int head_dim) {
+    arguments.check_type(rows.type, name + "'s type");
     arguments.check_pointer(rows.data, name, element_bytes(rows.type));
     arguments.check_stride(rows.token_stride, tokens, head_dim, name + "'s token_stride");
     arguments.check_stride(rows.head_stride, heads, head_dim, name + "'s head_stride");
@@ -305,31 +307,6 @@ void DeviceCache::Impl::append(const DeviceAppend& append) const {
     run(kernels.append, dim3(blocks, heads, count));
 }
 
-void DeviceCache::Impl::check_faults() {
-    const DeviceScope scope(device);
-    synchronize();
-    std::vector<Fault> found(static_cast<std::size_t>(config.max_sequences));
-    check(cudaMemcpy(found.data(), faults, found.size() * sizeof(Fault), cudaMemcpyDeviceToHost),
-          "reading what appends refused");
-    const auto first = std::find_if(found.begin(), found.end(), [](const Fault& fault) {
-        return fault.kind != FaultKind::none;
-    });
-    if (first == found.end()) return;
-    const auto slot = static_cast<int>(first - found.begin());
-    check(cudaMemset(faults + slot, 0, sizeof(Fault)), "clearing what an append refused");
-    finish_writes();
-    const std::string what = "cuda cache: an append to slot " + std::to_string(slot) + ", layer " +
-                             std::to_string(first->layer) + ", ";
-    if (first->kind == FaultKind::pages)
-        throw OutOfPages(what + "at token " + std::to_string(first->position) +
-                         " had no pages; reserve() them before");
-    constexpr const char* kRows[] = {"K", "V", "Q"};
-    throw InvalidArgument(
-        what + kRows[first->rows] + " of token " + std::to_string(first->position) + ", head " +
-        std::to_string(first->head) + ", channel " + std::to_string(first->channel) + " is " +
-        std::to_string(first->value) + "; values must be finite and within fp16 (65504)");
-}
-
 namespace {
 
 /// The extent cut at `length`, or a message why not.
@@ -352,6 +329,101 @@ std::string cut(const paging::LayerRule& rule, const SlotState& fresh, std::int6
 }
 
 } // namespace
+
+std::vector<Fault> DeviceCache::Impl::read_faults() const {
+    const DeviceScope scope(device);
+    synchronize();
+    std::vector<Fault> found(static_cast<std::size_t>(config.max_sequences));
+    check(cudaMemcpy(found.data(), faults, found.size() * sizeof(Fault), cudaMemcpyDeviceToHost),
+          "reading what appends refused");
+    return found;
+}
+
+void DeviceCache::Impl::write_fault(int slot, const Fault& fault) const {
+    const DeviceScope scope(device);
+    check(cudaMemcpy(faults + slot, &fault, sizeof(Fault), cudaMemcpyHostToDevice),
+          "writing what an append refused");
+    finish_writes();
+}
+
+void DeviceCache::Impl::check_told(int slot) const {
+    if (read_faults()[static_cast<std::size_t>(slot)].kind != FaultKind::none)
+        throw InvalidArgument("cuda cache: an append to slot " + std::to_string(slot) +
+                              " was refused; verify() tells what before the slot can be forked");
+}
+
+bool DeviceCache::Impl::level(int slot) const {
+    std::vector<SlotState> cut_states = read_states(slot);
+    std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
+    for (const SlotState& state : cut_states) shortest = std::min(shortest, state.extent.length);
+    for (int layer = 0; layer < config.layers; ++layer) {
+        SlotState& state = cut_states[static_cast<std::size_t>(layer)];
+        if (state.extent.length == shortest) continue;
+        // Pages may be a fork's too: truncate() has others taken.
+        if (shortest == 0 && state.extent.quantized_pages() > 0) return false;
+        const bool had_queries = state.has_queries != 0 && shortest > 0;
+        if (had_queries && state.calibrated == 0 && state.queries_from == shortest) {
+            state.query_buffer = 1 - state.query_buffer; // without those of the tokens that go
+            const auto& rule = rules[static_cast<std::size_t>(layer)];
+            state.has_queries = shortest > rule.sink_tokens ? 1 : 0;
+        }
+        if (!cut(rules[static_cast<std::size_t>(layer)], fresh_states[index(layer, slot)], shortest,
+                 state)
+                 .empty())
+            return false;
+    }
+    write_states(slot, cut_states);
+    return true;
+}
+
+namespace {
+
+[[noreturn]] void throw_fault(int slot, const Fault& fault, const std::string& advice) {
+    const std::string what = "cuda cache: an append to slot " + std::to_string(slot) + ", layer " +
+                             std::to_string(fault.layer) + ", ";
+    if (fault.kind == FaultKind::pages)
+        throw OutOfPages(what + "at token " + std::to_string(fault.position) +
+                         " had no pages; reserve() them before" + advice);
+    if (fault.kind == FaultKind::window)
+        throw OutOfPages(what + std::to_string(fault.rows) + " tokens at token " +
+                         std::to_string(fault.position) +
+                         ", found the slot's window of fp16 pages full; append fewer at a time" +
+                         advice);
+    if (fault.kind == FaultKind::tokens)
+        throw InvalidArgument(what + "brought " + std::to_string(fault.rows) + " tokens at token " +
+                              std::to_string(fault.position) + "; supported are 0 to max_tokens, " +
+                              std::to_string(static_cast<int>(fault.value)) + advice);
+    constexpr const char* kRows[] = {"K", "V", "Q"};
+    throw InvalidArgument(what + kRows[fault.rows] + " of token " + std::to_string(fault.position) +
+                          ", head " + std::to_string(fault.head) + ", channel " +
+                          std::to_string(fault.channel) + " is " + std::to_string(fault.value) +
+                          "; values must be finite and within fp16 (65504)" + advice);
+}
+
+} // namespace
+
+void DeviceCache::Impl::check_faults() {
+    const std::vector<Fault> found = read_faults();
+    const auto find = [&](bool told) {
+        return std::find_if(found.begin(), found.end(), [&](const Fault& fault) {
+            return fault.kind != FaultKind::none && (fault.kind == FaultKind::lengths) == told;
+        });
+    };
+    // A slot that stays refused does not keep others from being told.
+    auto first = find(false);
+    if (first == found.end()) first = find(true);
+    if (first == found.end()) return;
+    const auto slot = static_cast<int>(first - found.begin());
+    const std::string uneven = "the layers of slot " + std::to_string(slot) +
+                               " have different lengths, and one cannot go back to the shortest: "
+                               "truncate the slot to 0, or remove it; until then it takes nothing";
+    if (first->kind == FaultKind::lengths) throw InvalidArgument("cuda cache: " + uneven);
+    const bool levelled = level(slot);
+    Fault left{};
+    if (!levelled) left.kind = FaultKind::lengths;
+    write_fault(slot, left);
+    throw_fault(slot, *first, levelled ? "" : "; " + uneven);
+}
 
 std::vector<SlotState> DeviceCache::Impl::truncated(int slot, std::int64_t length) const {
     check_slot(slot);
@@ -385,7 +457,16 @@ void DeviceCache::Impl::truncate(std::span<const int> slots,
     }
     check_free(shared_lack(emptied));
     for (const int slot : emptied) replace_shared(slot);
-    for (std::size_t i = 0; i < slots.size(); ++i) write_states(slots[i], cut_states[i]);
+    const std::vector<Fault> told = read_faults();
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        write_states(slots[i], cut_states[i]);
+        const bool even =
+            std::all_of(cut_states[i].begin(), cut_states[i].end(), [&](const SlotState& state) {
+                return state.extent.length == cut_states[i][0].extent.length;
+            });
+        if (even && told[static_cast<std::size_t>(slots[i])].kind == FaultKind::lengths)
+            write_fault(slots[i], {});
+    }
 }
 
 CacheUsage DeviceCache::Impl::usage() const {
@@ -416,6 +497,7 @@ CacheUsage DeviceCache::Impl::usage() const {
 
 DeviceCache::DeviceCache(const CacheConfig& config, int device)
     : impl_(std::make_unique<Impl>(config, device)) {}
+std::size_t DeviceCache::plan(const CacheConfig& config) { return Impl(config).place(nullptr); }
 DeviceCache::~DeviceCache() = default;
 DeviceCache::DeviceCache(DeviceCache&&) noexcept = default;
 DeviceCache& DeviceCache::operator=(DeviceCache&&) noexcept = default;

@@ -28,6 +28,7 @@ struct SlotState {
     std::int32_t calibrated;
     std::int32_t has_queries;    ///< query_power[query_buffer] counts
     std::int32_t query_buffer;   ///< the other one is an append's
+    std::int64_t queries_from;   ///< length before the last append whose queries count
     std::byte* const* sink;      ///< [sink pages]
     Ring recent;                 ///< by grid page
     std::byte* const* quantized; ///< [grid page]
@@ -39,14 +40,21 @@ struct SlotState {
     float* query_power[2];       ///< [kv_heads, head_dim] or null
 };
 
-enum class FaultKind : std::int32_t { none, value, pages };
+enum class FaultKind : std::int32_t {
+    none,
+    value,
+    pages,
+    window, ///< no room in the ring of fp16 pages
+    tokens, ///< `rows` of them, out of range
+    lengths ///< told by verify(), which could not bring the layers back to one length
+};
 
 /// The first thing that an append refused; a slot with one takes no more.
 struct Fault {
     FaultKind kind;
     std::int32_t layer;
     std::int64_t position; ///< of the token
-    std::int32_t rows;     ///< 0: K, 1: V, 2: Q
+    std::int32_t rows;     ///< 0: K, 1: V, 2: Q; or how many tokens an append brought
     std::int32_t head;
     std::int32_t channel;
     float value;

@@ -44,6 +44,16 @@ void DeviceCache::Impl::check_view(int layer, const SequenceView& view) const {
         refuse_view(layer, "has " + std::to_string(view.length) + " tokens, the cache takes " +
                                std::to_string(config.max_tokens));
     const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+    const auto check_stride = [&](const char* name, const PageRun& run, std::size_t bytes) {
+        if (run.tokens > 0 && run.head_stride != bytes)
+            refuse_view(layer, "has pages of " + std::to_string(run.head_stride) +
+                                   " bytes a KV head as its " + name + " where a page has " +
+                                   std::to_string(bytes));
+    };
+    const std::size_t f16_bytes = paging::f16_format(config.format.head_dim).page_bytes();
+    check_stride("sink", view.sink, f16_bytes);
+    check_stride("quantized run", view.quantized, config.format.page_bytes());
+    check_stride("recent run", view.recent, f16_bytes);
     const paging::LayerExtent extent = extent_of(rule, view);
     check_extent(layer, extent);
     const Stretches stretches(rule, extent);
@@ -94,11 +104,13 @@ void DeviceCache::Impl::check_room(int layer, const paging::LayerExtent& extent)
     const auto at = static_cast<std::size_t>(layer);
     const paging::LayerRule& rule = rules[at];
     const LayerLayout& layout = layouts[at];
+    // With the next token, or the slot could not go on.
     const std::int64_t recent =
-        rule.grid_pages(extent.length) - rule.grid_page(extent.recent_first);
+        rule.grid_pages(extent.length + 1) - rule.grid_page(extent.recent_first);
     if (layout.recent_pages > 0 && recent > layout.recent_pages)
         refuse_view(layer, "has a recent run of " + std::to_string(recent) +
-                               " pages, the cache takes " + std::to_string(layout.recent_pages));
+                               " pages with the next token, the cache takes " +
+                               std::to_string(layout.recent_pages));
     if (layout.windowed_pages > 0 && extent.quantized_pages() > layout.windowed_pages)
         refuse_view(layer, "has " + std::to_string(extent.quantized_pages()) +
                                " quantized pages, the cache takes " +
