@@ -155,7 +155,8 @@ def test_a_graph_without_pages_tells_afterwards():
     q, k, v = (rows.cuda() for rows in both.rows(1))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        both.device.append(0, 0, k[0], v[0], q[0])
+        for layer in range(LAYERS):
+            both.device.append(layer, 0, k[0], v[0], q[0])
         out = both.device.attend(0, 0, q[0])
     for _ in range(800):
         graph.replay()
