@@ -79,15 +79,15 @@ std::string to_text(const runner::Calibration& calibration) {
     };
     if (calibration.has_transforms()) {
         const Summary summary = summarize(calibration);
-        lines.push_back({"norms", fmt::format("{:.4g} to {:.4g}, in one head {:.4g} times at most",
-                                              summary.least_norm, summary.largest_norm,
-                                              summary.largest_ratio)});
-        lines.push_back({"centres", fmt::format("up to {:.4g}", summary.largest_centre)});
+        lines.emplace_back(
+            "norms", fmt::format("{:.4g} to {:.4g}, in one head {:.4g} times at most",
+                                 summary.least_norm, summary.largest_norm, summary.largest_ratio));
+        lines.emplace_back("centres", fmt::format("up to {:.4g}", summary.largest_centre));
     }
     if (by_layer) {
-        lines.push_back({"bits", fmt::format("{:.2f} a value", calibration.bits_per_value())});
-        lines.push_back(
-            {"keys, values", layer_digits(calibration.layer_codecs) + ", two digits a layer"});
+        lines.emplace_back("bits", fmt::format("{:.2f} a value", calibration.bits_per_value()));
+        lines.emplace_back("keys, values",
+                           layer_digits(calibration.layer_codecs) + ", two digits a layer");
     }
     return named_lines(lines);
 }

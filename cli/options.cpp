@@ -222,7 +222,7 @@ read_calibration(const std::string& path, const std::string& caches, const std::
         throw UsageError(
             "--calibration brings norm, centre and rotation, --codec paper has its own "
             "key norm alone; leave one of the two out");
-    const auto calibration = runner::read_calibration(path);
+    auto calibration = runner::read_calibration(path);
     if (!calibration->layer_codecs.empty())
         for (const std::string& cache : split_list(caches)) check_layer_bits(*calibration, cache);
     return calibration;
