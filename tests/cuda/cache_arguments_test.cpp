@@ -18,6 +18,13 @@ protected:
         config.max_sequences = 2;
         return config;
     }
+    /// Whose norms take queries too.
+    static CacheConfig balanced_config(int layers) {
+        CacheConfig config = DeviceCacheArguments::config();
+        config.layers = layers;
+        config.transform = TransformPolicy::from_preset(find_preset("base"));
+        return config;
+    }
 };
 
 TEST_F(DeviceCacheArguments, Configs) {
@@ -116,37 +123,75 @@ TEST_F(DeviceCacheArguments, ValuesBeyondF16) {
     }
 }
 
+/// Of three layers the second refuses five tokens of slot 1, which has `before`; the step is repeated, and both caches
+/// go on until they have calibrated.
+void expect_step_undone(BothCaches& both, int before) {
+    both.write_rows({5, 5}, 5);
+    both.device.append(both.device_append(0, 5));
+    both.poke(1, before + 3, 1, 5, NAN);
+    both.write_rows({5, 5}, 5);
+    both.device.append(both.device_append(1, 5));
+    both.device.append(both.device_append(2, 5));
+    expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
+    expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+    both.device.verify();
+    for (int layer = 0; layer < 3; ++layer) {
+        EXPECT_EQ(both.device.length(0, layer), before + 5);
+        EXPECT_EQ(both.device.length(1, layer), before);
+    }
+    both.poke(1, before + 3, 1, 5, 1.0f);
+    both.write_rows({0, 5}, 5);
+    for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
+    both.device.verify();
+    both.write_rows({5, 5}, 5);
+    both.append_to_host({5, 5});
+    for (int i = 0; i < 4; ++i) both.append({60, 60});
+    both.expect_same();
+}
+
 /// What one layer refuses, all others give back: the step can be repeated, and its queries count once.
 TEST_F(DeviceCacheArguments, LayersGoBackToOneLength) {
-    CacheConfig config = DeviceCacheArguments::config();
-    config.layers = 3;
-    config.transform = CacheConfig::from_preset(find_preset("base"), 3, 2, 64).transform;
     for (const int before : {0, 60, 300}) {
         SCOPED_TRACE(before);
-        BothCaches both(config, 600);
+        BothCaches both(balanced_config(3), 600);
         if (before > 0) both.append({before, before});
-        both.write_rows({5, 5}, 5);
-        both.device.append(both.device_append(0, 5));
-        both.poke(1, before + 3, 1, 5, NAN);
-        both.write_rows({5, 5}, 5);
-        both.device.append(both.device_append(1, 5));
-        both.device.append(both.device_append(2, 5));
-        expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
-        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
-        both.device.verify();
-        for (int layer = 0; layer < 3; ++layer) {
-            EXPECT_EQ(both.device.length(0, layer), before + 5);
-            EXPECT_EQ(both.device.length(1, layer), before);
-        }
-        both.poke(1, before + 3, 1, 5, 1.0f);
-        both.write_rows({0, 5}, 5);
-        for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
-        both.device.verify();
-        both.write_rows({5, 5}, 5);
-        both.append_to_host({5, 5});
-        for (int i = 0; i < 4; ++i) both.append({60, 60});
-        both.expect_same();
+        expect_step_undone(both, before);
     }
+}
+
+/// A slot whose tokens came without queries has none after a step is undone, whatever its memory holds.
+TEST_F(DeviceCacheArguments, LayersGoBackToNoQueries) {
+    for (const bool loaded : {false, true}) {
+        SCOPED_TRACE(loaded);
+        BothCaches both(balanced_config(3), 600);
+        both.append({70, 70}); // sums of another sequence's queries, in both buffers
+        both.append({5, 5});
+        for (const int slot : {0, 1}) both.truncate(slot, 0);
+        both.rewind({0, 0});
+        both.with_queries = false;
+        both.append({60, 60});
+        both.with_queries = true;
+        if (loaded) {
+            std::vector<SequenceView> views;
+            for (int layer = 0; layer < 3; ++layer)
+                views.push_back(both.host.view(layer, both.ids[1]));
+            both.device.remove(1);
+            ASSERT_EQ(both.device.load(views), 1);
+            both.device.reserve(1, 600);
+        }
+        expect_step_undone(both, 60);
+    }
+}
+
+/// An append from before a truncation is not undone in place of one that brought no queries.
+TEST_F(DeviceCacheArguments, LayersKeepQueriesOfTokensThatWereCut) {
+    BothCaches both(balanced_config(3), 600);
+    both.append({60, 60});
+    both.append({5, 5});
+    for (const int slot : {0, 1}) both.truncate(slot, 60);
+    both.rewind({60, 60});
+    both.with_queries = false;
+    expect_step_undone(both, 60);
 }
 
 /// A layer that is many steps ahead cannot go back: the slot takes nothing, and is not silent about it.

@@ -233,6 +233,7 @@ __device__ void commit(const AppendParams& params, SlotState slot, int index, co
     }
     const bool queries = takes_queries(params, slot, step.tokens);
     if (queries) {
+        kept.had_queries = slot.has_queries;
         kept.queries_from = slot.extent.length;
         kept.query_buffer = 1 - slot.query_buffer;
         kept.has_queries = 1;
