@@ -221,6 +221,35 @@ TEST_F(DeviceCacheArguments, LayersThatCannotGoBack) {
     both.expect_same();
 }
 
+/// Nor can one that has counted the queries of two steps more, or they would count twice; in the sink none count.
+TEST_F(DeviceCacheArguments, QueriesOfTwoStepsCannotGoBack) {
+    for (const int before : {0, 60}) {
+        SCOPED_TRACE(before);
+        BothCaches both(balanced_config(2), 600);
+        if (before > 0) both.append({before, before});
+        both.write_rows({0, 20}, 20);
+        for (int i = 0; i < 2; ++i) both.device.append(both.device_append(0, 20));
+        both.poke(1, before + 3, 1, 5, NAN);
+        both.write_rows({0, 20}, 20);
+        both.device.append(both.device_append(1, 20));
+        const std::string uneven = "the layers of slot 1 have different lengths";
+        if (before == 0) {
+            expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+            both.device.verify();
+        } else {
+            for (int i = 0; i < 2; ++i)
+                expect_refused<InvalidArgument>([&] { both.device.verify(); }, uneven);
+            EXPECT_EQ(both.device.length(1, 0), before + 40);
+            both.truncate(1, 0);
+            both.rewind({before, 0});
+        }
+        for (int layer = 0; layer < 2; ++layer) EXPECT_EQ(both.device.length(1, layer), 0);
+        both.poke(1, before + 3, 1, 5, 1.0f);
+        for (int i = 0; i < 5; ++i) both.append({60, 60});
+        both.expect_same();
+    }
+}
+
 TEST_F(DeviceCacheArguments, NumbersOfTokens) {
     BothCaches both(config(), 300);
     both.append({20, 20});
