@@ -477,5 +477,53 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     both.expect_same();
 }
 
+/// Nor one of a config with other calibrated transforms: attention takes the cache's own.
+TEST_F(DeviceCacheArguments, ViewsThatNoCacheShowsOfThisCalibration) {
+    std::vector<float> channels(3 * 64);
+    for (std::size_t i = 0; i < channels.size(); ++i)
+        channels[i] = 0.5f + 0.01f * static_cast<float>(i);
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 2;
+    config.transform.norm = KeyNormPolicy::calibrated;
+    for (int head = 0; head < 4; ++head) // the second layer's keys have no centre
+        config.calibrated.push_back({channels.data(), head < 2 ? channels.data() + 64 : nullptr,
+                                     channels.data() + 128, true});
+    BothCaches both(config, 500);
+    both.append({400, 20});
+    both.append({1, 1});
+    const SequenceView views[] = {both.host.view(0, both.ids[0]), both.host.view(1, both.ids[0])};
+    ASSERT_GT(views[1].quantized.tokens, 0);
+    const cuda::HostSequence fetched = both.device.fetch(0);
+    both.device.remove(0);
+    const auto expect_not_loaded = [&](const std::string& message,
+                                       const std::function<void(KeyTransform&)>& change) {
+        std::vector<KeyTransform> transforms(views[1].transforms.begin(),
+                                             views[1].transforms.end());
+        change(transforms[1]);
+        SequenceView changed[] = {views[0], views[1]};
+        changed[1].transforms = transforms;
+        expect_refused<InvalidArgument>([&] { both.device.load(changed); }, message);
+    };
+    const std::string another = "the view of layer 1 went through another calibration";
+    std::vector<float> other(channels.begin(), channels.begin() + 64);
+    other[63] += 0.01f;
+    expect_not_loaded(another, [&](auto& head) { head.norm = other.data(); });
+    expect_not_loaded(another, [](auto& head) { head.norm = nullptr; });
+    expect_not_loaded(another, [&](auto& head) { head.centre = other.data(); });
+    expect_not_loaded(another, [](auto& head) { head.value_centre = head.norm; });
+    SequenceView untransformed[] = {views[0], views[1]};
+    untransformed[1].transforms = {};
+    expect_refused<InvalidArgument>([&] { both.device.load(untransformed); },
+                                    "the view of layer 1 went through other transforms");
+    // A device shows a centre of zeros where there is none.
+    const SequenceView shown[] = {fetched.view(0), fetched.view(1)};
+    EXPECT_EQ(both.device.load(shown), 0);
+    both.device.remove(0);
+    EXPECT_EQ(both.device.load(views), 0);
+    both.append({5, 5});
+    EXPECT_TRUE(contents(config, both.device.fetch(0).view(1)).quantized ==
+                contents(both.host, both.ids[0], 1).quantized);
+}
+
 } // namespace
 } // namespace innerkv::test
