@@ -477,7 +477,39 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     both.expect_same();
 }
 
-/// Nor one of a config with other calibrated transforms: attention takes the cache's own.
+/// A window drops what no query will see, and no token more.
+TEST_F(DeviceCacheArguments, ViewsThatLackTokensOfTheirWindow) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.sliding_window = {256};
+    BothCaches both(config, 500);
+    both.append({400, 100});
+    both.append({1, 1});
+    const SequenceView view = both.host.view(0, both.ids[0]);
+    ASSERT_EQ(view.quantized.first_token, 128); // of the 145 that the append found outside
+    const SequenceView inside = both.host.view(0, both.ids[1]);
+    both.device.remove(0);
+    SequenceView changed = view;
+    changed.quantized.pages = changed.quantized.pages.subspan(1);
+    changed.quantized.first_token += kPageTokens;
+    changed.quantized.tokens -= kPageTokens;
+    expect_refused<InvalidArgument>(
+        [&] {
+            both.device.load({&changed, 1});
+        },
+        "lacks its first 160 tokens, and here no more than 146 is");
+    changed = inside;
+    changed.sink = {};
+    expect_refused<InvalidArgument>(
+        [&] {
+            both.device.load({&changed, 1});
+        },
+        "lacks its first 32 tokens, and here nothing is dropped");
+    EXPECT_EQ(both.device.load({&view, 1}), 0);
+    both.append({5, 5});
+    both.expect_same();
+}
+
+/// Nor views of a config with other calibrated transforms: attention takes those of the cache.
 TEST_F(DeviceCacheArguments, ViewsThatNoCacheShowsOfThisCalibration) {
     std::vector<float> channels(3 * 64);
     for (std::size_t i = 0; i < channels.size(); ++i)

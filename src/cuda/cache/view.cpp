@@ -92,9 +92,17 @@ void DeviceCache::Impl::check_extent(int layer, const paging::LayerExtent& exten
                                std::to_string(rule.sink_tokens) + " tokens");
     if (extent.recent_first > std::max<std::int64_t>(extent.length, rule.sink_tokens))
         refuse_view(layer, "has quantized tokens beyond its length");
-    if (extent.dropped < 0 || (extent.dropped > 0 && rule.sliding_window == 0))
-        refuse_view(layer, "lacks its first " + std::to_string(extent.dropped) +
-                               " tokens, and here nothing is dropped");
+    // The next token sees those from length - sliding_window + 1 on.
+    const std::int64_t unseen =
+        rule.sliding_window == 0
+            ? 0
+            : std::max<std::int64_t>(0, extent.length - rule.sliding_window + 1);
+    if (extent.dropped < 0 || extent.dropped > unseen)
+        refuse_view(
+            layer,
+            "lacks its first " + std::to_string(extent.dropped) + " tokens, and here " +
+                (unseen == 0 ? std::string("nothing") : "no more than " + std::to_string(unseen)) +
+                " is dropped");
     if (extent.quantized_pages() > 0 && !rule.quantizes)
         refuse_view(layer, "has quantized pages, and here nothing is quantized");
 }
