@@ -337,6 +337,29 @@ TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     EXPECT_EQ(cache.length(0, 0), 400);
 }
 
+/// More tokens than the cache was made for are a lack of pages too, also where no window is a ring.
+TEST_F(DeviceCacheArguments, PagesBeyondMaxTokens) {
+    CacheConfig config = small_config("f16", 64);
+    config.max_sequences = 2;
+    BothCaches rows(config, 600); // for its memory
+    config.max_tokens = 512;
+    cuda::DeviceCache cache(config);
+    cache.create();
+    cache.reserve(0, 512);
+    rows.write_rows({480, 0}, 480);
+    cache.append(rows.device_append(0, 480));
+    cache.verify();
+    rows.write_rows({100, 0}, 100);
+    cache.append(rows.device_append(0, 100));
+    expect_refused<OutOfPages>([&] { cache.verify(); },
+                               "slot 0, layer 0, at token 480 had no pages; reserve() them before");
+    EXPECT_EQ(cache.length(0, 0), 480);
+    rows.write_rows({32, 0}, 32);
+    cache.append(rows.device_append(0, 32));
+    cache.verify();
+    EXPECT_EQ(cache.length(0, 0), 512);
+}
+
 /// A slot whose tables still name the pages and centres of the sequence before, which are another's now.
 TEST_F(DeviceCacheArguments, PagesThatAreAnotherSequences) {
     CacheConfig config = DeviceCacheArguments::config();
