@@ -58,7 +58,7 @@ struct Fault {
     std::int32_t rows;     ///< 0: K, 1: V, 2: Q; or how many tokens an append brought
     std::int32_t head;
     std::int32_t channel;
-    float value;
+    float value; ///< that was refused; of FaultKind::tokens: the append's max_tokens
 };
 
 /// Of all appends to one layer.
