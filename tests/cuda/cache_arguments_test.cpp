@@ -7,6 +7,7 @@
 #include <string>
 
 #include "both_caches.h"
+#include "cuda/cache/state.h"
 
 namespace innerkv::test {
 namespace {
@@ -51,6 +52,54 @@ TEST_F(DeviceCacheArguments, Configs) {
                                           c.layers = 100;
                                       }),
                                       "bytes for a cache on device 0");
+}
+
+/// Without a device: of two layers, two slots, two KV heads of 64 channels, 2000 tokens in 63 pages.
+TEST(DeviceCachePlan, BytesOfAllThatIsTaken) {
+    CacheConfig config = CacheConfig::from_preset(find_preset("base"), 2, 2, 64);
+    config.max_tokens = 2000;
+    config.max_sequences = 2;
+    config.max_append = 512;
+    config.transform.norm = KeyNormPolicy::balanced;
+    config.transform.centre = config.transform.value_centre = true;
+    config.transform.calibration_tokens = 128;
+    config.transform.centre_epoch = 64; // 32 epochs, the last of one page
+    const auto lines = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
+    const std::size_t states = lines(4 * sizeof(cuda::SlotState)) +
+                               lines(4 * sizeof(cuda::Sequence)) + lines(2 * sizeof(cuda::Fault)) +
+                               lines(4 * sizeof(std::int32_t));
+    // An append may find 128 + 96 - 1 tokens behind the sink and 512 of the append before, and bring 512: 39 pages, and
+    // one that is partly theirs. The table names each twice, that of epochs one more.
+    const std::size_t tables = lines(8) + lines(8 * 2 * 40) + lines(8 * 63) + lines(8 * 33);
+    const std::size_t channels = 2 * 64 * sizeof(float);
+    // Two sums of queries, norm, value centre; which heads have a norm.
+    const std::size_t transforms = 4 * channels + lines(2 * sizeof(std::int32_t));
+    const std::size_t slot = (1 + 40) * paging::f16_group_bytes(config) + tables + transforms;
+    const std::size_t pools =
+        63 * paging::quantized_group_bytes(config) + (32 + 2) * paging::centre_group_bytes(config);
+    EXPECT_EQ(paging::f16_group_bytes(config), 2u * 2 * 32 * 64 * 2);
+    EXPECT_EQ(cuda::DeviceCache::plan(config), states + 2 * (2 * slot + pools));
+}
+
+TEST(DeviceCachePlan, Refusals) {
+    const auto plan = [](const std::function<void(CacheConfig&)>& change) {
+        return [change] {
+            CacheConfig config = small_config("base", 64);
+            change(config);
+            static_cast<void>(cuda::DeviceCache::plan(config));
+        };
+    };
+    EXPECT_NO_THROW(plan([](auto&) {})());
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.exact_prefill = true; }), "exact_prefill");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.layer_codecs = {codecs_of_bits(3, 3)}; }),
+                                    "layer_codecs is not supported, all layers have one format");
+    expect_refused<InvalidArgument>(
+        plan([](auto& c) { c.format.v = find_preset("k8v8").format(64).v; }),
+        "bits; supported are those of the presets");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.max_sequences = 257; }), "1 to 256");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.max_tokens = (1 << 30) + 1; }),
+                                    "max_tokens is 1073741825; supported are 1 to 2^30");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.kv_heads = 0; }), "kv_heads");
 }
 
 TEST_F(DeviceCacheArguments, Slots) {
