@@ -26,7 +26,7 @@ if [[ ! -x $tests ]]; then
 fi
 
 # Every kernel, kind of page and call that moves pages, once.
-filter=${1:-'All/DeviceFormats.*/base_64:All/DeviceFormats.Chunks*/hybrid_128:All/DevicePrefillFormats.RaggedBatch/base_128:DeviceEdge.MoreQueryTokens*:DeviceCacheArguments.Pages*:DeviceCacheForks.*:DeviceCacheTransfers.*:DeviceStreams.*:All/DeviceCacheFormats.*/small_80'}
+filter=${1:-'All/DeviceFormats.*/base_64:All/DeviceFormats.Chunks*/hybrid_128:All/DevicePrefillFormats.RaggedBatch/base_128:DeviceEdge.MoreQueryTokens*:DeviceCacheArguments.*:DeviceCacheForks.*:DeviceCacheTransfers.*:DeviceStreams.*:All/DeviceCacheFormats.*/small_80'}
 status=0
 for tool in memcheck racecheck; do
     options=(--tool "$tool" --error-exitcode 1)

@@ -60,7 +60,7 @@ private:
 };
 
 /// Calls of one object must not overlap on the host; appends and attention of one layer must follow each other on the
-/// device. Not there, other than in innerkv::Cache: exact_prefill, truncate() into quantized pages.
+/// device. Not there, other than in innerkv::Cache: exact_prefill, layer_codecs, truncate() into quantized pages.
 class DeviceCache {
 public:
     /// Takes all memory at once. Throws InvalidArgument where the config is not supported, Unavailable,
@@ -102,8 +102,9 @@ public:
 
     /// Waits; throws InvalidArgument or OutOfPages naming what an append since the last call refused, the
     /// lowest slot's first. That slot's layers are then all as long as the shortest, as before the refused step, and
-    /// it goes on. Where a layer was so many steps ahead that truncate() could not go back, the message says so, and the
-    /// slot takes nothing, which every verify() tells, until truncate(slot, 0) or remove().
+    /// it goes on. Where a layer was so many steps ahead that truncate() could not go back, or had counted queries of
+    /// more than one step for its key norm, the message says so, and the slot takes nothing, which every verify()
+    /// tells, until truncate(slot, 0) or remove().
     void verify();
 
     /// Keeps the first `length` tokens in every layer. Throws InvalidArgument where that cuts into quantized

@@ -70,7 +70,8 @@ cuda::DeviceAppend BothCaches::device_append(int layer, int max_tokens, cuda::St
         return cuda::DeviceRows{buffers_[static_cast<std::size_t>(side)].as(), type_,
                                 max_tokens * token, token, config.format.head_dim};
     };
-    return {layer,    max_tokens, counts_.as<std::int32_t>(), rows(0), rows(1), rows(2),
+    return {layer,    max_tokens, counts_.as<std::int32_t>(),
+            rows(0),  rows(1),    with_queries ? rows(2) : cuda::DeviceRows{},
             heads(2), stream};
 }
 
@@ -95,7 +96,8 @@ void BothCaches::append_to_host(const std::vector<int>& counts) {
         const auto at = static_cast<std::size_t>(slot);
         if (counts[at] == 0) continue;
         batch.push_back({ids[at], counts[at], host_rows(slot, 0, done_[at]),
-                         host_rows(slot, 1, done_[at]), host_rows(slot, 2, done_[at]), heads(2)});
+                         host_rows(slot, 1, done_[at]),
+                         with_queries ? host_rows(slot, 2, done_[at]) : Rows{}, heads(2)});
     }
     for (int layer = 0; layer < config.layers; ++layer) host.append(layer, batch);
     for (std::size_t slot = 0; slot < counts.size(); ++slot) done_[slot] += counts[slot];

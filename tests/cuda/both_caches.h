@@ -44,6 +44,7 @@ public:
     Cache host;
     cuda::DeviceCache device;
     std::vector<SequenceId> ids; ///< of slots
+    bool with_queries = true;    ///< appends bring them
 
 private:
     std::size_t element_bytes() const { return type_ == RowType::f32 ? 4 : 2; }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "both_caches.h"
+#include "cuda/cache/state.h"
 
 namespace innerkv::test {
 namespace {
@@ -16,6 +17,13 @@ protected:
     static CacheConfig config() {
         CacheConfig config = small_config("base", 64);
         config.max_sequences = 2;
+        return config;
+    }
+    /// Whose norms take queries too.
+    static CacheConfig balanced_config(int layers) {
+        CacheConfig config = DeviceCacheArguments::config();
+        config.layers = layers;
+        config.transform = TransformPolicy::from_preset(find_preset("base"));
         return config;
     }
 };
@@ -44,6 +52,54 @@ TEST_F(DeviceCacheArguments, Configs) {
                                           c.layers = 100;
                                       }),
                                       "bytes for a cache on device 0");
+}
+
+/// Without a device: of two layers, two slots, two KV heads of 64 channels, 2000 tokens in 63 pages.
+TEST(DeviceCachePlan, BytesOfAllThatIsTaken) {
+    CacheConfig config = CacheConfig::from_preset(find_preset("base"), 2, 2, 64);
+    config.max_tokens = 2000;
+    config.max_sequences = 2;
+    config.max_append = 512;
+    config.transform.norm = KeyNormPolicy::balanced;
+    config.transform.centre = config.transform.value_centre = true;
+    config.transform.calibration_tokens = 128;
+    config.transform.centre_epoch = 64; // 32 epochs, the last of one page
+    const auto lines = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
+    const std::size_t states = lines(4 * sizeof(cuda::SlotState)) +
+                               lines(4 * sizeof(cuda::Sequence)) + lines(2 * sizeof(cuda::Fault)) +
+                               lines(4 * sizeof(std::int32_t));
+    // An append may find 128 + 96 - 1 tokens behind the sink and 512 of the append before, and bring 512: 39 pages, and
+    // one that is partly theirs. The table names each twice, that of epochs one more.
+    const std::size_t tables = lines(8) + lines(8 * 2 * 40) + lines(8 * 63) + lines(8 * 33);
+    const std::size_t channels = 2 * 64 * sizeof(float);
+    // Two sums of queries, norm, value centre; which heads have a norm.
+    const std::size_t transforms = 4 * channels + lines(2 * sizeof(std::int32_t));
+    const std::size_t slot = (1 + 40) * paging::f16_group_bytes(config) + tables + transforms;
+    const std::size_t pools =
+        63 * paging::quantized_group_bytes(config) + (32 + 2) * paging::centre_group_bytes(config);
+    EXPECT_EQ(paging::f16_group_bytes(config), 2u * 2 * 32 * 64 * 2);
+    EXPECT_EQ(cuda::DeviceCache::plan(config), states + 2 * (2 * slot + pools));
+}
+
+TEST(DeviceCachePlan, Refusals) {
+    const auto plan = [](const std::function<void(CacheConfig&)>& change) {
+        return [change] {
+            CacheConfig config = small_config("base", 64);
+            change(config);
+            static_cast<void>(cuda::DeviceCache::plan(config));
+        };
+    };
+    EXPECT_NO_THROW(plan([](auto&) {})());
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.exact_prefill = true; }), "exact_prefill");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.layer_codecs = {codecs_of_bits(3, 3)}; }),
+                                    "layer_codecs is not supported, all layers have one format");
+    expect_refused<InvalidArgument>(
+        plan([](auto& c) { c.format.v = find_preset("k8v8").format(64).v; }),
+        "bits; supported are those of the presets");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.max_sequences = 257; }), "1 to 256");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.max_tokens = (1 << 30) + 1; }),
+                                    "max_tokens is 1073741825; supported are 1 to 2^30");
+    expect_refused<InvalidArgument>(plan([](auto& c) { c.kv_heads = 0; }), "kv_heads");
 }
 
 TEST_F(DeviceCacheArguments, Slots) {
@@ -116,37 +172,75 @@ TEST_F(DeviceCacheArguments, ValuesBeyondF16) {
     }
 }
 
+/// Of three layers the second refuses five tokens of slot 1, which has `before`; the step is repeated, and both caches
+/// go on until they have calibrated.
+void expect_step_undone(BothCaches& both, int before) {
+    both.write_rows({5, 5}, 5);
+    both.device.append(both.device_append(0, 5));
+    both.poke(1, before + 3, 1, 5, NAN);
+    both.write_rows({5, 5}, 5);
+    both.device.append(both.device_append(1, 5));
+    both.device.append(both.device_append(2, 5));
+    expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
+    expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+    both.device.verify();
+    for (int layer = 0; layer < 3; ++layer) {
+        EXPECT_EQ(both.device.length(0, layer), before + 5);
+        EXPECT_EQ(both.device.length(1, layer), before);
+    }
+    both.poke(1, before + 3, 1, 5, 1.0f);
+    both.write_rows({0, 5}, 5);
+    for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
+    both.device.verify();
+    both.write_rows({5, 5}, 5);
+    both.append_to_host({5, 5});
+    for (int i = 0; i < 4; ++i) both.append({60, 60});
+    both.expect_same();
+}
+
 /// What one layer refuses, all others give back: the step can be repeated, and its queries count once.
 TEST_F(DeviceCacheArguments, LayersGoBackToOneLength) {
-    CacheConfig config = DeviceCacheArguments::config();
-    config.layers = 3;
-    config.transform = CacheConfig::from_preset(find_preset("base"), 3, 2, 64).transform;
     for (const int before : {0, 60, 300}) {
         SCOPED_TRACE(before);
-        BothCaches both(config, 600);
+        BothCaches both(balanced_config(3), 600);
         if (before > 0) both.append({before, before});
-        both.write_rows({5, 5}, 5);
-        both.device.append(both.device_append(0, 5));
-        both.poke(1, before + 3, 1, 5, NAN);
-        both.write_rows({5, 5}, 5);
-        both.device.append(both.device_append(1, 5));
-        both.device.append(both.device_append(2, 5));
-        expect_refused<InvalidArgument>([&] { both.device.fork(1); }, "verify() tells what");
-        expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
-        both.device.verify();
-        for (int layer = 0; layer < 3; ++layer) {
-            EXPECT_EQ(both.device.length(0, layer), before + 5);
-            EXPECT_EQ(both.device.length(1, layer), before);
-        }
-        both.poke(1, before + 3, 1, 5, 1.0f);
-        both.write_rows({0, 5}, 5);
-        for (int layer = 0; layer < 3; ++layer) both.device.append(both.device_append(layer, 5));
-        both.device.verify();
-        both.write_rows({5, 5}, 5);
-        both.append_to_host({5, 5});
-        for (int i = 0; i < 4; ++i) both.append({60, 60});
-        both.expect_same();
+        expect_step_undone(both, before);
     }
+}
+
+/// A slot whose tokens came without queries has none after a step is undone, whatever its memory holds.
+TEST_F(DeviceCacheArguments, LayersGoBackToNoQueries) {
+    for (const bool loaded : {false, true}) {
+        SCOPED_TRACE(loaded);
+        BothCaches both(balanced_config(3), 600);
+        both.append({70, 70}); // sums of another sequence's queries, in both buffers
+        both.append({5, 5});
+        for (const int slot : {0, 1}) both.truncate(slot, 0);
+        both.rewind({0, 0});
+        both.with_queries = false;
+        both.append({60, 60});
+        both.with_queries = true;
+        if (loaded) {
+            std::vector<SequenceView> views;
+            for (int layer = 0; layer < 3; ++layer)
+                views.push_back(both.host.view(layer, both.ids[1]));
+            both.device.remove(1);
+            ASSERT_EQ(both.device.load(views), 1);
+            both.device.reserve(1, 600);
+        }
+        expect_step_undone(both, 60);
+    }
+}
+
+/// An append from before a truncation is not undone in place of one that brought no queries.
+TEST_F(DeviceCacheArguments, LayersKeepQueriesOfTokensThatWereCut) {
+    BothCaches both(balanced_config(3), 600);
+    both.append({60, 60});
+    both.append({5, 5});
+    for (const int slot : {0, 1}) both.truncate(slot, 60);
+    both.rewind({60, 60});
+    both.with_queries = false;
+    expect_step_undone(both, 60);
 }
 
 /// A layer that is many steps ahead cannot go back: the slot takes nothing, and is not silent about it.
@@ -174,6 +268,35 @@ TEST_F(DeviceCacheArguments, LayersThatCannotGoBack) {
     both.append({200, 200});
     both.append({200, 200});
     both.expect_same();
+}
+
+/// Nor can one that has counted the queries of two steps more, or they would count twice; in the sink none count.
+TEST_F(DeviceCacheArguments, QueriesOfTwoStepsCannotGoBack) {
+    for (const int before : {0, 60}) {
+        SCOPED_TRACE(before);
+        BothCaches both(balanced_config(2), 600);
+        if (before > 0) both.append({before, before});
+        both.write_rows({0, 20}, 20);
+        for (int i = 0; i < 2; ++i) both.device.append(both.device_append(0, 20));
+        both.poke(1, before + 3, 1, 5, NAN);
+        both.write_rows({0, 20}, 20);
+        both.device.append(both.device_append(1, 20));
+        const std::string uneven = "the layers of slot 1 have different lengths";
+        if (before == 0) {
+            expect_refused<InvalidArgument>([&] { both.device.verify(); }, "slot 1, layer 1, K of");
+            both.device.verify();
+        } else {
+            for (int i = 0; i < 2; ++i)
+                expect_refused<InvalidArgument>([&] { both.device.verify(); }, uneven);
+            EXPECT_EQ(both.device.length(1, 0), before + 40);
+            both.truncate(1, 0);
+            both.rewind({before, 0});
+        }
+        for (int layer = 0; layer < 2; ++layer) EXPECT_EQ(both.device.length(1, layer), 0);
+        both.poke(1, before + 3, 1, 5, 1.0f);
+        for (int i = 0; i < 5; ++i) both.append({60, 60});
+        both.expect_same();
+    }
 }
 
 TEST_F(DeviceCacheArguments, NumbersOfTokens) {
@@ -261,6 +384,29 @@ TEST_F(DeviceCacheArguments, PagesThatWereNotReserved) {
     cache.append(rows.device_append(0, 200));
     cache.verify();
     EXPECT_EQ(cache.length(0, 0), 400);
+}
+
+/// More tokens than the cache was made for are a lack of pages too, also where no window is a ring.
+TEST_F(DeviceCacheArguments, PagesBeyondMaxTokens) {
+    CacheConfig config = small_config("f16", 64);
+    config.max_sequences = 2;
+    BothCaches rows(config, 600); // for its memory
+    config.max_tokens = 512;
+    cuda::DeviceCache cache(config);
+    cache.create();
+    cache.reserve(0, 512);
+    rows.write_rows({480, 0}, 480);
+    cache.append(rows.device_append(0, 480));
+    cache.verify();
+    rows.write_rows({100, 0}, 100);
+    cache.append(rows.device_append(0, 100));
+    expect_refused<OutOfPages>([&] { cache.verify(); },
+                               "slot 0, layer 0, at token 480 had no pages; reserve() them before");
+    EXPECT_EQ(cache.length(0, 0), 480);
+    rows.write_rows({32, 0}, 32);
+    cache.append(rows.device_append(0, 32));
+    cache.verify();
+    EXPECT_EQ(cache.length(0, 0), 512);
 }
 
 /// A slot whose tables still name the pages and centres of the sequence before, which are another's now.
@@ -401,6 +547,86 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     EXPECT_EQ(both.device.load({&view, 1}), 0);
     both.append({5, 5});
     both.expect_same();
+}
+
+/// A window drops what no query will see, and no token more.
+TEST_F(DeviceCacheArguments, ViewsThatLackTokensOfTheirWindow) {
+    CacheConfig config = DeviceCacheArguments::config();
+    config.sliding_window = {256};
+    BothCaches both(config, 500);
+    both.append({400, 100});
+    both.append({1, 1});
+    const SequenceView view = both.host.view(0, both.ids[0]);
+    ASSERT_EQ(view.quantized.first_token, 128); // of the 145 that the append found outside
+    const SequenceView inside = both.host.view(0, both.ids[1]);
+    both.device.remove(0);
+    SequenceView changed = view;
+    changed.quantized.pages = changed.quantized.pages.subspan(1);
+    changed.quantized.first_token += kPageTokens;
+    changed.quantized.tokens -= kPageTokens;
+    expect_refused<InvalidArgument>(
+        [&] {
+            both.device.load({&changed, 1});
+        },
+        "lacks its first 160 tokens, and here no more than 146 is");
+    changed = inside;
+    changed.sink = {};
+    expect_refused<InvalidArgument>(
+        [&] {
+            both.device.load({&changed, 1});
+        },
+        "lacks its first 32 tokens, and here nothing is dropped");
+    EXPECT_EQ(both.device.load({&view, 1}), 0);
+    both.append({5, 5});
+    both.expect_same();
+}
+
+/// Nor views of a config with other calibrated transforms: attention takes those of the cache.
+TEST_F(DeviceCacheArguments, ViewsThatNoCacheShowsOfThisCalibration) {
+    std::vector<float> channels(3 * 64);
+    for (std::size_t i = 0; i < channels.size(); ++i)
+        channels[i] = 0.5f + 0.01f * static_cast<float>(i);
+    CacheConfig config = DeviceCacheArguments::config();
+    config.layers = 2;
+    config.transform.norm = KeyNormPolicy::calibrated;
+    for (int head = 0; head < 4; ++head) // the second layer's keys have no centre
+        config.calibrated.push_back({channels.data(), head < 2 ? channels.data() + 64 : nullptr,
+                                     channels.data() + 128, true});
+    BothCaches both(config, 500);
+    both.append({400, 20});
+    both.append({1, 1});
+    const SequenceView views[] = {both.host.view(0, both.ids[0]), both.host.view(1, both.ids[0])};
+    ASSERT_GT(views[1].quantized.tokens, 0);
+    const cuda::HostSequence fetched = both.device.fetch(0);
+    both.device.remove(0);
+    const auto expect_not_loaded = [&](const std::string& message,
+                                       const std::function<void(KeyTransform&)>& change) {
+        std::vector<KeyTransform> transforms(views[1].transforms.begin(),
+                                             views[1].transforms.end());
+        change(transforms[1]);
+        SequenceView changed[] = {views[0], views[1]};
+        changed[1].transforms = transforms;
+        expect_refused<InvalidArgument>([&] { both.device.load(changed); }, message);
+    };
+    const std::string another = "the view of layer 1 went through another calibration";
+    std::vector<float> other(channels.begin(), channels.begin() + 64);
+    other[63] += 0.01f;
+    expect_not_loaded(another, [&](auto& head) { head.norm = other.data(); });
+    expect_not_loaded(another, [](auto& head) { head.norm = nullptr; });
+    expect_not_loaded(another, [&](auto& head) { head.centre = other.data(); });
+    expect_not_loaded(another, [](auto& head) { head.value_centre = head.norm; });
+    SequenceView untransformed[] = {views[0], views[1]};
+    untransformed[1].transforms = {};
+    expect_refused<InvalidArgument>([&] { both.device.load(untransformed); },
+                                    "the view of layer 1 went through other transforms");
+    // A device shows a centre of zeros where there is none.
+    const SequenceView shown[] = {fetched.view(0), fetched.view(1)};
+    EXPECT_EQ(both.device.load(shown), 0);
+    both.device.remove(0);
+    EXPECT_EQ(both.device.load(views), 0);
+    both.append({5, 5});
+    EXPECT_TRUE(contents(config, both.device.fetch(0).view(1)).quantized ==
+                contents(both.host, both.ids[0], 1).quantized);
 }
 
 } // namespace

@@ -233,6 +233,7 @@ __device__ void commit(const AppendParams& params, SlotState slot, int index, co
     }
     const bool queries = takes_queries(params, slot, step.tokens);
     if (queries) {
+        kept.had_queries = slot.has_queries;
         kept.queries_from = slot.extent.length;
         kept.query_buffer = 1 - slot.query_buffer;
         kept.has_queries = 1;
@@ -246,9 +247,11 @@ __device__ void commit(const AppendParams& params, SlotState slot, int index, co
 __device__ void report_room(const AppendParams& params, const SlotState& slot, int index,
                             const Step& step, int head) {
     const LayerRule& rule = params.layer.rule;
-    const std::int64_t pages = rule.grid_pages(slot.extent.length + step.tokens) -
-                               rule.grid_page(slot.extent.recent_first);
-    const FaultKind kind = pages > slot.recent.pages ? FaultKind::window : FaultKind::pages;
+    const std::int64_t first = rule.grid_page(slot.extent.recent_first);
+    const std::int64_t end = rule.grid_pages(slot.extent.length + step.tokens);
+    // Of a ring: its capacity knows no end. Elsewhere pages are reserved.
+    const bool full = end <= slot.recent_capacity && end - first > slot.recent.pages;
+    const FaultKind kind = full ? FaultKind::window : FaultKind::pages;
     if (threadIdx.x == 0)
         report(params.layer, index,
                {kind, params.layer.layer, slot.extent.length, step.tokens, head, 0, 0.0f});

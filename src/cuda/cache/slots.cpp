@@ -325,6 +325,7 @@ std::string cut(const paging::LayerRule& rule, const SlotState& fresh, std::int6
         extent.length = length;
     }
     if (length <= rule.sink_tokens) state.has_queries = 0;
+    state.queries_from = -1;
     return "";
 }
 
@@ -361,16 +362,15 @@ bool DeviceCache::Impl::level(int slot) const {
         if (state.extent.length == shortest) continue;
         // Pages may be a fork's too: truncate() has others taken.
         if (shortest == 0 && state.extent.quantized_pages() > 0) return false;
-        const bool had_queries = state.has_queries != 0 && shortest > 0;
-        if (had_queries && state.calibrated == 0 && state.queries_from == shortest) {
+        const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
+        const bool sums = state.has_queries != 0 && state.calibrated == 0;
+        // Two appends of queries or more: the sums before them are gone.
+        if (sums && state.queries_from > shortest && shortest > rule.sink_tokens) return false;
+        if (sums && state.queries_from == shortest) {
             state.query_buffer = 1 - state.query_buffer; // without those of the tokens that go
-            const auto& rule = rules[static_cast<std::size_t>(layer)];
-            state.has_queries = shortest > rule.sink_tokens ? 1 : 0;
+            state.has_queries = state.had_queries;
         }
-        if (!cut(rules[static_cast<std::size_t>(layer)], fresh_states[index(layer, slot)], shortest,
-                 state)
-                 .empty())
-            return false;
+        if (!cut(rule, fresh_states[index(layer, slot)], shortest, state).empty()) return false;
     }
     write_states(slot, cut_states);
     return true;

@@ -28,7 +28,8 @@ struct SlotState {
     std::int32_t calibrated;
     std::int32_t has_queries;    ///< query_power[query_buffer] counts
     std::int32_t query_buffer;   ///< the other one is an append's
-    std::int64_t queries_from;   ///< length before the last append whose queries count
+    std::int32_t had_queries;    ///< has_queries before the last append whose queries count
+    std::int64_t queries_from;   ///< length before that append; -1: it cannot be undone
     std::byte* const* sink;      ///< [sink pages]
     Ring recent;                 ///< by grid page
     std::byte* const* quantized; ///< [grid page]
@@ -57,7 +58,7 @@ struct Fault {
     std::int32_t rows;     ///< 0: K, 1: V, 2: Q; or how many tokens an append brought
     std::int32_t head;
     std::int32_t channel;
-    float value;
+    float value; ///< that was refused; of FaultKind::tokens: the append's max_tokens
 };
 
 /// Of all appends to one layer.

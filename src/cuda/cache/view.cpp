@@ -92,9 +92,17 @@ void DeviceCache::Impl::check_extent(int layer, const paging::LayerExtent& exten
                                std::to_string(rule.sink_tokens) + " tokens");
     if (extent.recent_first > std::max<std::int64_t>(extent.length, rule.sink_tokens))
         refuse_view(layer, "has quantized tokens beyond its length");
-    if (extent.dropped < 0 || (extent.dropped > 0 && rule.sliding_window == 0))
-        refuse_view(layer, "lacks its first " + std::to_string(extent.dropped) +
-                               " tokens, and here nothing is dropped");
+    // The next token sees those from length - sliding_window + 1 on.
+    const std::int64_t unseen =
+        rule.sliding_window == 0
+            ? 0
+            : std::max<std::int64_t>(0, extent.length - rule.sliding_window + 1);
+    if (extent.dropped < 0 || extent.dropped > unseen)
+        refuse_view(
+            layer,
+            "lacks its first " + std::to_string(extent.dropped) + " tokens, and here " +
+                (unseen == 0 ? std::string("nothing") : "no more than " + std::to_string(unseen)) +
+                " is dropped");
     if (extent.quantized_pages() > 0 && !rule.quantizes)
         refuse_view(layer, "has quantized pages, and here nothing is quantized");
 }
@@ -135,19 +143,46 @@ void DeviceCache::Impl::check_centres(int layer, const SequenceView& view,
                                " and the run begins at page " + std::to_string(first_page));
 }
 
-/// Transforms are those that the config's policy makes.
+namespace {
+
+/// [head_dim] each; null is `neutral` everywhere, as a device keeps it.
+bool same_channels(const float* a, const float* b, float neutral, int head_dim) {
+    for (int channel = 0; channel < head_dim; ++channel)
+        if ((a != nullptr ? a[channel] : neutral) != (b != nullptr ? b[channel] : neutral))
+            return false;
+    return true;
+}
+
+bool same_transform(const KeyTransform& a, const KeyTransform& b, int head_dim) {
+    return a.rotate == b.rotate && same_channels(a.norm, b.norm, 1.0f, head_dim) &&
+           same_channels(a.centre, b.centre, 0.0f, head_dim) &&
+           same_channels(a.value_centre, b.value_centre, 0.0f, head_dim);
+}
+
+} // namespace
+
+/// Transforms are those that the config's policy makes, or its calibrated ones.
 void DeviceCache::Impl::check_transforms(int layer, const SequenceView& view) const {
     const auto at = static_cast<std::size_t>(layer);
     const TransformPolicy& policy = config.transform;
     const bool calibrated = policy.norm == KeyNormPolicy::calibrated;
-    const bool transformed = params[at].rotate != 0 || rules[at].calibration_tokens > 0;
-    if (view.quantized.tokens > 0 && !calibrated && transformed == view.transforms.empty())
+    const bool transformed =
+        calibrated || params[at].rotate != 0 || rules[at].calibration_tokens > 0;
+    if (view.quantized.tokens > 0 && transformed == view.transforms.empty())
         refuse_view(layer, "went through other transforms");
+    if (calibrated) {
+        // Attention on the device takes the config's, not the view's.
+        const KeyTransform* expected =
+            config.calibrated.data() + at * static_cast<std::size_t>(config.kv_heads);
+        for (const KeyTransform& head : view.transforms)
+            if (!same_transform(head, *expected++, config.format.head_dim))
+                refuse_view(layer, "went through another calibration");
+        return;
+    }
     for (const KeyTransform& head : view.transforms)
         if (head.rotate != (params[at].rotate != 0) ||
-            (head.norm != nullptr && !calibrated && !paging::norm_from_sequence(policy)) ||
-            (head.centre != nullptr && !calibrated) ||
-            (head.value_centre != nullptr && !calibrated && !policy.value_centre))
+            (head.norm != nullptr && !paging::norm_from_sequence(policy)) ||
+            head.centre != nullptr || (head.value_centre != nullptr && !policy.value_centre))
             refuse_view(layer, "went through other transforms");
 }
 
