@@ -434,9 +434,9 @@ TEST_F(CalibrationFile, BelongsToOneModelAndToPresetsThatQuantize) {
 
 /// Bytes of a quantized page in each layer, as a session has them.
 std::vector<std::size_t> page_bytes_of(const Session& session, int layers) {
-    std::vector<std::size_t> bytes;
+    std::vector<std::size_t> bytes(static_cast<std::size_t>(layers));
     for (int layer = 0; layer < layers; ++layer)
-        bytes.push_back(session.view(layer).quantized.head_stride);
+        bytes[static_cast<std::size_t>(layer)] = session.view(layer).quantized.head_stride;
     return bytes;
 }
 
