@@ -5,6 +5,7 @@
 #include <chrono>
 #include <random>
 #include <span>
+#include <thread>
 
 #include "innerkv/error.h"
 #include "resident.h"
@@ -140,6 +141,10 @@ private:
     std::vector<double> rates_; ///< of this context's repeats
 };
 
+/// ggml's threads look for the next graph for a while before they sleep (up to 1024 * 128 * polling pauses of the
+/// processor, some tenths of a second), and would take the cores from the next contender.
+constexpr auto kLongerThanPolling = std::chrono::milliseconds(500);
+
 /// Throws Stopped.
 void generate_in_turns(std::span<Contestant> contestants, const DecodeBenchOptions& options,
                        int context) {
@@ -149,6 +154,7 @@ void generate_in_turns(std::span<Contestant> contestants, const DecodeBenchOptio
         for (Contestant& contestant : contestants) {
             const std::string what = "decode up to " + std::to_string(context);
             if (options.progress && !options.progress(what, done, total)) throw Stopped();
+            std::this_thread::sleep_for(kLongerThanPolling);
             contestant.generate();
             done += options.tokens;
         }
