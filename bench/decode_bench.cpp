@@ -67,6 +67,10 @@ private:
     std::size_t peak_ = 0;
 };
 
+/// ggml's threads look for the next graph for a while before they sleep (up to 1024 * 128 * polling pauses of the
+/// processor, some tenths of a second), and would take the cores from the next contender.
+constexpr auto kLongerThanPolling = std::chrono::milliseconds(500);
+
 class Contestant {
 public:
     Contestant(const std::shared_ptr<runner::Model>& model, const DecodeBenchOptions& options,
@@ -87,7 +91,7 @@ public:
 
     /// All prompts are cut from one text. Throws Stopped.
     void read_prompt(std::span<const Token> text, int length) {
-        memory_.start_turn();
+        start_turn();
         const auto done = static_cast<std::size_t>(session_->length());
         const auto rest = text.subspan(done, static_cast<std::size_t>(length) - done);
         bool going_on = true;
@@ -108,7 +112,7 @@ public:
 
     /// Goes on from the repeat before: caches with a sliding window cannot be cut back.
     void generate() {
-        memory_.start_turn();
+        start_turn();
         const auto start = Clock::now();
         for (int i = 0; i < options_.tokens; ++i) {
             session_->decode(next_);
@@ -130,6 +134,11 @@ public:
     }
 
 private:
+    void start_turn() {
+        std::this_thread::sleep_for(kLongerThanPolling);
+        memory_.start_turn();
+    }
+
     const DecodeBenchOptions& options_;
     std::string name_;
     std::size_t weights_;
@@ -141,20 +150,15 @@ private:
     std::vector<double> rates_; ///< of this context's repeats
 };
 
-/// ggml's threads look for the next graph for a while before they sleep (up to 1024 * 128 * polling pauses of the
-/// processor, some tenths of a second), and would take the cores from the next contender.
-constexpr auto kLongerThanPolling = std::chrono::milliseconds(500);
-
 /// Throws Stopped.
 void generate_in_turns(std::span<Contestant> contestants, const DecodeBenchOptions& options,
                        int context) {
     const auto total = generated(options) * static_cast<std::int64_t>(contestants.size());
+    const std::string what = "decode up to " + std::to_string(context);
     std::int64_t done = 0;
     for (int repeat = 0; repeat < options.repeats; ++repeat)
         for (Contestant& contestant : contestants) {
-            const std::string what = "decode up to " + std::to_string(context);
             if (options.progress && !options.progress(what, done, total)) throw Stopped();
-            std::this_thread::sleep_for(kLongerThanPolling);
             contestant.generate();
             done += options.tokens;
         }

@@ -11,6 +11,7 @@
 #include "interrupt.h"
 #include "knapsack.h"
 #include "progress.h"
+#include "reading.h"
 #include "score.h"
 
 namespace innerkv::cli {
@@ -61,10 +62,8 @@ std::vector<double> divergences(Contest& contest, const runner::Model& model,
     std::vector<std::vector<Standing>> items;
     for (std::size_t first = 0; first + window <= tokens.size(); first += window) {
         const auto part = tokens.subspan(first, window);
-        std::vector<runner::Token> opened(part.begin(), part.end());
-        opened.front() = model.bos().value_or(opened.front());
         contest.clear();
-        if (!contest.score(opened, window / 2)) return {};
+        if (!contest.score(opened(model, part), window / 2)) return {};
         items.push_back(contest.standings());
     }
     std::vector<double> means;

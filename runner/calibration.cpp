@@ -21,13 +21,7 @@ bool has_shape(const Calibration& calibration, const ModelInfo& info) {
 
 } // namespace
 
-double Calibration::bits_per_value() const {
-    double sum = 0.0;
-    for (const LayerCodecs& layer : layer_codecs) {
-        sum += PageFormat{layer.k, layer.v, head_dim}.bits_per_value();
-    }
-    return layer_codecs.empty() ? 0.0 : sum / static_cast<double>(layer_codecs.size());
-}
+double Calibration::bits_per_value() const { return mean_bits_per_value(layer_codecs, head_dim); }
 
 std::vector<KeyTransform> Calibration::transforms() const {
     std::vector<KeyTransform> heads(static_cast<std::size_t>(layers) *

@@ -84,6 +84,8 @@ inline constexpr int kGroupsPerBlock = kTilesPerBlock * kTileRows;
 inline constexpr std::size_t kPageAlignment = 64;
 
 enum class CodecKind : std::uint8_t { f16, symmetric, asymmetric, hybrid, affine };
+/// As it is spelled here.
+std::string_view kind_name(CodecKind kind);
 
 /// How one side (K or V) of a page is stored. `bits` is 2, 3, 4 or 8; 16 for f16.
 struct Codec {
@@ -178,6 +180,8 @@ struct LayerCodecs {
 /// The codecs that presets have for so many bits of keys and of values: affine for 2, 3 and 4, symmetric for 8.
 /// Throws InvalidArgument naming other numbers of bits.
 LayerCodecs codecs_of_bits(int k_bits, int v_bits);
+/// PageFormat::bits_per_value(), the mean of layers that have these codecs; 0 of none.
+double mean_bits_per_value(std::span<const LayerCodecs> layers, int head_dim);
 
 /// Head dimensions every backend supports.
 inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};

@@ -17,6 +17,7 @@ from pathlib import Path
 import lm_eval
 import torch
 import transformers
+from caches import source_of
 from lm_eval.tasks import TaskManager
 
 from innerkv.lm_eval import InnerKVLM
@@ -32,10 +33,7 @@ COLUMNS = (
 
 def load(name):
     """Model and tokenizer. A GGUF file is one of its folder, as transformers has it."""
-    file = Path(name)
-    source = {"pretrained_model_name_or_path": name}
-    if file.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    source = source_of(name)
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(**source)
 

@@ -13,22 +13,6 @@ using namespace nb::literals;
 namespace innerkv::python {
 namespace {
 
-std::string codec_name(Codec codec) {
-    switch (codec.kind) {
-    case CodecKind::f16:
-        return "f16";
-    case CodecKind::symmetric:
-        return "symmetric";
-    case CodecKind::asymmetric:
-        return "asymmetric";
-    case CodecKind::hybrid:
-        return "hybrid";
-    case CodecKind::affine:
-        return "affine";
-    }
-    return {};
-}
-
 std::string norm_name(KeyNormPolicy policy) {
     switch (policy) {
     case KeyNormPolicy::none:
@@ -46,9 +30,9 @@ std::string norm_name(KeyNormPolicy policy) {
 nb::dict describe(const Preset& preset) {
     nb::dict result;
     result["name"] = std::string(preset.name);
-    result["k_codec"] = codec_name(preset.k);
+    result["k_codec"] = kind_name(preset.k.kind);
     result["k_bits"] = preset.k.bits;
-    result["v_codec"] = codec_name(preset.v);
+    result["v_codec"] = kind_name(preset.v.kind);
     result["v_bits"] = preset.v.bits;
     result["bits_per_value"] = preset.format(128).bits_per_value();
     result["sink_tokens"] = preset.sink_tokens;

@@ -203,10 +203,8 @@ PageFormat CacheConfig::layer_format(int layer) const {
 }
 
 double CacheConfig::bits_per_value() const {
-    if (layer_codecs.empty()) return format.bits_per_value();
-    double sum = 0.0;
-    for (int layer = 0; layer < layers; ++layer) sum += layer_format(layer).bits_per_value();
-    return sum / layers;
+    return layer_codecs.empty() ? format.bits_per_value()
+                                : mean_bits_per_value(layer_codecs, format.head_dim);
 }
 
 TransformPolicy TransformPolicy::from_preset(const Preset& preset) {

@@ -73,6 +73,29 @@ LayerCodecs codecs_of_bits(int k_bits, int v_bits) {
     return {codec_of_bits("keys", k_bits), codec_of_bits("values", v_bits)};
 }
 
+double mean_bits_per_value(std::span<const LayerCodecs> layers, int head_dim) {
+    double sum = 0.0;
+    for (const LayerCodecs& layer : layers)
+        sum += PageFormat{layer.k, layer.v, head_dim}.bits_per_value();
+    return layers.empty() ? 0.0 : sum / static_cast<double>(layers.size());
+}
+
+std::string_view kind_name(CodecKind kind) {
+    switch (kind) {
+    case CodecKind::f16:
+        return "f16";
+    case CodecKind::symmetric:
+        return "symmetric";
+    case CodecKind::asymmetric:
+        return "asymmetric";
+    case CodecKind::hybrid:
+        return "hybrid";
+    case CodecKind::affine:
+        return "affine";
+    }
+    return "unknown";
+}
+
 std::span<const Preset> presets() { return kPresets; }
 
 std::optional<KeyNormPolicy> find_key_norm(std::string_view name) {

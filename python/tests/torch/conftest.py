@@ -24,6 +24,7 @@ def run(monkeypatch, capsys):
     torch already."""
 
     def call(script, *arguments):
+        monkeypatch.syspath_prepend(script.parent)  # as Python does
         monkeypatch.setattr(sys, "argv", [script.name, *map(str, arguments)])
         runpy.run_path(str(script), run_name="__main__")
         return capsys.readouterr().out

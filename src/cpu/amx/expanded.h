@@ -103,19 +103,20 @@ template <Zeros zeros, typename Block>
 inline BlockScales block_scales(const Block& block) {
     BlockScales scales;
     for (int tile = 0; tile < 4; ++tile)
-        scales.at[tile] = load_scales<zeros>(*block.reader, block.scales, tile);
+        scales.at[tile] = load_scales<zeros>(block.bits, block.scales, tile);
     return scales;
 }
 
-/// A tile's sums of one row; starts and weights as in KeyBlock.
+/// A tile's sums of one row; starts, weights and rows' scales as in KeyBlock.
 template <Zeros zeros>
 inline Floats add_tile(const TileSums& sums, const BlockScales& scales, const std::int32_t* starts,
-                       const float* weights, int tile, int row, float scale, Floats onto) {
+                       const float* weights, const float* row_scales, int tile, int row,
+                       Floats onto) {
     const int at = tile * kMaxRows + row;
     Sums sum = load_ints(sums.at[tile][row]);
     if (zeros != Zeros::steps) // whose codes have no bias
         sum = add_ints(sum, broadcast_int(starts[at]));
-    return add_scaled<zeros>(sum, scales.at[tile], scale, weights[at], onto);
+    return add_scaled<zeros>(sum, scales.at[tile], row_scales[at], weights[at], onto);
 }
 
 // Members are copied to variables: stores of registers could change them, as far as the compiler knows.
@@ -137,8 +138,8 @@ inline void add_key_sums(const KeyBlock& block, const TileSums& sums, int rows) 
             Floats logits = load(before + 16 * half);
 #pragma GCC unroll 2
             for (int group = 0; group < 2; ++group)
-                logits = add_tile<zeros>(sums, scales, starts, weights, 2 * group + half, row,
-                                         q_scales[group * kMaxRows + row], logits);
+                logits = add_tile<zeros>(sums, scales, starts, weights, q_scales, 2 * group + half,
+                                         row, logits);
             store(logits, to + 16 * half);
         }
     }
@@ -156,7 +157,7 @@ inline void add_value_sums(const ValueBlock& block, const TileSums& sums, int ro
     for (int row = 0; row < rows; ++row, to += out_stride) {
 #pragma GCC unroll 4
         for (int tile = 0; tile < 4; ++tile)
-            store(add_tile<zeros>(sums, scales, starts, weights, tile, row, p_scales[row],
+            store(add_tile<zeros>(sums, scales, starts, weights, p_scales, tile, row,
                                   load(to + 16 * tile)),
                   to + 16 * tile);
     }

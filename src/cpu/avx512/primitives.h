@@ -154,7 +154,11 @@ inline Sums sums_of_rows(const std::uint8_t* from) {
     return {_mm512_and_si512(words, _mm512_set1_epi32(0xffff))};
 }
 
-inline Quads load_quads(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
+inline Quads load_quads(const std::byte* from) {
+    __m512i quads = _mm512_loadu_si512(from);
+    asm("" : "+v"(quads)); // once: GCC 12 would load again for each use
+    return {quads};
+}
 inline void store_quads(Quads a, std::byte* to) { _mm512_storeu_si512(to, a.all); }
 inline Quads broadcast_quad(const void* from) {
     std::int32_t quad;

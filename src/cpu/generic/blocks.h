@@ -7,12 +7,12 @@ struct KeyBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
     const std::byte* scales;
-    const ScaleReader* reader;
+    int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(q) at each tile's position
     const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
     const std::int8_t* q;       ///< [rows][q_stride], at this block's first channel
     std::ptrdiff_t q_stride;
-    const float* q_scales; ///< [2][kMaxRows]
+    const float* q_scales; ///< [4][kMaxRows]: what a tile's sums are multiplied by
     const float* before;   ///< [rows][before_stride]: logits from blocks before this one
     std::ptrdiff_t before_stride;
     float* logits; ///< [rows][32]
@@ -32,16 +32,18 @@ struct KeyBlock {
 };
 
 /// Sums of `rows` rows with the four tiles.
-template <int rows>
+template <Zeros zeros, int rows>
 struct BlockSums {
     Sums at[rows][4];
 
+    /// Affine codes have no bias: their products need not wait until the probabilities are summed.
     explicit BlockSums(const std::int32_t* starts) {
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
             for (int tile = 0; tile < 4; ++tile)
-                at[row][tile] = broadcast_int(starts[tile * kMaxRows + row]);
+                at[row][tile] =
+                    broadcast_int(zeros == Zeros::steps ? 0 : starts[tile * kMaxRows + row]);
     }
 };
 
@@ -59,13 +61,13 @@ inline Floats add_scaled(Sums sums, const TileScales& scales, float scale, float
 
 /// Sums times scales, onto the logits.
 template <Zeros zeros, int rows>
-inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
+inline void add_logits(const KeyBlock& block, const BlockSums<zeros, rows>& sums) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         TileScales scales[2];
 #pragma GCC unroll 2
         for (int group = 0; group < 2; ++group)
-            scales[group] = load_scales<zeros>(*block.reader, block.scales, 2 * group + half);
+            scales[group] = load_scales<zeros>(block.bits, block.scales, 2 * group + half);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
             Floats logits = load(block.before + row * block.before_stride + 16 * half);
@@ -73,7 +75,7 @@ inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
             for (int group = 0; group < 2; ++group) {
                 const int tile = 2 * group + half;
                 logits = add_scaled<zeros>(sums.at[row][tile], scales[group],
-                                           block.q_scales[group * kMaxRows + row],
+                                           block.q_scales[tile * kMaxRows + row],
                                            block.weights[tile * kMaxRows + row], logits);
             }
             store(logits, block.logits + row * 32 + 16 * half);
@@ -83,7 +85,7 @@ inline void add_logits(const KeyBlock& block, const BlockSums<rows>& sums) {
 
 template <Layout layout, Zeros zeros, int rows>
 void key_block(const KeyBlock& block) {
-    BlockSums<rows> sums(block.starts);
+    BlockSums<zeros, rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
         if (kRowsInRegisters > 1) block.meanwhile->step(); // fewer registers would be spilled
@@ -110,11 +112,11 @@ struct ValueBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< the block of a later page to prefetch
     const std::byte* scales;
-    const ScaleReader* reader;
+    int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(p) at each tile's position
     const float* weights;       ///< [4][kMaxRows]: what a tile's zero-points are multiplied by
     const std::uint8_t* p;      ///< [rows][32]
-    const float* p_scales;      ///< [kMaxRows]
+    const float* p_scales;      ///< [4][kMaxRows]: what a tile's sums are multiplied by
     float* out;                 ///< [rows][out_stride], at this block's first channel; added to
     std::ptrdiff_t out_stride;
 
@@ -132,14 +134,15 @@ struct ValueBlock {
 
 /// Sums times scales, onto the output.
 template <Zeros zeros, int rows>
-inline void add_values(const ValueBlock& block, const BlockSums<rows>& sums) {
+inline void add_values(const ValueBlock& block, const BlockSums<zeros, rows>& sums) {
 #pragma GCC unroll 4
     for (int tile = 0; tile < 4; ++tile) {
-        const TileScales scales = load_scales<zeros>(*block.reader, block.scales, tile);
+        const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
             float* to = block.out + row * block.out_stride + 16 * tile;
-            store(add_scaled<zeros>(sums.at[row][tile], scales, block.p_scales[row],
+            store(add_scaled<zeros>(sums.at[row][tile], scales,
+                                    block.p_scales[tile * kMaxRows + row],
                                     block.weights[tile * kMaxRows + row], load(to)),
                   to);
         }
@@ -148,7 +151,7 @@ inline void add_values(const ValueBlock& block, const BlockSums<rows>& sums) {
 
 template <Layout layout, Zeros zeros, int rows>
 void value_block(const ValueBlock& block) {
-    BlockSums<rows> sums(block.starts);
+    BlockSums<zeros, rows> sums(block.starts);
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);

@@ -11,9 +11,10 @@
 struct alignas(64) Batch {
     float logits[kMaxRows][kTokens]; ///< [slots], and so are the next ones
     std::uint8_t p[kMaxRows][kTokens];
-    float offsets[kMaxRows]; ///< what is still to be added to the logits
+    float offsets
+        [2 * kMaxRows]; ///< [slots], what is still to be added to the logits; written by registers
     float shifts[kMaxRows];
-    float p_scales[kMaxRows];
+    float p_scales[4][kMaxRows]; ///< by tile, and so are the next ones
     float p_weights[4][kMaxRows];
     std::int32_t p_starts[4][kMaxRows];
     Probabilities probabilities;
@@ -29,6 +30,7 @@ alignas(64) constexpr std::int32_t kLaneNumbers[kMaxRows] = {0, 1, 2,  3,  4,  5
 struct alignas(64) Scratch {
     std::int32_t q_starts[kMaxBlocks][4][kMaxRows]; ///< by block and tile
     float q_weights[kMaxBlocks][4][kMaxRows];
+    float q_scales[kMaxBlocks][4][kMaxRows];
     float zeros[kTokens];
     std::int32_t rows_of_slots[kMaxRows];
     std::byte expanded[kMaxBlocks * kExpandedBytes];
@@ -49,6 +51,11 @@ inline void store_weights(const Side& side, Floats sums, Floats scale, int tile,
     store(multiply(sums, side.affine ? broadcast(eighth) : scale), weights);
 }
 
+/// What a tile's sums are multiplied by before its scales: `scale`, its position taken off.
+inline void store_scales(const Side& side, Floats scale, int tile, float* scales) {
+    store(multiply(scale, broadcast(kPositionScales[side.bits][tile])), scales);
+}
+
 /// What does not change from page to page.
 inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
     for (int slot = 0; slot < kMaxRows; ++slot)
@@ -57,9 +64,10 @@ inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
         for (int tile = 0; tile < 4; ++tile) {
             const int group = (2 * block + tile / 2) * kMaxRows;
             const Sums sums = load_ints(params.q_sums + group);
+            const Floats scale = load(params.q_scales + group);
             store_starts(params.k, kSignedKeyBytes, sums, tile, scratch.q_starts[block][tile]);
-            store_weights(params.k, to_floats(sums), load(params.q_scales + group), tile,
-                          scratch.q_weights[block][tile]);
+            store_weights(params.k, to_floats(sums), scale, tile, scratch.q_weights[block][tile]);
+            store_scales(params.k, scale, tile, scratch.q_scales[block][tile]);
         }
     }
 }
@@ -82,7 +90,6 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
     const Layout layout = layout_of(side.bits, place.is_signed);
     const Zeros zeros = zeros_of(side);
     const bool expand_once = rows > kRowsInRegisters;
-    const ScaleReader reader{side.bits, kPositionScales[side.bits]};
     Block blocks[kMaxBlocks];
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
@@ -90,7 +97,7 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
         block.codes = place.page + offset;
         block.ahead = place.ahead + offset;
         block.scales = block.codes + side.code_bytes;
-        block.reader = &reader;
+        block.bits = side.bits;
         describe(i, block);
         if (expand_once) {
             std::byte* expanded = place.expanded + i * kExpandedBytes;
@@ -126,7 +133,7 @@ inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
                                   block.q = params.q_codes + 64 * i;
                                   block.starts = scratch.q_starts[i][0];
                                   block.weights = scratch.q_weights[i][0];
-                                  block.q_scales = params.q_scales + 2 * i * kMaxRows;
+                                  block.q_scales = scratch.q_scales[i][0];
                                   block.logits = logits;
                                   block.before = i == 0 ? scratch.zeros : logits;
                                   block.before_stride = i == 0 ? 0 : kTokens;
@@ -142,7 +149,7 @@ inline void page_values(const QuantizedParams& params, const Batch& batch, int p
                                     block.p = batch.p[slot];
                                     block.starts = batch.p_starts[0] + slot;
                                     block.weights = batch.p_weights[0] + slot;
-                                    block.p_scales = batch.p_scales + slot;
+                                    block.p_scales = batch.p_scales[0] + slot;
                                     block.out_stride = params.walk.out_stride;
                                     block.out = params.walk.out + 64 * i;
                                 });
@@ -175,14 +182,16 @@ inline void start_softmax(const QuantizedParams& params, Batch& batch, const Scr
     store(select_less(nothing, tops, subtract(offsets, tops), zero), batch.shifts);
     const Floats references = permute(load(walk.reference), load_ints(scratch.rows_of_slots));
     const Floats scale = multiply(exp2(subtract(tops, references)), broadcast(1.0f / 255.0f));
-    store(select_less(nothing, tops, scale, zero), batch.p_scales);
+    const Floats p_scale = select_less(nothing, tops, scale, zero);
+    for (int tile = 0; tile < 4; ++tile)
+        store_scales(params.v, p_scale, tile, batch.p_scales[tile]);
     batch.probabilities = {batch.logits[0], batch.shifts, batch.p[0], 0,
                            2 * batch.count * walk.rows};
 }
 
 inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
     const Walk& walk = params.walk;
-    const Floats scale = load(batch.p_scales);
+    const Floats scale = load(batch.p_scales[0]); // at position 0
     const Sums sums = sums_of_rows(batch.p[0]);
     for (int tile = 0; tile < 4; ++tile) {
         store_starts(params.v, kSignedValueBytes, sums, tile, batch.p_starts[tile]);
@@ -193,15 +202,22 @@ inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
     store(add(load(walk.weight), weights), walk.weight);
 }
 
-inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch,
-                         int page) {
+/// What a batch's logits are still to be added to; where cap or mask apply, all that is done in place.
+inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch) {
     const Walk& walk = params.walk;
-    const int slot = page * walk.rows;
-    const int epoch = (params.first_page + batch.first + page) / params.epoch_pages;
-    const float* offsets = params.logit_offsets + epoch * kMaxRows;
     const bool change = !mask.all || walk.soft_cap > 0.0f;
-    for (int row = 0; row < walk.rows; ++row) batch.offsets[slot + row] = change ? 0 : offsets[row];
-    if (change) change_logits(walk, mask, offsets, batch.logits[slot]);
+    const int first = params.first_page + batch.first;
+    const float* offsets = params.logit_offsets + first / params.epoch_pages * kMaxRows;
+    int left = params.epoch_pages - first % params.epoch_pages; // pages of this epoch
+    for (int slot = 0; slot < batch.count * walk.rows; slot += walk.rows, --left) {
+        if (left == 0) {
+            offsets += kMaxRows;
+            left = params.epoch_pages;
+        }
+        // Lanes beyond the page's rows are the next page's, which overwrites them.
+        store(change ? broadcast(0.0f) : load(offsets), batch.offsets + slot);
+        if (change) change_logits(walk, mask, offsets, batch.logits[slot]);
+    }
 }
 
 /// Every row sees every token of pages [first, last).
@@ -234,10 +250,9 @@ inline int batch_pages(const Walk& walk, const WholePages& whole, int first) {
 
 inline void batch_keys(const QuantizedParams& params, const PageMask& mask, Batch& batch,
                        Probabilities& meanwhile, Scratch& scratch) {
-    for (int page = 0; page < batch.count; ++page) {
+    for (int page = 0; page < batch.count; ++page)
         page_keys(params, batch, page, meanwhile, scratch);
-        place_logits(params, mask, batch, page);
-    }
+    place_logits(params, mask, batch);
 }
 
 inline void batch_values(const QuantizedParams& params, Batch& batch, Scratch& scratch) {
@@ -249,7 +264,8 @@ inline void batch_values(const QuantizedParams& params, Batch& batch, Scratch& s
 void attend_quantized(const QuantizedParams& params) {
     const Walk& walk = params.walk;
     Scratch scratch;
-    __builtin_memset(&scratch, 0, sizeof scratch); // unused slots: any numbers
+    __builtin_memset(scratch.zeros, 0, sizeof scratch.zeros);
+    __builtin_memset(scratch.batches, 0, sizeof scratch.batches); // unused slots: any numbers
     prepare_query(params, scratch);
     const ExpandedProducts products(walk.rows);
     const WholePages whole = whole_pages(walk);
@@ -257,7 +273,10 @@ void attend_quantized(const QuantizedParams& params) {
     Batch* batch = &scratch.batches[0];
     for (int first = 0, next = 0; first < walk.page_count; first = next) {
         next = first + batch_pages(walk, whole, first);
-        const PageMask mask = page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
+        const PageMask mask =
+            first >= whole.first && first < whole.last
+                ? kWholePage
+                : page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
         if (mask.first >= mask.last) continue;
         batch->first = first;
         batch->count = next - first;

@@ -63,6 +63,8 @@ struct PageMask {
     int end[kMaxRows];
 };
 
+constexpr PageMask kWholePage{true, 0, kTokens, {}, {}};
+
 inline int clamp_token(std::int64_t token) {
     return token < 0 ? 0 : token > kTokens ? kTokens : static_cast<int>(token);
 }

@@ -76,14 +76,13 @@ void multiply_strip(const KeyBlock& block) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
         sum_tile(block, tile, sums);
-        const TileScales scales = load_scales<zeros>(*block.reader, block.scales, tile);
-        const int group = tile / 2;
+        const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
         const int half = tile % 2;
-        const float* before = group == 0 ? block.before : block.logits;
-        const std::ptrdiff_t stride = group == 0 ? block.before_stride : kTokens;
+        const float* before = tile < 2 ? block.before : block.logits;
+        const std::ptrdiff_t stride = tile < 2 ? block.before_stride : kTokens;
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row)
-            store(add_scaled<zeros>(sums[row], scales, block.q_scales[group * kMaxRows + row],
+            store(add_scaled<zeros>(sums[row], scales, block.q_scales[tile * kMaxRows + row],
                                     block.weights[tile * kMaxRows + row],
                                     load(before + row * stride + 16 * half)),
                   block.logits + row * kTokens + 16 * half);
@@ -95,11 +94,11 @@ void multiply_strip(const ValueBlock& block) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
         sum_tile(block, tile, sums);
-        const TileScales scales = load_scales<zeros>(*block.reader, block.scales, tile);
+        const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
             float* to = block.out + row * block.out_stride + 16 * tile;
-            store(add_scaled<zeros>(sums[row], scales, block.p_scales[row],
+            store(add_scaled<zeros>(sums[row], scales, block.p_scales[tile * kMaxRows + row],
                                     block.weights[tile * kMaxRows + row], load(to)),
                   to);
         }

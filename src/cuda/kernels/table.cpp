@@ -21,22 +21,7 @@ constexpr Row kTable[] = {
 };
 
 std::string name_of(Codec codec) {
-    const auto kind = [&] {
-        switch (codec.kind) {
-        case CodecKind::f16:
-            return "f16";
-        case CodecKind::symmetric:
-            return "symmetric";
-        case CodecKind::asymmetric:
-            return "asymmetric";
-        case CodecKind::hybrid:
-            return "hybrid";
-        case CodecKind::affine:
-            return "affine";
-        }
-        return "unknown";
-    };
-    return std::string(kind()) + " " + std::to_string(codec.bits);
+    return std::string(kind_name(codec.kind)) + " " + std::to_string(codec.bits);
 }
 
 } // namespace
