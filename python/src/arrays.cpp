@@ -99,13 +99,14 @@ float* log_sum_exp_from(const AnyOutput& array, const Tensor& q, std::int64_t to
     return static_cast<float*>(array.data());
 }
 
-std::string quantized_pages(const CacheConfig& config, const SequenceView& view) {
+std::string quantized_pages(const CacheConfig& config, int layer, const SequenceView& view) {
+    const std::size_t page_bytes = config.layer_format(layer).page_bytes();
     std::string all;
     for (const std::byte* page : view.quantized.pages)
         for (int head = 0; head < config.kv_heads; ++head)
             all.append(reinterpret_cast<const char*>(page + static_cast<std::size_t>(head) *
                                                                 view.quantized.head_stride),
-                       view.quantized.head_stride);
+                       page_bytes);
     return all;
 }
 

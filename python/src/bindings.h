@@ -40,7 +40,7 @@ Tensor heads_first(Tensor tensor);
 float* log_sum_exp_from(const AnyOutput& array, const Tensor& q, std::int64_t tokens);
 
 /// [pages, kv_heads, page bytes]
-std::string quantized_pages(const CacheConfig& config, const SequenceView& view);
+std::string quantized_pages(const CacheConfig& config, int layer, const SequenceView& view);
 
 /// The bytes that work() makes, which waits for others and runs without the interpreter's lock.
 template <class Work>

@@ -84,7 +84,7 @@ void step(SharedCache& cache, int layer, Sequences sequences, const AnyInput& k,
 nb::bytes pages(const SharedCache& cache, std::int32_t sequence, int layer) {
     return without_lock([&] {
         return cache.with_view(layer, sequence, [&](const SequenceView& view) {
-            return quantized_pages(cache.config(), view);
+            return quantized_pages(cache.config(), layer, view);
         });
     });
 }

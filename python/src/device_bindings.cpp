@@ -108,7 +108,7 @@ void step(SharedDeviceCache& cache, int layer, const AnyInput& k, const AnyInput
 nb::bytes pages(const SharedDeviceCache& cache, int slot, int layer) {
     check_layer(layer, cache.config());
     return without_lock(
-        [&] { return quantized_pages(cache.config(), cache.fetch(slot).view(layer)); });
+        [&] { return quantized_pages(cache.config(), layer, cache.fetch(slot).view(layer)); });
 }
 
 } // namespace

@@ -182,8 +182,8 @@ void LayerAppend::settle_head(const SequenceAppend& append, int head) const {
     const LayerState& state = *append.state;
     const auto f16_offset =
         static_cast<std::size_t>(head) * f16_format(cache_.config.format.head_dim).page_bytes();
-    const auto offset = static_cast<std::size_t>(head) * format_.page_bytes();
     const auto index = static_cast<std::size_t>(head);
+    const std::size_t offset = index * cache_.quantized_pool(layer_).part_stride();
     if (append.calibration)
         calibrate_head(cache_.config, state.recent.pointers(), f16_offset,
                        state.queries ? state.queries->data() + query_offset(head) : nullptr,

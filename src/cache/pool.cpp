@@ -16,8 +16,8 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::align_val_t kChunkAlignment{kHugePage};
 
-/// A chunk of whole huge pages, and a wish that the system uses such: pages of one KV head lie far apart, and
-/// with small pages attention would miss the translation cache at each. A refusal changes nothing but speed.
+/// A chunk of whole huge pages, and a wish that the system uses such: with small pages attention would often miss the
+/// translation cache. A refusal changes nothing but speed.
 std::byte* allocate_memory(std::size_t bytes) {
     void* const memory = ::operator new(bytes, kChunkAlignment);
 #if defined(__linux__)
@@ -33,9 +33,9 @@ ChunkShape::ChunkShape(std::size_t page_bytes, std::int64_t capacity)
       bytes((pages * page_bytes + kHugePage - 1) / kHugePage * kHugePage),
       count((static_cast<std::size_t>(capacity) + pages - 1) / pages) {}
 
-Pool::Pool(std::size_t page_bytes, std::int64_t capacity)
-    : page_bytes_(page_bytes), capacity_(capacity), shape_(page_bytes, capacity),
-      chunks_(shape_.count) {}
+Pool::Pool(std::size_t page_bytes, std::int64_t capacity, std::size_t parts)
+    : part_bytes_(page_bytes / parts), parts_(parts), capacity_(capacity),
+      shape_(page_bytes, capacity), chunks_(shape_.count) {}
 
 Pool::~Pool() {
     for (std::size_t chunk = 0; chunk < chunks_.size(); ++chunk)
@@ -74,7 +74,7 @@ Page Pool::take() {
     c.references[slot] = 1;
     ++in_use_;
     if (spare_ == chunk) spare_ = kNone;
-    return {static_cast<PageId>(chunk * shape_.pages + slot), c.memory + slot * page_bytes_};
+    return {static_cast<PageId>(chunk * shape_.pages + slot), c.memory + slot * part_bytes_};
 }
 
 void Pool::retain(PageId id) noexcept { ++chunks_[index_of(id)].references[slot_of(id)]; }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pool of equally large, reference-counted page groups. A group is [kv_heads] pages of one layer, page
-// of head h at h * page bytes. Knows nothing of what a page holds.
+// Pool of equally large, reference-counted page groups: [kv_heads] pages of one layer, called a page here. Knows nothing
+// of what a page holds, but that it may have equal parts, one a KV head, that are read each for itself: in a chunk the
+// first parts of all pages lie one behind the other, then the second ones. So the pages of a KV head that were taken
+// one after another are read as one stretch of memory, which the hardware prefetches.
 //
 // Memory is allocated in chunks when pages are first taken from them and touched when written, so the
 // resident size follows use; a chunk without pages in use is freed (one is kept as a spare). Pages come
@@ -33,13 +35,15 @@ struct ChunkShape {
 
 class Pool {
 public:
-    /// Allocates no pages yet. `capacity` pages at most are ever in use.
-    Pool(std::size_t page_bytes, std::int64_t capacity);
+    /// Allocates no pages yet. `capacity` pages at most are ever in use. page_bytes is a multiple of `parts`.
+    Pool(std::size_t page_bytes, std::int64_t capacity, std::size_t parts = 1);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    std::size_t page_bytes() const { return page_bytes_; }
+    std::size_t page_bytes() const { return part_bytes_ * parts_; }
+    /// From a part of a page to the next one.
+    std::size_t part_stride() const { return part_bytes_ * shape_.pages; }
     std::int64_t capacity() const { return capacity_; }
     std::int64_t in_use() const { return in_use_; }
     std::int64_t free() const { return capacity_ - in_use_; }
@@ -51,7 +55,8 @@ public:
     void retain(PageId id) noexcept;
     void release(PageId id) noexcept;
     bool shared(PageId id) const { return chunk_of(id).references[slot_of(id)] > 1; }
-    std::byte* data(PageId id) const { return chunk_of(id).memory + slot_of(id) * page_bytes_; }
+    /// The page's first part.
+    std::byte* data(PageId id) const { return chunk_of(id).memory + slot_of(id) * part_bytes_; }
 
 private:
     struct Chunk {
@@ -70,7 +75,8 @@ private:
 
     static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
-    std::size_t page_bytes_;
+    std::size_t part_bytes_;
+    std::size_t parts_;
     std::int64_t capacity_;
     ChunkShape shape_;
     std::vector<Chunk> chunks_;

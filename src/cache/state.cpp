@@ -53,7 +53,8 @@ CacheState::CacheState(CacheConfig checked_config)
     const PoolCapacity capacity = pool_capacity(config);
     for (std::size_t i = 0; i < classes.group_bytes.size(); ++i)
         quantized_pools.push_back(
-            std::make_unique<Pool>(classes.group_bytes[i], capacity.quantized_pages[i]));
+            std::make_unique<Pool>(classes.group_bytes[i], capacity.quantized_pages[i],
+                                   static_cast<std::size_t>(config.kv_heads)));
     for (int layer = 0; layer < config.layers; ++layer) rules.push_back(layer_rule(config, layer));
     KeyTransform rotated;
     rotated.rotate = config.transform.rotate;
@@ -175,7 +176,7 @@ SequenceView CacheState::view(int layer, SequenceId id) const {
     const std::size_t f16_stride = f16_format(config.format.head_dim).page_bytes();
     SequenceView view;
     view.sink = run_of(state.sink, f16_stride, std::min(state.dropped, sink_end), sink_end);
-    view.quantized = run_of(state.quantized, config.layer_format(layer).page_bytes(),
+    view.quantized = run_of(state.quantized, quantized_pool(layer).part_stride(),
                             state.quantized_first, state.recent_first);
     view.recent = run_of(state.recent, f16_stride, state.recent_first, state.length);
     view.length = state.length;

@@ -52,13 +52,13 @@ void cut_quantized(CacheState& cache, int layer, LayerState& state, std::int64_t
     if (kept > 0) {
         const PageFormat format = cache.config.layer_format(layer);
         const std::size_t f16_stride = f16_format(format.head_dim).page_bytes();
+        const std::size_t stride = cache.quantized_pool(layer).part_stride();
         const std::byte* source = state.quantized.pointers()[static_cast<std::size_t>(whole)];
         const std::span<const KeyTransform> transforms = cache.transforms(layer, state);
         const std::byte* centres = centres_of_page(cache.centres(layer, state), whole);
         for (std::size_t head = 0; head < static_cast<std::size_t>(cache.config.kv_heads); ++head)
             dequantize_to_f16_page(format, page_transform(format, transforms, centres, head),
-                                   source + head * format.page_bytes(), kept,
-                                   page->data + head * f16_stride);
+                                   source + head * stride, kept, page->data + head * f16_stride);
     }
     state.quantized.keep_front(cache.quantized_pool(layer), whole);
     state.recent.keep_front(cache.f16_pool, 0);

@@ -50,6 +50,32 @@ TEST(Pool, ChunksAreWholeAndAligned) {
     }
 }
 
+/// Pages that were taken one after another are, part for part, a stretch of memory; no part of one is in another's.
+TEST(Pool, PartsLieSideBySide) {
+    constexpr std::size_t kParts = 8;
+    constexpr std::size_t kPart = 3584;
+    Pool pool(kParts * kPart, 200, kParts);
+    EXPECT_EQ(pool.page_bytes(), kParts * kPart);
+    const std::size_t in_chunk = kChunk / pool.page_bytes();
+    EXPECT_EQ(pool.part_stride(), in_chunk * kPart);
+    std::vector<Page> pages;
+    for (std::size_t i = 0; i < 200; ++i) {
+        pages.push_back(pool.take());
+        EXPECT_EQ(pages[i].data, pool.data(pages[i].id));
+        if (i % in_chunk > 0) {
+            EXPECT_EQ(pages[i].data, pages[i - 1].data + kPart);
+        }
+        for (std::size_t part = 0; part < kParts; ++part)
+            std::memset(pages[i].data + part * pool.part_stride(),
+                        static_cast<int>((i * kParts + part) % 251), kPart);
+    }
+    for (std::size_t i = 0; i < 200; ++i)
+        for (std::size_t part = 0; part < kParts; ++part)
+            for (const std::size_t at : {std::size_t{0}, kPart - 1})
+                EXPECT_EQ(pages[i].data[part * pool.part_stride() + at],
+                          static_cast<std::byte>((i * kParts + part) % 251));
+}
+
 TEST(Pool, TakesFromTheLowestChunkSoThatTheUpperOnesDrain) {
     Pool pool(kPage, 96);
     std::vector<Page> pages(96);

@@ -51,6 +51,16 @@ const std::uint16_t* f16_row(const CacheConfig& config, const PageRun& run, bool
     return f16_row(page, key, at % kPageTokens, config.format.head_dim);
 }
 
+std::vector<std::byte> heads_of(const PageRun& run, std::size_t page, int kv_heads,
+                                std::size_t page_bytes) {
+    std::vector<std::byte> all;
+    for (int head = 0; head < kv_heads; ++head) {
+        const std::byte* from = run.pages[page] + static_cast<std::size_t>(head) * run.head_stride;
+        all.insert(all.end(), from, from + page_bytes);
+    }
+    return all;
+}
+
 Contents contents(const Cache& cache, SequenceId id, int layer) {
     CacheConfig config = cache.config();
     config.format = config.layer_format(layer);
@@ -64,10 +74,11 @@ Contents contents(const CacheConfig& config, const SequenceView& view) {
     const PageRun* runs[] = {&view.sink, &view.quantized, &view.recent};
     for (int i = 0; i < 3; ++i)
         result.first_token[i] = runs[i]->tokens > 0 ? runs[i]->first_token : 0;
-    const std::size_t group =
-        static_cast<std::size_t>(config.kv_heads) * config.format.page_bytes();
-    for (const std::byte* page : view.quantized.pages)
-        result.quantized.insert(result.quantized.end(), page, page + group);
+    for (std::size_t i = 0; i < view.quantized.pages.size(); ++i) {
+        const std::vector<std::byte> pages =
+            heads_of(view.quantized, i, config.kv_heads, config.format.page_bytes());
+        result.quantized.insert(result.quantized.end(), pages.begin(), pages.end());
+    }
     for (const PageRun* run : {&view.sink, &view.recent})
         for (std::int64_t t = run->first_token; t < run->first_token + run->tokens; ++t)
             for (int head = 0; head < config.kv_heads; ++head)

@@ -43,6 +43,10 @@ struct Contents {
 Contents contents(const CacheConfig& config, const SequenceView& view);
 Contents contents(const Cache& cache, SequenceId id, int layer = 0);
 
+/// Pages of one entry of a run, a KV head's behind the other's.
+std::vector<std::byte> heads_of(const PageRun& run, std::size_t page, int kv_heads,
+                                std::size_t page_bytes);
+
 /// One fp16 row of a view's sink or recent run.
 const std::uint16_t* f16_row(const CacheConfig& config, const PageRun& run, bool key, int head,
                              std::int64_t token);

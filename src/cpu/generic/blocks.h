@@ -5,7 +5,7 @@
 /// Rows and their scratch, from the first row of the call on.
 struct KeyBlock {
     const std::byte* codes;
-    const std::byte* ahead; ///< the block of a later page to prefetch
+    const std::byte* ahead; ///< to prefetch meanwhile
     const std::byte* scales;
     int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(q) at each tile's position
@@ -61,7 +61,8 @@ inline Floats add_scaled(Sums sums, const TileScales& scales, float scale, float
 
 /// Sums times scales, onto the logits.
 template <Zeros zeros, int rows>
-inline void add_logits(const KeyBlock& block, const BlockSums<zeros, rows>& sums) {
+[[gnu::always_inline]] inline void add_logits(const KeyBlock& block,
+                                              const BlockSums<zeros, rows>& sums) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         TileScales scales[2];
@@ -110,7 +111,7 @@ void key_block(const KeyBlock& block) {
 
 struct ValueBlock {
     const std::byte* codes;
-    const std::byte* ahead; ///< the block of a later page to prefetch
+    const std::byte* ahead; ///< to prefetch meanwhile
     const std::byte* scales;
     int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(p) at each tile's position
@@ -134,7 +135,8 @@ struct ValueBlock {
 
 /// Sums times scales, onto the output.
 template <Zeros zeros, int rows>
-inline void add_values(const ValueBlock& block, const BlockSums<zeros, rows>& sums) {
+[[gnu::always_inline]] inline void add_values(const ValueBlock& block,
+                                              const BlockSums<zeros, rows>& sums) {
 #pragma GCC unroll 4
     for (int tile = 0; tile < 4; ++tile) {
         const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);

@@ -125,21 +125,19 @@ constexpr int code_bits(Layout layout) {
     return kBits[layout];
 }
 
-/// A quarter of a later page's block: its codes and a line of its scales and zero-points. Work on a pair
-/// of quads lies between two quarters, so that the line-fill buffers are never all taken.
+/// A quarter of what is to be prefetched while a block is multiplied, `ahead`. Work on a pair of quads lies between two
+/// quarters, so that the line-fill buffers are never all taken.
 template <Layout layout>
-inline void prefetch_quarter(const std::byte* block, int quarter) {
-    constexpr int kLines = code_bits(layout);
-    if (kLines == 0) return;
+inline void prefetch_quarter(const std::byte* ahead, int quarter) {
+    if (code_bits(layout) == 0) return;
+    constexpr int kLines = code_bits(layout) == 2 ? 4 : code_bits(layout) + 1;
     for (int line = 0; line < kLines; ++line)
-        prefetch(block + (kLines * quarter + line) * kQuadBytes);
-    prefetch(block + (4 * kLines + quarter) * kQuadBytes);
+        prefetch(ahead + (kLines * quarter + line) * kQuadBytes);
 }
 
 constexpr std::ptrdiff_t kExpandedBytes = 8 * 4 * kQuadBytes;
 
-/// A whole block, for when there are more rows than registers: `expanded` has kExpandedBytes. `ahead` is
-/// the block of a later page to prefetch.
+/// A whole block, for when there are more rows than registers: `expanded` has kExpandedBytes.
 template <Layout layout>
 void expand_block(const std::byte* codes, const std::byte* ahead, std::byte* expanded) {
     for (int pair = 0; pair < 4; ++pair) {

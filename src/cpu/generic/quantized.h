@@ -72,10 +72,11 @@ inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
     }
 }
 
-/// A page, the one to prefetch meanwhile, and room for expanded codes.
+/// A page, the half of a later one to prefetch meanwhile, and room for expanded codes.
 struct PagePlace {
     const std::byte* page;
     const std::byte* ahead;
+    std::size_t ahead_bytes;
     std::byte* expanded;
     bool is_signed; ///< 8-bit codes are multiplied as signed bytes
 };
@@ -95,7 +96,8 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
         Block& block = blocks[i];
         block.codes = place.page + offset;
-        block.ahead = place.ahead + offset;
+        block.ahead = place.ahead + static_cast<std::size_t>(i) * place.ahead_bytes /
+                                        static_cast<std::size_t>(params.blocks);
         block.scales = block.codes + side.code_bytes;
         block.bits = side.bits;
         describe(i, block);
@@ -110,23 +112,28 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
     if (expand_once) multiply_expanded(blocks, params.blocks, rows, is_small(layout), zeros);
 }
 
-/// Page `page` of a batch, with the one `ahead` pages later in the walk.
-inline PagePlace place_of(const Walk& walk, const Batch& batch, int page, bool is_signed,
-                          Scratch& scratch) {
-    constexpr int kLeastAhead = 2;
+/// Page `page` of a batch. While keys of a batch and then values of the one before it are multiplied, all of the next
+/// batch is prefetched, half a page at a time in the order of addresses: pages that were taken one after another lie so
+/// (the pool), and the hardware's prefetcher joins in.
+inline PagePlace place_of(const QuantizedParams& params, const Batch& batch, int page, bool keys,
+                          bool is_signed, Scratch& scratch) {
+    const Walk& walk = params.walk;
     const int at = batch.first + page;
     const int most = kMaxRows / walk.rows;
-    const int later = at + (most > kLeastAhead ? most : kLeastAhead);
-    return {walk.pages[at] + walk.head_offset,
-            walk.pages[later < walk.page_count ? later : at] + walk.head_offset, scratch.expanded,
-            is_signed};
+    const int half = keys ? page : most + page;
+    const int later = batch.first + batch.count + (keys ? 0 : most) + half / 2;
+    const std::size_t bytes =
+        params.v.offset + static_cast<std::size_t>(params.blocks) * params.v.block_bytes;
+    const std::byte* ahead = walk.pages[later < walk.page_count ? later : at] + walk.head_offset;
+    return {walk.pages[at] + walk.head_offset, ahead + (half % 2) * (bytes / 2), bytes / 2,
+            scratch.expanded, is_signed};
 }
 
 inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
                       Probabilities& meanwhile, Scratch& scratch) {
     float* logits = batch.logits[page * params.walk.rows];
     multiply_blocks<KeyBlock>(params, params.k, kKeyBlocks,
-                              place_of(params.walk, batch, page, kSignedKeyBytes, scratch),
+                              place_of(params, batch, page, true, kSignedKeyBytes, scratch),
                               [&](int i, KeyBlock& block) {
                                   block.meanwhile = &meanwhile;
                                   block.q_stride = 64 * params.blocks;
@@ -144,7 +151,7 @@ inline void page_values(const QuantizedParams& params, const Batch& batch, int p
                         Scratch& scratch) {
     const int slot = page * params.walk.rows;
     multiply_blocks<ValueBlock>(params, params.v, kValueBlocks,
-                                place_of(params.walk, batch, page, kSignedValueBytes, scratch),
+                                place_of(params, batch, page, false, kSignedValueBytes, scratch),
                                 [&](int i, ValueBlock& block) {
                                     block.p = batch.p[slot];
                                     block.starts = batch.p_starts[0] + slot;
