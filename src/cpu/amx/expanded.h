@@ -5,6 +5,9 @@
 // cycles, where vpdpbusd takes 64. An expanded block is the second operand as it stands: its row k is the
 // tile's k-th quad.
 
+/// For more rows blocks are expanded once, and multiplied in tiles.
+constexpr int kRowsOfPackedCodes = 2 * kRowsInRegisters;
+
 constexpr int kTileInner = 32; ///< inner bytes of a product: a group
 
 /// The operand of LDTILECFG.
@@ -21,7 +24,7 @@ inline void finish_stores(const void* from) { asm volatile("" ::"r"(from) : "mem
 
 /// Tiles 0 and 1 hold rows of queries or probabilities, 2 and 3 codes, 4 to 7 a block's sums.
 struct ExpandedProducts {
-    explicit ExpandedProducts(int rows) : in_use(rows > kRowsInRegisters) {
+    explicit ExpandedProducts(int rows) : in_use(rows > kRowsOfPackedCodes) {
         if (!in_use) return;
         TileConfiguration configuration;
         for (int tile = 0; tile < 8; ++tile) {

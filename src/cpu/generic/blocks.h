@@ -2,7 +2,7 @@
 // The integer dot products of one block (32 tokens x 64 channels) with a few rows. Included inside an
 // instruction set's namespace, after expand.h.
 
-/// Rows and their scratch, from the first row of the call on.
+/// Rows and their scratch. Functions of blocks take `rows` rows from row `first` on.
 struct KeyBlock {
     const std::byte* codes;
     const std::byte* ahead; ///< to prefetch meanwhile
@@ -17,18 +17,6 @@ struct KeyBlock {
     std::ptrdiff_t before_stride;
     float* logits; ///< [rows][32]
     Probabilities* meanwhile;
-
-    /// The same for rows from `row` on.
-    KeyBlock from(int row) const {
-        KeyBlock block = *this;
-        block.q += row * q_stride;
-        block.starts += row;
-        block.weights += row;
-        block.q_scales += row;
-        block.before += row * before_stride;
-        block.logits += row * kTokens;
-        return block;
-    }
 };
 
 /// Sums of `rows` rows with the four tiles.
@@ -37,13 +25,13 @@ struct BlockSums {
     Sums at[rows][4];
 
     /// Affine codes have no bias: their products need not wait until the probabilities are summed.
-    explicit BlockSums(const std::int32_t* starts) {
+    BlockSums(const std::int32_t* starts, int first) {
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
             for (int tile = 0; tile < 4; ++tile)
-                at[row][tile] =
-                    broadcast_int(zeros == Zeros::steps ? 0 : starts[tile * kMaxRows + row]);
+                at[row][tile] = broadcast_int(
+                    zeros == Zeros::steps ? 0 : starts[tile * kMaxRows + first + row]);
     }
 };
 
@@ -61,32 +49,42 @@ inline Floats add_scaled(Sums sums, const TileScales& scales, float scale, float
 
 /// Sums times scales, onto the logits.
 template <Zeros zeros, int rows>
-[[gnu::always_inline]] inline void add_logits(const KeyBlock& block,
+[[gnu::always_inline]] inline void add_logits(const KeyBlock& block, int first,
                                               const BlockSums<zeros, rows>& sums) {
+    // Copies: stores could change the block, as far as the compiler knows.
+    const int bits = block.bits;
+    const std::byte* tile_scales = block.scales;
+    const float* weights = block.weights + first;
+    const float* q_scales = block.q_scales + first;
+    const std::ptrdiff_t before_stride = block.before_stride;
+    const float* before = block.before + first * before_stride;
+    float* to = block.logits + first * kTokens;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         TileScales scales[2];
 #pragma GCC unroll 2
         for (int group = 0; group < 2; ++group)
-            scales[group] = load_scales<zeros>(block.bits, block.scales, 2 * group + half);
+            scales[group] = load_scales<zeros>(bits, tile_scales, 2 * group + half);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
-            Floats logits = load(block.before + row * block.before_stride + 16 * half);
+            Floats logits = load(before + row * before_stride + 16 * half);
 #pragma GCC unroll 2
             for (int group = 0; group < 2; ++group) {
                 const int tile = 2 * group + half;
                 logits = add_scaled<zeros>(sums.at[row][tile], scales[group],
-                                           block.q_scales[tile * kMaxRows + row],
-                                           block.weights[tile * kMaxRows + row], logits);
+                                           q_scales[tile * kMaxRows + row],
+                                           weights[tile * kMaxRows + row], logits);
             }
-            store(logits, block.logits + row * 32 + 16 * half);
+            store(logits, to + row * kTokens + 16 * half);
         }
     }
 }
 
 template <Layout layout, Zeros zeros, int rows>
-void key_block(const KeyBlock& block) {
-    BlockSums<zeros, rows> sums(block.starts);
+void key_block(const KeyBlock& block, int first) {
+    BlockSums<zeros, rows> sums(block.starts, first);
+    const std::ptrdiff_t q_stride = block.q_stride;
+    const std::int8_t* q_first = block.q + first * q_stride;
 
     for (int pair = 0; pair < 4; ++pair) {
         if (kRowsInRegisters > 1) block.meanwhile->step(); // fewer registers would be spilled
@@ -94,7 +92,7 @@ void key_block(const KeyBlock& block) {
         const QuadPair codes = expand<layout>(block.codes, pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
-            const std::int8_t* q = block.q + row * block.q_stride + 8 * pair;
+            const std::int8_t* q = q_first + row * q_stride + 8 * pair;
 #pragma GCC unroll 2
             for (int i = 0; i < 2; ++i) {
 #pragma GCC unroll 4
@@ -106,7 +104,7 @@ void key_block(const KeyBlock& block) {
             }
         }
     }
-    add_logits<zeros, rows>(block, sums);
+    add_logits<zeros, rows>(block, first, sums);
 }
 
 struct ValueBlock {
@@ -120,40 +118,35 @@ struct ValueBlock {
     const float* p_scales;      ///< [4][kMaxRows]: what a tile's sums are multiplied by
     float* out;                 ///< [rows][out_stride], at this block's first channel; added to
     std::ptrdiff_t out_stride;
-
-    /// The same for rows from `row` on.
-    ValueBlock from(int row) const {
-        ValueBlock block = *this;
-        block.starts += row;
-        block.weights += row;
-        block.p += row * kTokens;
-        block.p_scales += row;
-        block.out += row * out_stride;
-        return block;
-    }
 };
 
 /// Sums times scales, onto the output.
 template <Zeros zeros, int rows>
-[[gnu::always_inline]] inline void add_values(const ValueBlock& block,
+[[gnu::always_inline]] inline void add_values(const ValueBlock& block, int first,
                                               const BlockSums<zeros, rows>& sums) {
+    const int bits = block.bits;
+    const std::byte* tile_scales = block.scales;
+    const float* weights = block.weights + first;
+    const float* p_scales = block.p_scales + first;
+    const std::ptrdiff_t stride = block.out_stride;
+    float* out = block.out + first * stride;
 #pragma GCC unroll 4
     for (int tile = 0; tile < 4; ++tile) {
-        const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
+        const TileScales scales = load_scales<zeros>(bits, tile_scales, tile);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
-            float* to = block.out + row * block.out_stride + 16 * tile;
-            store(add_scaled<zeros>(sums.at[row][tile], scales,
-                                    block.p_scales[tile * kMaxRows + row],
-                                    block.weights[tile * kMaxRows + row], load(to)),
+            float* to = out + row * stride + 16 * tile;
+            store(add_scaled<zeros>(sums.at[row][tile], scales, p_scales[tile * kMaxRows + row],
+                                    weights[tile * kMaxRows + row], load(to)),
                   to);
         }
     }
 }
 
 template <Layout layout, Zeros zeros, int rows>
-void value_block(const ValueBlock& block) {
-    BlockSums<zeros, rows> sums(block.starts);
+void value_block(const ValueBlock& block, int first) {
+    BlockSums<zeros, rows> sums(block.starts, first);
+    const std::uint8_t* p = block.p + first * kTokens;
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
@@ -162,7 +155,7 @@ void value_block(const ValueBlock& block) {
         for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2
             for (int i = 0; i < 2; ++i) {
-                const Quads quad = broadcast_quad(block.p + row * 32 + 8 * pair + 4 * i);
+                const Quads quad = broadcast_quad(p + row * kTokens + 8 * pair + 4 * i);
 #pragma GCC unroll 4
                 for (int tile = 0; tile < 4; ++tile)
                     sums.at[row][tile] =
@@ -170,11 +163,11 @@ void value_block(const ValueBlock& block) {
             }
         }
     }
-    add_values<zeros, rows>(block, sums);
+    add_values<zeros, rows>(block, first, sums);
 }
 
-using KeyBlockFunction = void (*)(const KeyBlock&);
-using ValueBlockFunction = void (*)(const ValueBlock&);
+using KeyBlockFunction = void (*)(const KeyBlock&, int first);
+using ValueBlockFunction = void (*)(const ValueBlock&, int first);
 
 /// As many rows, or 1 where registers hold no more: such a function is not called.
 constexpr int kTwoRows = kRowsInRegisters >= 2 ? 2 : 1;
@@ -208,3 +201,12 @@ constexpr const KeyBlockFunction* const* kKeyBlocks[] = {
 constexpr const ValueBlockFunction* const* kValueBlocks[] = {
     kValueBlocksByZeros<two_bits>, kValueBlocksByZeros<three_bits>, kValueBlocksByZeros<four_bits>,
     kValueBlocksByZeros<layout_of(8, kSignedValueBytes)>};
+
+/// All rows of a block, as many at a time as share codes in registers.
+template <typename Block, typename Function>
+inline void multiply_rows(const Block& block, int rows, const Function* by_rows) {
+    for (int row = 0; row < rows; row += kRowsInRegisters) {
+        const int left = rows - row;
+        by_rows[(left < kRowsInRegisters ? left : kRowsInRegisters) - 1](block, row);
+    }
+}

@@ -90,7 +90,8 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
     const int rows = params.walk.rows;
     const Layout layout = layout_of(side.bits, place.is_signed);
     const Zeros zeros = zeros_of(side);
-    const bool expand_once = rows > kRowsInRegisters;
+    const bool expand_once = rows > kRowsOfPackedCodes;
+    const Function* by_rows = functions[width_index(side.bits)][static_cast<int>(zeros)];
     Block blocks[kMaxBlocks];
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
@@ -106,7 +107,7 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
             kExpandBlock[layout](block.codes, block.ahead, expanded);
             block.codes = expanded;
         } else {
-            functions[width_index(side.bits)][static_cast<int>(zeros)][rows - 1](block);
+            multiply_rows(block, rows, by_rows);
         }
     }
     if (expand_once) multiply_expanded(blocks, params.blocks, rows, is_small(layout), zeros);

@@ -3,6 +3,9 @@
 // with one row: codes, scales and zero-points are loaded once for all of them, and a register of a row's
 // bytes serves four quads, each a lane of the instruction's second operand. Included in its place.
 
+/// For more rows blocks are expanded once.
+constexpr int kRowsOfPackedCodes = kRowsInRegisters;
+
 /// Nothing has to be set up.
 struct ExpandedProducts {
     explicit ExpandedProducts(int /*rows*/) {}
@@ -15,10 +18,14 @@ struct RowBytes {
     const std::uint8_t* first;
     std::ptrdiff_t stride;
 };
-inline RowBytes row_bytes(const KeyBlock& block, int tile) {
-    return {reinterpret_cast<const std::uint8_t*>(block.q) + 32 * (tile / 2), block.q_stride};
+inline RowBytes row_bytes(const KeyBlock& block, int first, int tile) {
+    return {reinterpret_cast<const std::uint8_t*>(block.q) + first * block.q_stride +
+                32 * (tile / 2),
+            block.q_stride};
 }
-inline RowBytes row_bytes(const ValueBlock& block, int /*tile*/) { return {block.p, kTokens}; }
+inline RowBytes row_bytes(const ValueBlock& block, int first, int /*tile*/) {
+    return {block.p + first * kTokens, kTokens};
+}
 
 /// Products of a quad's codes with lane `lane` of a row's bytes.
 template <int lane>
@@ -50,13 +57,14 @@ inline void add_quad(const Block& block, const std::byte* codes, const uint8x16_
     asm volatile("" ::: "memory"); // loads of later quads would take the registers of sums
 }
 
-/// Sums of `rows` rows with one tile.
+/// Sums of `rows` rows from row `first` on with one tile.
 template <int rows, typename Block>
-[[gnu::always_inline]] inline void sum_tile(const Block& block, int tile, Sums (&sums)[rows]) {
+[[gnu::always_inline]] inline void sum_tile(const Block& block, int first, int tile,
+                                            Sums (&sums)[rows]) {
 #pragma GCC unroll 4
     for (int row = 0; row < rows; ++row)
-        sums[row] = broadcast_int(block.starts[tile * kMaxRows + row]);
-    const RowBytes from = row_bytes(block, tile);
+        sums[row] = broadcast_int(block.starts[tile * kMaxRows + first + row]);
+    const RowBytes from = row_bytes(block, first, tile);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         uint8x16_t bytes[rows];
@@ -72,34 +80,36 @@ template <int rows, typename Block>
 }
 
 template <Zeros zeros, int rows>
-void multiply_strip(const KeyBlock& block) {
+void multiply_strip(const KeyBlock& block, int first) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
-        sum_tile(block, tile, sums);
+        sum_tile(block, first, tile, sums);
         const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
         const int half = tile % 2;
         const float* before = tile < 2 ? block.before : block.logits;
         const std::ptrdiff_t stride = tile < 2 ? block.before_stride : kTokens;
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row)
-            store(add_scaled<zeros>(sums[row], scales, block.q_scales[tile * kMaxRows + row],
-                                    block.weights[tile * kMaxRows + row],
-                                    load(before + row * stride + 16 * half)),
-                  block.logits + row * kTokens + 16 * half);
+            store(add_scaled<zeros>(sums[row], scales,
+                                    block.q_scales[tile * kMaxRows + first + row],
+                                    block.weights[tile * kMaxRows + first + row],
+                                    load(before + (first + row) * stride + 16 * half)),
+                  block.logits + (first + row) * kTokens + 16 * half);
     }
 }
 
 template <Zeros zeros, int rows>
-void multiply_strip(const ValueBlock& block) {
+void multiply_strip(const ValueBlock& block, int first) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
-        sum_tile(block, tile, sums);
+        sum_tile(block, first, tile, sums);
         const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
-            float* to = block.out + row * block.out_stride + 16 * tile;
-            store(add_scaled<zeros>(sums[row], scales, block.p_scales[tile * kMaxRows + row],
-                                    block.weights[tile * kMaxRows + row], load(to)),
+            float* to = block.out + (first + row) * block.out_stride + 16 * tile;
+            store(add_scaled<zeros>(sums[row], scales,
+                                    block.p_scales[tile * kMaxRows + first + row],
+                                    block.weights[tile * kMaxRows + first + row], load(to)),
                   to);
         }
     }
@@ -107,12 +117,12 @@ void multiply_strip(const ValueBlock& block) {
 
 /// By rows - 1.
 template <Zeros zeros, typename Block>
-constexpr void (*kStripsByRows[])(const Block&) = {
-    multiply_strip<zeros, 1>, multiply_strip<zeros, 2>, multiply_strip<zeros, 3>,
-    multiply_strip<zeros, 4>};
+constexpr void (*kStripsByRows[])(const Block&,
+                                  int first) = {multiply_strip<zeros, 1>, multiply_strip<zeros, 2>,
+                                                multiply_strip<zeros, 3>, multiply_strip<zeros, 4>};
 /// By zero-points and rows - 1.
 template <typename Block>
-constexpr void (*const* kStrips[])(const Block&) = {
+constexpr void (*const* kStrips[])(const Block&, int first) = {
     kStripsByRows<Zeros::none, Block>, kStripsByRows<Zeros::values, Block>,
     kStripsByRows<Zeros::marked, Block>, kStripsByRows<Zeros::steps, Block>};
 
@@ -123,7 +133,7 @@ inline void multiply_expanded(const Block* blocks, int count, int rows, bool /*i
     for (int i = 0; i < count; ++i) {
         for (int row = 0; row < rows; row += kStripRows) {
             const int left = rows - row;
-            by_rows[(left < kStripRows ? left : kStripRows) - 1](blocks[i].from(row));
+            by_rows[(left < kStripRows ? left : kStripRows) - 1](blocks[i], row);
         }
     }
 }
