@@ -17,7 +17,7 @@ namespace {
 /// Of one instruction set, those for more rows first.
 constexpr DotInstruction kDotInstructions[] = {
 #if defined(__x86_64__)
-    {"amx", "tdpbusd", dot_amx, 5},         {"amx", "vpdpbusd zmm", dot_avx512},
+    {"amx", "tdpbusd", dot_amx, 9},         {"amx", "vpdpbusd zmm", dot_avx512},
     {"avx512", "vpdpbusd zmm", dot_avx512}, {"avxvnni", "vpdpbusd ymm", dot_avxvnni},
     {"avx2", "vpmaddubsw ymm", dot_avx2},
 #elif defined(__aarch64__)

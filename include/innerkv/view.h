@@ -37,7 +37,7 @@ struct CentreRun {
 /// beyond may hold anything.
 struct PageRun {
     std::span<const std::byte* const> pages;
-    std::size_t head_stride = 0; ///< bytes between KV heads inside one entry, a page at least
+    std::size_t head_stride = 0; ///< bytes from a page of one KV head to that of the next, a page at least
     std::int64_t first_token = 0;
     std::int64_t tokens = 0; ///< <= 32 * pages.size(); page i holds tokens first_token + 32 i ...
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 with VNNI, and AMX-INT8 where five rows or more share a page.
+// AVX-512 with VNNI, and AMX-INT8 where nine rows or more share a page.
 #include "cpu/amx/kernel.h"
 
 #include <immintrin.h>
