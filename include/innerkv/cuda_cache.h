@@ -120,9 +120,8 @@ public:
     const Sequence* sequences(int layer) const;
 
     /// Copies a sequence to a slot: a view per layer, as Cache::view gives them under this config. Throws as
-    /// create() and reserve() do, InvalidArgument where the views do not fit the config: KV heads' pages must be as
-    /// far from one another as the config's pages are long. Pages do not name their codec: those of another one with
-    /// pages of the same size are taken, and read wrongly. Queries that calibration
+    /// create() and reserve() do, InvalidArgument where the views do not fit the config. Runs tell the size of their
+    /// pages, not the codec: pages of another one with the same size are taken, and read wrongly. Queries that calibration
     /// has seen so far are not in a view: move a sequence before its first tokens or behind its calibration.
     int load(std::span<const SequenceView> layers);
     HostSequence fetch(int slot) const;

@@ -30,9 +30,9 @@ std::string norm_name(KeyNormPolicy policy) {
 nb::dict describe(const Preset& preset) {
     nb::dict result;
     result["name"] = std::string(preset.name);
-    result["k_codec"] = kind_name(preset.k.kind);
+    result["k_codec"] = std::string(kind_name(preset.k.kind));
     result["k_bits"] = preset.k.bits;
-    result["v_codec"] = kind_name(preset.v.kind);
+    result["v_codec"] = std::string(kind_name(preset.v.kind));
     result["v_bits"] = preset.v.bits;
     result["bits_per_value"] = preset.format(128).bits_per_value();
     result["sink_tokens"] = preset.sink_tokens;

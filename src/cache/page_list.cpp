@@ -26,13 +26,13 @@ void PageList::replace_back(Pool& pool, const Page& page) noexcept {
 }
 
 void PageList::release_front(Pool& pool, std::int64_t count) noexcept {
-    for (std::int64_t i = 0; i < count; ++i) pool.release(id(i));
+    for (std::int64_t i = count; i-- > 0;) pool.release(id(i));
     ids_.erase(ids_.begin(), ids_.begin() + count);
     pointers_.erase(pointers_.begin(), pointers_.begin() + count);
 }
 
 void PageList::keep_front(Pool& pool, std::int64_t count) noexcept {
-    for (std::int64_t i = count; i < size(); ++i) pool.release(id(i));
+    for (std::int64_t i = size(); i-- > count;) pool.release(id(i));
     ids_.resize(static_cast<std::size_t>(count));
     pointers_.resize(static_cast<std::size_t>(count));
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #if defined(__linux__)
@@ -46,13 +47,17 @@ std::size_t Pool::slots(std::size_t chunk) const {
     return std::min(shape_.pages, static_cast<std::size_t>(capacity_) - chunk * shape_.pages);
 }
 
+/// The lowest slot will be taken first.
+void Pool::free_in_order(Chunk& chunk) noexcept {
+    std::iota(chunk.free_slots.rbegin(), chunk.free_slots.rend(), 0u);
+}
+
 void Pool::allocate_chunk(std::size_t chunk) {
     Chunk& c = chunks_[chunk];
     const std::size_t count = slots(chunk);
     c.references.assign(count, 0);
     c.free_slots.resize(count);
-    for (std::size_t slot = 0; slot < count; ++slot)
-        c.free_slots[slot] = static_cast<std::uint32_t>(count - 1 - slot);
+    free_in_order(c);
     c.memory = allocate_memory(shape_.bytes);
     bytes_reserved_ += shape_.bytes;
 }
@@ -91,6 +96,7 @@ void Pool::release(PageId id) noexcept {
 }
 
 void Pool::keep_one_spare(std::size_t empty_chunk) noexcept {
+    free_in_order(chunks_[empty_chunk]);
     if (spare_ == kNone) {
         spare_ = empty_chunk;
         return;
@@ -100,7 +106,7 @@ void Pool::keep_one_spare(std::size_t empty_chunk) noexcept {
 }
 
 PageHold::~PageHold() {
-    for (const Page& page : pages_) pool_->release(page.id);
+    for (auto page = pages_.rbegin(); page != pages_.rend(); ++page) pool_->release(page->id);
 }
 
 PageHold::PageHold(PageHold&& other) noexcept

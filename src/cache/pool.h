@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pool of equally large, reference-counted page groups: [kv_heads] pages of one layer, called a page here. Knows nothing
-// of what a page holds, but that it may have equal parts, one a KV head, that are read each for itself: in a chunk the
-// first parts of all pages lie one behind the other, then the second ones. So the pages of a KV head that were taken
-// one after another are read as one stretch of memory, which the hardware prefetches.
+// of what a page holds, but that it may have equal parts, one a KV head, each of which is read for itself: in a chunk
+// the first parts of all pages lie one behind the other, then the second ones. Pages that are taken one after another from
+// a chunk nobody used before lie so in the order of taking: what a KV head has in them is one stretch of memory,
+// which the hardware prefetches. Pages go back last one first, so that most of that order comes again.
 //
 // Memory is allocated in chunks when pages are first taken from them and touched when written, so the
 // resident size follows use; a chunk without pages in use is freed (one is kept as a spare). Pages come
@@ -69,6 +70,7 @@ private:
     std::size_t slot_of(PageId id) const { return static_cast<std::size_t>(id) % shape_.pages; }
     const Chunk& chunk_of(PageId id) const { return chunks_[index_of(id)]; }
     std::size_t slots(std::size_t chunk) const;
+    static void free_in_order(Chunk& chunk) noexcept;
     void allocate_chunk(std::size_t chunk);
     void free_chunk(std::size_t chunk) noexcept;
     void keep_one_spare(std::size_t empty_chunk) noexcept;

@@ -16,11 +16,12 @@ std::string name_of(SequenceId id) {
     return "sequence " + std::to_string(static_cast<std::int32_t>(id));
 }
 
-PageRun run_of(const PageList& list, std::size_t head_stride, std::int64_t first,
-               std::int64_t end) {
+PageRun run_of(const PageList& list, std::size_t page_bytes, std::size_t head_stride,
+               std::int64_t first, std::int64_t end) {
     PageRun run;
     run.pages = list.pointers();
     run.head_stride = head_stride;
+    run.page_bytes = page_bytes;
     run.first_token = first;
     run.tokens = list.empty() ? 0 : end - first;
     return run;
@@ -173,12 +174,14 @@ SequenceView CacheState::view(int layer, SequenceId id) const {
     check_layer(layer);
     const LayerState& state = sequence(id).layers[static_cast<std::size_t>(layer)];
     const std::int64_t sink_end = std::min<std::int64_t>(state.length, config.sink_tokens);
-    const std::size_t f16_stride = f16_format(config.format.head_dim).page_bytes();
+    const std::size_t f16_bytes = f16_format(config.format.head_dim).page_bytes();
     SequenceView view;
-    view.sink = run_of(state.sink, f16_stride, std::min(state.dropped, sink_end), sink_end);
-    view.quantized = run_of(state.quantized, quantized_pool(layer).part_stride(),
-                            state.quantized_first, state.recent_first);
-    view.recent = run_of(state.recent, f16_stride, state.recent_first, state.length);
+    view.sink =
+        run_of(state.sink, f16_bytes, f16_bytes, std::min(state.dropped, sink_end), sink_end);
+    view.quantized =
+        run_of(state.quantized, config.layer_format(layer).page_bytes(),
+               quantized_pool(layer).part_stride(), state.quantized_first, state.recent_first);
+    view.recent = run_of(state.recent, f16_bytes, f16_bytes, state.recent_first, state.length);
     view.length = state.length;
     view.transforms = transforms(layer, state);
     view.centres = centres(layer, state);

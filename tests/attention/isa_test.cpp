@@ -78,8 +78,12 @@ TEST_P(Isa, EveryNumberOfRows) {
             if (!preset.k.quantized()) continue;
             SCOPED_TRACE(preset.name);
             Batch batch(shape_of(preset.format(128), rows, 1));
-            batch.add(
-                only_quantized(37 * kPageTokens)); // several batches of pages, the last not full
+            // Several batches of pages, the last not full; centres change inside of one.
+            SequenceSpec spec = only_quantized(37 * kPageTokens);
+            spec.transform = {true, true, true, true};
+            spec.epoch_pages = 3;
+            spec.first_page = 2;
+            batch.add(spec);
             expect_equal_to_scalar(batch, GetParam());
         }
         Batch batch(shape_of(find_preset("f16").format(112), rows, 1));

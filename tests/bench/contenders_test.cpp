@@ -203,7 +203,7 @@ TEST(Isa, EveryAvailableOneHasADotInstruction) {
     pool.wake();
     for (const std::string_view isa : available_isas()) {
         EXPECT_EQ(select_isa(isa), isa);
-        for (const int rows : {1, 4, 5, 64})
+        for (const int rows : {1, 4, 5, 8, 9, 64})
             EXPECT_GT(dot_rate(pool, dot_instruction(isa, rows)), 0) << isa << ", " << rows;
     }
     EXPECT_THROW(dot_instruction("vax", 1), InvalidArgument);

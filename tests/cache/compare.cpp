@@ -148,7 +148,7 @@ void Model::compare_quantized(const PageRun& run, ModelLayer& layer, int index) 
         std::vector<std::byte>& seen = layer.quantized[i]->bytes;
         const std::vector<std::byte> group = heads_of(run, i, config_.kv_heads, page_bytes(index));
         if (seen.empty()) {
-            ASSERT_GE(run.head_stride, page_bytes(index));
+            ASSERT_EQ(run.page_bytes, page_bytes(index));
             compare_page(group.data(), layer, index,
                          run.first_token + kPageTokens * static_cast<std::int64_t>(i));
             seen = group;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <set>
 
+#include "cache/page_list.h"
 #include "innerkv/format.h"
 
 namespace innerkv::paging {
@@ -74,6 +75,40 @@ TEST(Pool, PartsLieSideBySide) {
             for (const std::size_t at : {std::size_t{0}, kPart - 1})
                 EXPECT_EQ(pages[i].data[part * pool.part_stride() + at],
                           static_cast<std::byte>((i * kParts + part) % 251));
+    // Some go back and are taken again, then all.
+    for (std::size_t i = 60; i-- > 40;) pool.release(pages[i].id);
+    for (std::size_t i = 40; i < 60; ++i) EXPECT_EQ(pool.take().id, pages[i].id);
+    for (const Page& page : pages) pool.release(page.id);
+    for (std::size_t i = 0; i < in_chunk; ++i)
+        EXPECT_EQ(pool.take().data, pages[0].data + i * kPart);
+}
+
+/// A sequence that is removed leaves its pages to the next one in the order in which it had them.
+TEST(Pool, ListsAndHoldsGiveBackInOrder) {
+    Pool pool(kPage, 20);
+    std::vector<PageId> before;
+    PageList list;
+    list.reserve(10);
+    const auto take = [&](PageHold& hold) {
+        hold.take(10);
+        std::vector<PageId> ids;
+        for (const Page& page : hold.pages()) ids.push_back(page.id);
+        return ids;
+    };
+    const Page another = pool.take(); // so that the chunk does not empty
+    {
+        PageHold hold(pool);
+        before = take(hold);
+    }
+    PageHold hold(pool);
+    EXPECT_EQ(take(hold), before);
+    for (const Page& page : hold.pages()) list.push_back(page);
+    hold.keep();
+    list.keep_front(pool, 3);
+    list.release_front(pool, 3);
+    PageHold again(pool);
+    EXPECT_EQ(take(again), before);
+    pool.release(another.id);
 }
 
 TEST(Pool, TakesFromTheLowestChunkSoThatTheUpperOnesDrain) {

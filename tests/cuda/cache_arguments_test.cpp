@@ -506,9 +506,9 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     expect_not_loaded("head stride", [](auto& v) { v.quantized.head_stride -= kPageAlignment; });
     expect_not_loaded("head stride", [](auto& v) { v.recent.head_stride = 0; });
     expect_not_loaded("bytes a KV head as its quantized run where a page has",
-                      [](auto& v) { v.quantized.head_stride += kPageAlignment; });
+                      [](auto& v) { v.quantized.page_bytes += kPageAlignment; });
     expect_not_loaded("bytes a KV head as its recent run",
-                      [](auto& v) { v.recent.head_stride += kPageAlignment; });
+                      [](auto& v) { v.recent.page_bytes = 0; });
     pages[1] = nullptr;
     expect_not_loaded("null page", [&](auto& v) { v.quantized.pages = pages; });
     pages[1] = view.quantized.pages[1] + 1;
@@ -547,6 +547,23 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     EXPECT_EQ(both.device.load({&view, 1}), 0);
     both.append({5, 5});
     both.expect_same();
+}
+
+/// With 8 KV heads of 128 channels in a chunk of the host's pool, heads are as far apart in both.
+TEST_F(DeviceCacheArguments, PagesOfAnotherPreset) {
+    BothCaches both(CacheConfig::from_preset(find_preset("k8v8"), 1, 8, 128), 500);
+    both.append({400});
+    const SequenceView view = both.host.view(0, both.ids[0]);
+    CacheConfig small = CacheConfig::from_preset(find_preset("small"), 1, 8, 128);
+    small.max_tokens = 500;
+    small.max_sequences = 1;
+    cuda::DeviceCache other(small);
+    expect_refused<InvalidArgument>(
+        [&] {
+            other.load({&view, 1});
+        },
+        "pages of 8704 bytes a KV head as its quantized run where a page "
+        "has 3072");
 }
 
 /// A window drops what no query will see, and no token more.

@@ -44,18 +44,19 @@ private:
 
 void expect_success(cudaError_t status);
 
-/// `call` throws an Exception whose message has `message` in it, and leaves no error behind: without a driver every
-/// call has the same one.
+/// `call` throws an Exception whose message has `message` in it, and leaves no error behind but the one that every call
+/// has without a driver.
 template <typename Exception>
 void expect_refused(const std::function<void()>& call, const std::string& message) {
-    const cudaError_t before = cudaGetLastError();
+    static_cast<void>(cudaGetLastError()); // forgotten
+    const cudaError_t always = cudaGetLastError();
     try {
         call();
         FAIL() << "not refused: " << message;
     } catch (const Exception& error) {
         EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
     }
-    EXPECT_EQ(cudaGetLastError(), before);
+    EXPECT_EQ(cudaGetLastError(), always);
 }
 
 /// What `work` enqueues on a stream, captured.

@@ -39,6 +39,20 @@ TEST(Presets, UnknownNameListsWhatThereIs) {
     }
 }
 
+TEST(LayerCodecs, MeanBitsPerValue) {
+    EXPECT_EQ(mean_bits_per_value({}, 64), 0.0);
+    const LayerCodecs layers[] = {{affine(3), affine(3)}, {affine(4), affine(2)}, {kF16, kF16}};
+    EXPECT_EQ(mean_bits_per_value({layers, 2}, 128), 3.5);
+    EXPECT_EQ(mean_bits_per_value(layers, 128), (3.5 + 3.5 + 16.0) / 3.0);
+    EXPECT_EQ(mean_bits_per_value({layers, 1}, 80), 3.5 * 128 / 80); // padding counted
+}
+
+TEST(Codecs, KindsHaveNames) {
+    const Codec codecs[] = {kF16, symmetric(3), asymmetric(3), hybrid(3), affine(3)};
+    const char* names[] = {"f16", "symmetric", "asymmetric", "hybrid", "affine"};
+    for (int i = 0; i < 5; ++i) EXPECT_EQ(kind_name(codecs[i].kind), names[i]);
+}
+
 TEST(Presets, BitsPerValueOfTheDesign) {
     const std::pair<const char*, double> expected[] = {
         {"base", 3.5}, {"small", 3.0}, {"hybrid", 3.25}, {"k4v4", 4.5},

@@ -432,14 +432,11 @@ TEST_F(CalibrationFile, BelongsToOneModelAndToPresetsThatQuantize) {
     EXPECT_THROW(Session(model, options), InvalidArgument);
 }
 
-/// Bytes of a quantized page in each layer, as a session has them: pages that were taken one after another lie side by
-/// side.
+/// Bytes of a quantized page in each layer, as a session has them.
 std::vector<std::size_t> page_bytes_of(const Session& session, int layers) {
     std::vector<std::size_t> bytes(static_cast<std::size_t>(layers));
-    for (int layer = 0; layer < layers; ++layer) {
-        const auto pages = session.view(layer).quantized.pages;
-        bytes[static_cast<std::size_t>(layer)] = static_cast<std::size_t>(pages[1] - pages[0]);
-    }
+    for (int layer = 0; layer < layers; ++layer)
+        bytes[static_cast<std::size_t>(layer)] = session.view(layer).quantized.page_bytes;
     return bytes;
 }
 

@@ -5,7 +5,7 @@
 /// Rows and their scratch. Functions of blocks take `rows` rows from row `first` on.
 struct KeyBlock {
     const std::byte* codes;
-    const std::byte* ahead; ///< to prefetch meanwhile
+    Ahead ahead;
     const std::byte* scales;
     int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(q) at each tile's position
@@ -83,12 +83,13 @@ template <Zeros zeros, int rows>
 template <Layout layout, Zeros zeros, int rows>
 void key_block(const KeyBlock& block, int first) {
     BlockSums<zeros, rows> sums(block.starts, first);
+    const Ahead ahead = block.ahead.from(first);
     const std::ptrdiff_t q_stride = block.q_stride;
     const std::int8_t* q_first = block.q + first * q_stride;
 
     for (int pair = 0; pair < 4; ++pair) {
         if (kRowsInRegisters > 1) block.meanwhile->step(); // fewer registers would be spilled
-        prefetch_quarter<layout>(block.ahead, pair);
+        if (is_packed(layout)) ahead.prefetch_quarter(pair);
         const QuadPair codes = expand<layout>(block.codes, pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
@@ -109,7 +110,7 @@ void key_block(const KeyBlock& block, int first) {
 
 struct ValueBlock {
     const std::byte* codes;
-    const std::byte* ahead; ///< to prefetch meanwhile
+    Ahead ahead;
     const std::byte* scales;
     int bits;                   ///< of a code
     const std::int32_t* starts; ///< [4][kMaxRows]: -bias * sum(p) at each tile's position
@@ -146,11 +147,12 @@ template <Zeros zeros, int rows>
 template <Layout layout, Zeros zeros, int rows>
 void value_block(const ValueBlock& block, int first) {
     BlockSums<zeros, rows> sums(block.starts, first);
+    const Ahead ahead = block.ahead.from(first);
     const std::uint8_t* p = block.p + first * kTokens;
 
     for (int pair = 0; pair < 4; ++pair) {
         const QuadPair codes = expand<layout>(block.codes, pair);
-        prefetch_quarter<layout>(block.ahead, pair);
+        if (is_packed(layout)) ahead.prefetch_quarter(pair);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {
 #pragma GCC unroll 2

@@ -119,29 +119,32 @@ inline QuadPair expand<bytes>(const std::byte* codes, int pair) {
     return expand<unsigned_bytes>(codes, pair);
 }
 
-/// Bits of a packed layout's codes; 0 for expanded ones, which are in the cache.
-constexpr int code_bits(Layout layout) {
-    constexpr int kBits[kLayouts] = {2, 3, 4, 8, 8, 0, 0};
-    return kBits[layout];
-}
+/// Codes as pages have them, not in the cache yet.
+constexpr bool is_packed(Layout layout) { return layout != small && layout != bytes; }
 
-/// A quarter of what is to be prefetched while a block is multiplied, `ahead`. Work on a pair of quads lies between two
-/// quarters, so that the line-fill buffers are never all taken.
-template <Layout layout>
-inline void prefetch_quarter(const std::byte* ahead, int quarter) {
-    if (code_bits(layout) == 0) return;
-    constexpr int kLines = code_bits(layout) == 2 ? 4 : code_bits(layout) + 1;
-    for (int line = 0; line < kLines; ++line)
-        prefetch(ahead + (kLines * quarter + line) * kQuadBytes);
-}
+/// What is to be prefetched while a block is multiplied: lines of a later page.
+struct Ahead {
+    const std::byte* first;
+    int lines;
+
+    /// For the first rows of a block; later ones would ask for the same again.
+    Ahead from(int row) const { return {first, row == 0 ? lines : 0}; }
+    /// Work on a pair of quads lies between two quarters, so that the line-fill buffers are never all taken.
+    [[gnu::always_inline]] void prefetch_quarter(int quarter) const {
+        const int count = (lines + 3) / 4;
+        const int last = lines - count;
+        const int start = count * quarter < last ? count * quarter : last;
+        for (int line = 0; line < count; ++line) prefetch(first + (start + line) * kQuadBytes);
+    }
+};
 
 constexpr std::ptrdiff_t kExpandedBytes = 8 * 4 * kQuadBytes;
 
-/// A whole block, for when there are more rows than registers: `expanded` has kExpandedBytes.
+/// A whole block: `expanded` has kExpandedBytes.
 template <Layout layout>
-void expand_block(const std::byte* codes, const std::byte* ahead, std::byte* expanded) {
+void expand_block(const std::byte* codes, const Ahead& ahead, std::byte* expanded) {
     for (int pair = 0; pair < 4; ++pair) {
-        prefetch_quarter<layout>(ahead, pair);
+        ahead.prefetch_quarter(pair);
         const QuadPair quads = expand<layout>(codes, pair);
         for (int i = 0; i < 2; ++i)
             for (int tile = 0; tile < 4; ++tile)
@@ -149,7 +152,7 @@ void expand_block(const std::byte* codes, const std::byte* ahead, std::byte* exp
     }
 }
 
-using ExpandBlock = void (*)(const std::byte*, const std::byte*, std::byte*);
+using ExpandBlock = void (*)(const std::byte*, const Ahead&, std::byte*);
 constexpr ExpandBlock kExpandBlock[] = {expand_block<two_bits>, expand_block<three_bits>,
                                         expand_block<four_bits>, expand_block<unsigned_bytes>,
                                         expand_block<signed_bytes>};

@@ -2,8 +2,8 @@
 // Products of a side's expanded blocks in registers. Included inside an instruction set's namespace, after
 // blocks.h; one with tiles has its own (amx/expanded.h).
 
-/// For more rows blocks are expanded once. Where several rows share what is expanded in registers, expanding again for the next
-/// ones costs less than storing codes and loading them.
+/// For more rows blocks are expanded once. Where several rows share what is expanded in registers, expanding again for
+/// the next ones costs less than storing codes and loading them.
 constexpr int kRowsOfPackedCodes = kRowsInRegisters > 1 ? kMaxRows : kRowsInRegisters;
 
 /// What products of `rows` rows need to be set up on this thread, while it lives.

@@ -11,8 +11,8 @@
 struct alignas(64) Batch {
     float logits[kMaxRows][kTokens]; ///< [slots], and so are the next ones
     std::uint8_t p[kMaxRows][kTokens];
-    float offsets
-        [2 * kMaxRows]; ///< [slots], what is still to be added to the logits; written by registers
+    /// [slots], what is still to be added to the logits, and room for a whole register at the last one.
+    float offsets[2 * kMaxRows];
     float shifts[kMaxRows];
     float p_scales[4][kMaxRows]; ///< by tile, and so are the next ones
     float p_weights[4][kMaxRows];
@@ -33,6 +33,7 @@ struct alignas(64) Scratch {
     float q_scales[kMaxBlocks][4][kMaxRows];
     float zeros[kTokens];
     std::int32_t rows_of_slots[kMaxRows];
+    int most_pages; ///< of a batch
     std::byte expanded[kMaxBlocks * kExpandedBytes];
     Batch batches[2];
 };
@@ -40,6 +41,7 @@ struct alignas(64) Scratch {
 /// -bias * sum at a tile's position.
 inline void store_starts(const Side& side, bool is_signed, Sums sums, int tile,
                          std::int32_t* starts) {
+    if (side.affine) return; // no bias: nobody asks
     const int factor = -code_bias(side, is_signed) * (1 << kPositions[side.bits][tile]);
     store_ints(multiply_ints(sums, broadcast_int(factor)), starts);
 }
@@ -58,6 +60,7 @@ inline void store_scales(const Side& side, Floats scale, int tile, float* scales
 
 /// What does not change from page to page.
 inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
+    scratch.most_pages = kMaxRows / params.walk.rows;
     for (int slot = 0; slot < kMaxRows; ++slot)
         scratch.rows_of_slots[slot] = slot % params.walk.rows;
     for (int block = 0; block < params.blocks; ++block) {
@@ -76,29 +79,30 @@ inline void prepare_query(const QuantizedParams& params, Scratch& scratch) {
 struct PagePlace {
     const std::byte* page;
     const std::byte* ahead;
-    std::size_t ahead_bytes;
     std::byte* expanded;
-    bool is_signed; ///< 8-bit codes are multiplied as signed bytes
 };
 
 /// Multiplies all blocks of one side of a page: `describe(i, block)` adds what is particular to K or V,
-/// then functions (by width, zero-points and rows) do the work, or those of expanded blocks.
+/// then functions (by width, zero-points and rows) do the work, or those of expanded blocks. is_signed: 8-bit codes are
+/// multiplied as signed bytes.
 template <typename Block, typename Function, typename Describe>
-inline void multiply_blocks(const QuantizedParams& params, const Side& side,
+inline void multiply_blocks(const QuantizedParams& params, const Side& side, bool is_signed,
                             const Function* const* const* functions, const PagePlace& place,
                             const Describe& describe) {
     const int rows = params.walk.rows;
-    const Layout layout = layout_of(side.bits, place.is_signed);
+    const Layout layout = layout_of(side.bits, is_signed);
     const Zeros zeros = zeros_of(side);
-    const bool expand_once = rows > kRowsOfPackedCodes;
+    // Of half a page, a block's share.
+    const std::size_t ahead_bytes = (params.k.block_bytes + params.v.block_bytes) / 2;
+    const bool expand_once = kRowsOfPackedCodes < kMaxRows && rows > kRowsOfPackedCodes;
     const Function* by_rows = functions[width_index(side.bits)][static_cast<int>(zeros)];
     Block blocks[kMaxBlocks];
     for (int i = 0; i < params.blocks; ++i) {
         const std::size_t offset = side.offset + static_cast<std::size_t>(i) * side.block_bytes;
         Block& block = blocks[i];
         block.codes = place.page + offset;
-        block.ahead = place.ahead + static_cast<std::size_t>(i) * place.ahead_bytes /
-                                        static_cast<std::size_t>(params.blocks);
+        block.ahead = {place.ahead + static_cast<std::size_t>(i) * ahead_bytes,
+                       static_cast<int>(ahead_bytes / kQuadBytes)};
         block.scales = block.codes + side.code_bytes;
         block.bits = side.bits;
         describe(i, block);
@@ -117,24 +121,23 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side,
 /// batch is prefetched, half a page at a time in the order of addresses: pages that were taken one after another lie so
 /// (the pool), and the hardware's prefetcher joins in.
 inline PagePlace place_of(const QuantizedParams& params, const Batch& batch, int page, bool keys,
-                          bool is_signed, Scratch& scratch) {
+                          Scratch& scratch) {
     const Walk& walk = params.walk;
     const int at = batch.first + page;
-    const int most = kMaxRows / walk.rows;
-    const int half = keys ? page : most + page;
-    const int later = batch.first + batch.count + (keys ? 0 : most) + half / 2;
-    const std::size_t bytes =
-        params.v.offset + static_cast<std::size_t>(params.blocks) * params.v.block_bytes;
+    const int half = keys ? page : scratch.most_pages + page;
+    const int later = batch.first + batch.count + (keys ? 0 : scratch.most_pages) + half / 2;
     const std::byte* ahead = walk.pages[later < walk.page_count ? later : at] + walk.head_offset;
-    return {walk.pages[at] + walk.head_offset, ahead + (half % 2) * (bytes / 2), bytes / 2,
-            scratch.expanded, is_signed};
+    const auto blocks = static_cast<std::size_t>(params.blocks);
+    const std::size_t half_bytes = blocks * (params.k.block_bytes + params.v.block_bytes) / 2;
+    return {walk.pages[at] + walk.head_offset, half % 2 == 0 ? ahead : ahead + half_bytes,
+            scratch.expanded};
 }
 
 inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
                       Probabilities& meanwhile, Scratch& scratch) {
     float* logits = batch.logits[page * params.walk.rows];
-    multiply_blocks<KeyBlock>(params, params.k, kKeyBlocks,
-                              place_of(params, batch, page, true, kSignedKeyBytes, scratch),
+    multiply_blocks<KeyBlock>(params, params.k, kSignedKeyBytes, kKeyBlocks,
+                              place_of(params, batch, page, true, scratch),
                               [&](int i, KeyBlock& block) {
                                   block.meanwhile = &meanwhile;
                                   block.q_stride = 64 * params.blocks;
@@ -151,8 +154,8 @@ inline void page_keys(const QuantizedParams& params, Batch& batch, int page,
 inline void page_values(const QuantizedParams& params, const Batch& batch, int page,
                         Scratch& scratch) {
     const int slot = page * params.walk.rows;
-    multiply_blocks<ValueBlock>(params, params.v, kValueBlocks,
-                                place_of(params, batch, page, false, kSignedValueBytes, scratch),
+    multiply_blocks<ValueBlock>(params, params.v, kSignedValueBytes, kValueBlocks,
+                                place_of(params, batch, page, false, scratch),
                                 [&](int i, ValueBlock& block) {
                                     block.p = batch.p[slot];
                                     block.starts = batch.p_starts[0] + slot;
@@ -210,7 +213,7 @@ inline void sum_probabilities(const QuantizedParams& params, Batch& batch) {
     store(add(load(walk.weight), weights), walk.weight);
 }
 
-/// What a batch's logits are still to be added to; where cap or mask apply, all that is done in place.
+/// What is still to be added to a batch's logits; where cap or mask apply, it is added here, and they too.
 inline void place_logits(const QuantizedParams& params, const PageMask& mask, Batch& batch) {
     const Walk& walk = params.walk;
     const bool change = !mask.all || walk.soft_cap > 0.0f;
@@ -222,7 +225,7 @@ inline void place_logits(const QuantizedParams& params, const PageMask& mask, Ba
             offsets += kMaxRows;
             left = params.epoch_pages;
         }
-        // Lanes beyond the page's rows are the next page's, which overwrites them.
+        // Lanes beyond the page's rows are the next page's, which overwrites them, or no slot's.
         store(change ? broadcast(0.0f) : load(offsets), batch.offsets + slot);
         if (change) change_logits(walk, mask, offsets, batch.logits[slot]);
     }
@@ -232,6 +235,8 @@ inline void place_logits(const QuantizedParams& params, const PageMask& mask, Ba
 struct WholePages {
     int first;
     int last;
+
+    bool has(int page) const { return first <= page && page < last; }
 };
 
 inline WholePages whole_pages(const Walk& walk) {
@@ -250,9 +255,8 @@ inline WholePages whole_pages(const Walk& walk) {
 }
 
 /// How many pages from `first` on are taken together; those that rows see in part go one by one.
-inline int batch_pages(const Walk& walk, const WholePages& whole, int first) {
-    if (first < whole.first || first >= whole.last) return 1;
-    const int most = kMaxRows / walk.rows;
+inline int batch_pages(const WholePages& whole, int most, int first) {
+    if (!whole.has(first)) return 1;
     return whole.last - first < most ? whole.last - first : most;
 }
 
@@ -280,11 +284,10 @@ void attend_quantized(const QuantizedParams& params) {
     Batch* before = &scratch.batches[1]; // of no pages
     Batch* batch = &scratch.batches[0];
     for (int first = 0, next = 0; first < walk.page_count; first = next) {
-        next = first + batch_pages(walk, whole, first);
+        next = first + batch_pages(whole, scratch.most_pages, first);
         const PageMask mask =
-            first >= whole.first && first < whole.last
-                ? kWholePage
-                : page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
+            whole.has(first) ? kWholePage
+                             : page_mask(walk, walk.first_token + std::int64_t{kTokens} * first);
         if (mask.first >= mask.last) continue;
         batch->first = first;
         batch->count = next - first;

@@ -58,12 +58,13 @@ inline void add_quad(const Block& block, const std::byte* codes, const uint8x16_
 }
 
 /// Sums of `rows` rows from row `first` on with one tile.
-template <int rows, typename Block>
+template <Zeros zeros, int rows, typename Block>
 [[gnu::always_inline]] inline void sum_tile(const Block& block, int first, int tile,
                                             Sums (&sums)[rows]) {
 #pragma GCC unroll 4
     for (int row = 0; row < rows; ++row)
-        sums[row] = broadcast_int(block.starts[tile * kMaxRows + first + row]);
+        sums[row] =
+            broadcast_int(zeros == Zeros::steps ? 0 : block.starts[tile * kMaxRows + first + row]);
     const RowBytes from = row_bytes(block, first, tile);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -83,7 +84,7 @@ template <Zeros zeros, int rows>
 void multiply_strip(const KeyBlock& block, int first) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
-        sum_tile(block, first, tile, sums);
+        sum_tile<zeros>(block, first, tile, sums);
         const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
         const int half = tile % 2;
         const float* before = tile < 2 ? block.before : block.logits;
@@ -102,7 +103,7 @@ template <Zeros zeros, int rows>
 void multiply_strip(const ValueBlock& block, int first) {
     for (int tile = 0; tile < 4; ++tile) {
         Sums sums[rows];
-        sum_tile(block, first, tile, sums);
+        sum_tile<zeros>(block, first, tile, sums);
         const TileScales scales = load_scales<zeros>(block.bits, block.scales, tile);
 #pragma GCC unroll 4
         for (int row = 0; row < rows; ++row) {

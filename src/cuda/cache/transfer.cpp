@@ -160,9 +160,9 @@ void read_groups(const Table& from, const Stretch& stretch, std::size_t bytes,
     for (std::size_t i = 0; i < stretch.count; ++i) table.push_back(to + i * bytes);
 }
 
-PageRun run_of(const std::vector<const std::byte*>& table, std::size_t head_stride,
+PageRun run_of(const std::vector<const std::byte*>& table, std::size_t page_bytes,
                std::int64_t first, std::int64_t tokens) {
-    return {table, head_stride, first, table.empty() ? 0 : tokens};
+    return {table, page_bytes, first, table.empty() ? 0 : tokens, page_bytes};
 }
 
 std::vector<float> read_channels(const CacheConfig& config, const float* from) {

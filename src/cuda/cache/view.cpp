@@ -44,19 +44,16 @@ void DeviceCache::Impl::check_view(int layer, const SequenceView& view) const {
         refuse_view(layer, "has " + std::to_string(view.length) + " tokens, the cache takes " +
                                std::to_string(config.max_tokens));
     const paging::LayerRule& rule = rules[static_cast<std::size_t>(layer)];
-    // The stride tells pages of another codec: a page, or in a pool of the host's a page for each of a chunk.
-    const auto check_stride = [&](const char* name, const PageRun& run, std::size_t bytes,
-                                  std::size_t pages = 1) {
-        if (run.tokens > 0 && run.head_stride != bytes && run.head_stride != bytes * pages)
-            refuse_view(layer, "has pages of " + std::to_string(run.head_stride) +
+    const auto check_pages = [&](const char* name, const PageRun& run, std::size_t bytes) {
+        if (run.tokens > 0 && run.page_bytes != bytes)
+            refuse_view(layer, "has pages of " + std::to_string(run.page_bytes) +
                                    " bytes a KV head as its " + name + " where a page has " +
                                    std::to_string(bytes));
     };
     const std::size_t f16_bytes = paging::f16_format(config.format.head_dim).page_bytes();
-    check_stride("sink", view.sink, f16_bytes);
-    const paging::ChunkShape chunk(paging::quantized_group_bytes(config), config.max_tokens);
-    check_stride("quantized run", view.quantized, config.format.page_bytes(), chunk.pages);
-    check_stride("recent run", view.recent, f16_bytes);
+    check_pages("sink", view.sink, f16_bytes);
+    check_pages("quantized run", view.quantized, config.format.page_bytes());
+    check_pages("recent run", view.recent, f16_bytes);
     const paging::LayerExtent extent = extent_of(rule, view);
     check_extent(layer, extent);
     const Stretches stretches(rule, extent);
