@@ -37,10 +37,10 @@ struct CentreRun {
 /// beyond may hold anything.
 struct PageRun {
     std::span<const std::byte* const> pages;
-    std::size_t head_stride = 0; ///< bytes from a page of one KV head to that of the next, a page at least
+    std::size_t head_stride = 0; ///< bytes from a KV head's page to the next one's, a page at least
     std::int64_t first_token = 0;
     std::int64_t tokens = 0; ///< <= 32 * pages.size(); page i holds tokens first_token + 32 i ...
-    std::size_t page_bytes = 0; ///< of a KV head's page, as the cache that shows it has them; attention has its format
+    std::size_t page_bytes = 0; ///< of a KV head's page; attention does not ask, its format says
 };
 
 /// One sequence's cache in one layer: sink (fp16), quantized, recent (fp16), in token order without

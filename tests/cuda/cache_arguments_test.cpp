@@ -503,7 +503,9 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
     };
     expect_not_loaded("1 key transforms for 2 KV heads",
                       [&](auto& v) { v.transforms = v.transforms.first(1); });
-    expect_not_loaded("head stride", [](auto& v) { v.quantized.head_stride -= kPageAlignment; });
+    expect_not_loaded("head stride", [](auto& v) {
+        v.quantized.head_stride = v.quantized.page_bytes - kPageAlignment;
+    });
     expect_not_loaded("head stride", [](auto& v) { v.recent.head_stride = 0; });
     expect_not_loaded("bytes a KV head as its quantized run where a page has",
                       [](auto& v) { v.quantized.page_bytes += kPageAlignment; });
@@ -551,19 +553,23 @@ TEST_F(DeviceCacheArguments, ViewsThatNoCacheShows) {
 
 /// With 8 KV heads of 128 channels in a chunk of the host's pool, heads are as far apart in both.
 TEST_F(DeviceCacheArguments, PagesOfAnotherPreset) {
-    BothCaches both(CacheConfig::from_preset(find_preset("k8v8"), 1, 8, 128), 500);
+    const auto config = [](std::string_view preset) {
+        CacheConfig result = CacheConfig::from_preset(find_preset(preset), 1, 8, 128);
+        result.max_tokens = 500;
+        result.max_sequences = 1;
+        return result;
+    };
+    BothCaches both(config("k8v8"), 500);
     both.append({400});
+    both.append({1});
     const SequenceView view = both.host.view(0, both.ids[0]);
-    CacheConfig small = CacheConfig::from_preset(find_preset("small"), 1, 8, 128);
-    small.max_tokens = 500;
-    small.max_sequences = 1;
-    cuda::DeviceCache other(small);
+    ASSERT_FALSE(view.quantized.pages.empty());
+    cuda::DeviceCache other(config("small"));
     expect_refused<InvalidArgument>(
         [&] {
             other.load({&view, 1});
         },
-        "pages of 8704 bytes a KV head as its quantized run where a page "
-        "has 3072");
+        "pages of 8704 bytes a KV head as its quantized run where a page has 3072");
 }
 
 /// A window drops what no query will see, and no token more.

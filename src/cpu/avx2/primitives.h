@@ -236,5 +236,6 @@ inline Quads merge_bits(Quads a, Quads b, std::uint8_t mask) {
 }
 
 inline void prefetch(const std::byte* at) {
-    asm volatile("prefetcht1 %0" ::"m"(*at)); // the intrinsic in a loop of its own is no effect to GCC 12
+    // Not the intrinsic: in a loop of its own it is no effect to GCC 12.
+    asm volatile("prefetcht1 %0" ::"m"(*at));
 }

@@ -190,5 +190,6 @@ inline Sums dot_small(Sums sums, Quads unsigned_bytes, Quads signed_bytes) {
 }
 
 inline void prefetch(const std::byte* at) {
-    asm volatile("prefetcht1 %0" ::"m"(*at)); // the intrinsic in a loop of its own is no effect to GCC 12
+    // Not the intrinsic: in a loop of its own it is no effect to GCC 12.
+    asm volatile("prefetcht1 %0" ::"m"(*at));
 }

@@ -293,5 +293,6 @@ inline Sums dot_values(Sums sums, Quads probabilities, Quads codes) {
 }
 
 inline void prefetch(const std::byte* at) {
-    asm volatile("prfm pldl2keep, %a0" ::"p"(at)); // the builtin in a loop of its own is no effect to GCC 12
+    // Not the builtin: in a loop of its own it is no effect to GCC 12.
+    asm volatile("prfm pldl2keep, %a0" ::"p"(at));
 }
