@@ -204,11 +204,11 @@ constexpr const ValueBlockFunction* const* kValueBlocks[] = {
     kValueBlocksByZeros<two_bits>, kValueBlocksByZeros<three_bits>, kValueBlocksByZeros<four_bits>,
     kValueBlocksByZeros<layout_of(8, kSignedValueBytes)>};
 
-/// All rows of a block, as many at a time as share codes in registers.
-template <typename Block, typename Function>
+/// All rows of a block, `strip` at a time: as many as share codes in registers.
+template <int strip = kRowsInRegisters, typename Block, typename Function>
 inline void multiply_rows(const Block& block, int rows, const Function* by_rows) {
-    for (int row = 0; row < rows; row += kRowsInRegisters) {
+    for (int row = 0; row < rows; row += strip) {
         const int left = rows - row;
-        by_rows[(left < kRowsInRegisters ? left : kRowsInRegisters) - 1](block, row);
+        by_rows[(left < strip ? left : strip) - 1](block, row);
     }
 }

@@ -82,6 +82,11 @@ struct PagePlace {
     std::byte* expanded;
 };
 
+/// Bytes to prefetch for each block: its share of half a page, whole lines.
+inline std::size_t ahead_of_block(const QuantizedParams& params) {
+    return (params.k.block_bytes + params.v.block_bytes) / 2;
+}
+
 /// Multiplies all blocks of one side of a page: `describe(i, block)` adds what is particular to K or V,
 /// then functions (by width, zero-points and rows) do the work, or those of expanded blocks. is_signed: 8-bit codes are
 /// multiplied as signed bytes.
@@ -92,8 +97,7 @@ inline void multiply_blocks(const QuantizedParams& params, const Side& side, boo
     const int rows = params.walk.rows;
     const Layout layout = layout_of(side.bits, is_signed);
     const Zeros zeros = zeros_of(side);
-    // Of half a page, a block's share.
-    const std::size_t ahead_bytes = (params.k.block_bytes + params.v.block_bytes) / 2;
+    const std::size_t ahead_bytes = ahead_of_block(params);
     const bool expand_once = kRowsOfPackedCodes < kMaxRows && rows > kRowsOfPackedCodes;
     const Function* by_rows = functions[width_index(side.bits)][static_cast<int>(zeros)];
     Block blocks[kMaxBlocks];
@@ -127,8 +131,7 @@ inline PagePlace place_of(const QuantizedParams& params, const Batch& batch, int
     const int half = keys ? page : scratch.most_pages + page;
     const int later = batch.first + batch.count + (keys ? 0 : scratch.most_pages) + half / 2;
     const std::byte* ahead = walk.pages[later < walk.page_count ? later : at] + walk.head_offset;
-    const auto blocks = static_cast<std::size_t>(params.blocks);
-    const std::size_t half_bytes = blocks * (params.k.block_bytes + params.v.block_bytes) / 2;
+    const std::size_t half_bytes = static_cast<std::size_t>(params.blocks) * ahead_of_block(params);
     return {walk.pages[at] + walk.head_offset, half % 2 == 0 ? ahead : ahead + half_bytes,
             scratch.expanded};
 }

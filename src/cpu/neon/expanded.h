@@ -131,10 +131,5 @@ template <typename Block>
 inline void multiply_expanded(const Block* blocks, int count, int rows, bool /*is_small*/,
                               Zeros zeros) {
     const auto* by_rows = kStrips<Block>[static_cast<int>(zeros)];
-    for (int i = 0; i < count; ++i) {
-        for (int row = 0; row < rows; row += kStripRows) {
-            const int left = rows - row;
-            by_rows[(left < kStripRows ? left : kStripRows) - 1](blocks[i], row);
-        }
-    }
+    for (int i = 0; i < count; ++i) multiply_rows<kStripRows>(blocks[i], rows, by_rows);
 }
