@@ -54,19 +54,25 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
 
     ThreadPool pool(options.threads);
     const auto contenders = make_contenders(options, bench.isa, pool);
-    report(options, "checking results", 0, 1);
+    std::vector<Contender*> turns;
+    const auto checking = [&] {
+        report(options, "checking results", static_cast<int>(turns.size()),
+               static_cast<int>(contenders.size()));
+    };
+    checking();
     const std::vector<ExactOutput> exact = exact_outputs(options.attention);
     AttentionCase forks = options.attention;
     forks.shared = true;
     const std::vector<ExactOutput> exact_forks =
         options.shared ? exact_outputs(forks) : std::vector<ExactOutput>();
-    std::vector<Contender*> turns;
     for (const auto& contender : contenders) {
+        checking();
         bench.results.push_back(contender->forks() ? judge(forks, *contender, exact_forks)
                                                    : judge(options.attention, *contender, exact));
         turns.push_back(contender.get());
     }
 
+    checking();
     report(options, "measuring the machine", 0, 1);
     pool.wake();
     MemoryStream memory(pool, options.memory_bytes);

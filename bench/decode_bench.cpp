@@ -175,8 +175,8 @@ void require_contexts(const DecodeBenchOptions& options, int longest) {
         if (context - before <= generated(options))
             throw InvalidArgument("--context " + std::to_string(context) + " leaves no prompt" +
                                   (before > 0 ? " after " + std::to_string(before) : "") +
-                                  " before --repeats " + std::to_string(options.repeats) +
-                                  " of --tokens " + std::to_string(options.tokens));
+                                  ": a context takes --repeats times --tokens, " +
+                                  std::to_string(generated(options)) + ", and more");
         before = context;
     }
 }

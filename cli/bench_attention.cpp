@@ -224,7 +224,8 @@ int bench_attention(const BenchOptions& given) {
 }
 
 void add_shape_options(CLI::App& command, bench::AttentionCase& attention) {
-    std::vector<int> dims(std::begin(kHeadDims), std::end(kHeadDims));
+    std::vector<std::string> dims; // as they are written: 0x40 is none
+    for (const int dim : kHeadDims) dims.push_back(std::to_string(dim));
     command.add_option("--head-dim", attention.head_dim, "Channels of a head")
         ->type_name("D")
         ->check(CLI::IsMember(dims))

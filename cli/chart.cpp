@@ -23,6 +23,14 @@ std::string series_color(std::size_t index, std::size_t count) {
 
 double width_of(const std::string& text) { return kLetter * static_cast<double>(text.size()); }
 
+/// A name as long as a picture has room for: bits of each layer can be longer.
+std::string label_of(const std::string& name) {
+    constexpr std::size_t kMost = 40;
+    constexpr std::size_t kPart = 18;
+    if (name.size() <= kMost) return name;
+    return name.substr(0, kPart) + "..." + name.substr(name.size() - kPart);
+}
+
 std::string number(double value) { return fmt::format("{:.6g}", value); }
 
 struct Bounds {
@@ -39,10 +47,12 @@ struct Bounds {
 
 std::vector<Series> drawable(const LineChart& chart) {
     std::vector<Series> series = chart.series;
-    for (Series& one : series)
+    for (Series& one : series) {
+        one.name = label_of(one.name);
         std::erase_if(one.points, [&chart](const Point& point) {
             return !std::isfinite(point.second) || (chart.log_y && point.second <= 0);
         });
+    }
     return series;
 }
 
@@ -96,14 +106,14 @@ std::string draw_heat_map(const HeatMap& map) {
     constexpr double kCellWidth = 46;
     constexpr double kCellHeight = 34;
     double left = 40;
-    for (const auto& row : map.rows) left = std::max(left, 28 + width_of(row.first));
+    for (const auto& row : map.rows) left = std::max(left, 28 + width_of(label_of(row.first)));
     const double width = kCellWidth * static_cast<double>(map.columns.size());
     const double bottom = kTop + kCellHeight * static_cast<double>(map.rows.size());
     const double scale = bottom + 64;
     Svg svg(std::max(left + width + 20, 32 + width_of(map.title) * 1.25), scale + 62, map.title);
     double y = kTop;
     for (const auto& [name, values] : map.rows) {
-        svg.text(left - 10, y + kCellHeight / 2 + 4, name, "end");
+        svg.text(left - 10, y + kCellHeight / 2 + 4, label_of(name), "end");
         for (std::size_t column = 0; column < values.size(); ++column) {
             const double x = left + kCellWidth * static_cast<double>(column);
             svg.box(x, y, kCellWidth - 1, kCellHeight - 1, viridis(values[column]));
@@ -135,7 +145,7 @@ std::string draw_bars(const BarChart& chart) {
     Bounds values;
     values.add(0);
     for (const auto& [name, value] : chart.bars) {
-        left = std::max(left, 28 + width_of(name));
+        left = std::max(left, 28 + width_of(label_of(name)));
         if (std::isfinite(value)) values.add(value);
     }
     const double bottom = kTop + kBar * static_cast<double>(chart.bars.size()) + 6;
@@ -150,7 +160,7 @@ std::string draw_bars(const BarChart& chart) {
         const double y = kTop + 6 + kBar * static_cast<double>(index);
         const double end = x.at(std::isfinite(value) ? value : 0);
         svg.box(x.at(0), y, end - x.at(0), kBar - 8, series_color(index, chart.bars.size()));
-        svg.text(left - 10, y + kBar / 2, name, "end");
+        svg.text(left - 10, y + kBar / 2, label_of(name), "end");
         svg.text(end + 8, y + kBar / 2, fmt::format("{:.5f}", value), "start");
     }
     svg.line({x.at(0), kTop}, {x.at(0), bottom}, kInk);

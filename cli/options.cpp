@@ -2,6 +2,7 @@
 #include "options.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -249,11 +250,17 @@ CLI::Validator file_name() {
     return CLI::Validator(check, "");
 }
 
+std::optional<std::int64_t> whole_number(const std::string& text) {
+    std::int64_t value = 0;
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    if (text != std::to_string(value)) return std::nullopt;
+    return value;
+}
+
 CLI::Validator whole_range(std::int64_t low, std::int64_t high) {
     const auto check = [low, high](const std::string& text) {
-        std::int64_t value = 0;
-        const bool number = CLI::detail::lexical_cast(text, value);
-        if (number && value >= low && value <= high) return std::string();
+        const auto value = whole_number(text);
+        if (value && *value >= low && *value <= high) return std::string();
         return fmt::format("{} is not a whole number from {} to {}", text, low, high);
     };
     return CLI::Validator(check, fmt::format("{}..{}", low, high));

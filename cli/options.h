@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -81,6 +82,9 @@ read_calibration(const std::string& path, const std::string& caches, const std::
 CLI::Validator file_name();
 /// Refuses what `check` throws InvalidArgument or CLI::ValidationError at, in its words.
 CLI::Validator accepted_by(std::function<void(const std::string&)> check);
+/// A whole number in decimal as it would be printed; null: something else. CLI11 takes a leading zero for octal, and lets
+/// what is too large for 64 bits through.
+std::optional<std::int64_t> whole_number(const std::string& text);
 /// Whole numbers from `low` to `high`; --help shows both.
 CLI::Validator whole_range(std::int64_t low, std::int64_t high);
 /// Refuses everything but finite numbers from `low` to `high`; --help shows both.

@@ -185,9 +185,8 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
     command.add_flag("--exact-prefill", options.exact_prefill,
                      "Keep the whole prompt in fp16 until it is complete");
     const auto whole_pages = [](const std::string& value) {
-        int tokens = 0;
-        const bool number = CLI::detail::lexical_cast(value, tokens);
-        if (number && tokens >= kPageTokens && tokens <= kMostTokens && tokens % kPageTokens == 0)
+        const auto tokens = whole_number(value);
+        if (tokens && *tokens >= kPageTokens && *tokens <= kMostTokens && *tokens % kPageTokens == 0)
             return std::string();
         return fmt::format("{} is not a multiple of {} from {} to {}", value, kPageTokens,
                            kPageTokens, kMostTokens);

@@ -146,7 +146,7 @@ void GgufFile::read_tensors() {
         if (data_offset > file_bytes || offset > file_bytes - data_offset ||
             tensor.bytes > file_bytes - data_offset - offset) {
             fail("is truncated: tensor " + tensor.name + " lies beyond the file's " +
-                 std::to_string(file_bytes) + " bytes; download the model again");
+                 std::to_string(file_bytes) + " bytes; download or make it again");
         }
         tensor.offset = data_offset + offset;
         if (tensor.offset % kTensorAlignment != 0) {

@@ -42,7 +42,7 @@ SessionOptions checked(const ModelInfo& info, SessionOptions options) {
     }
     if (!options.layer_codecs.empty() &&
         options.layer_codecs.size() != static_cast<std::size_t>(info.layers)) {
-        throw InvalidArgument("codecs of " + std::to_string(options.layer_codecs.size()) +
+        throw InvalidArgument("bits (layers=) of " + std::to_string(options.layer_codecs.size()) +
                               " layers were given; " + info.path + " has " +
                               std::to_string(info.layers));
     }

@@ -147,8 +147,11 @@ def main():
     if not 1 <= arguments.pairs <= shape.rope_dims // 2:
         sys.exit(f"--pairs {arguments.pairs} is not a whole number from 1 to "
                  f"{shape.rope_dims // 2}, the pairs of a head")
-    write_model(reader, shape, arguments.out + ".part", arguments)
-    os.replace(arguments.out + ".part", arguments.out)
+    try:
+        write_model(reader, shape, arguments.out + ".part", arguments)
+        os.replace(arguments.out + ".part", arguments.out)
+    except OSError as error:
+        sys.exit(f"cannot write {arguments.out}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
     tools/quality.py list
     tools/quality.py run RESULTS --texts FOLDER [--jobs 4 --threads 4] [--only 'smollm2/wiki-2k*' ...]
-    tools/quality.py tables RESULTS docs/quality.md docs/results.md docs/calibration.md --plot docs/quality.svg
+    tools/quality.py tables RESULTS docs/quality.md docs/results.md docs/calibration.md docs/rivals.md --plot docs/quality.svg
 
 `run` keeps a report for every run, RESULTS/MODEL/RUN.json, and goes on where it was stopped; the longest run
 comes first. Stopped by Ctrl-C, or by `timeout -s INT 590`, it keeps all windows that are finished. The texts are
@@ -250,6 +250,8 @@ def check_program(program):
 
 def run(arguments):
     chosen = chosen_jobs(arguments)
+    if folder_of(arguments).exists() and not folder_of(arguments).is_dir():
+        raise fetch.Failure(f"{folder_of(arguments)} is not a folder")
     jobs = [job for job in chosen if not job.report()]
     fetch.say(f"quality: {len(jobs)} of {len(chosen)} runs to do")
     check_program(arguments.program)
@@ -295,8 +297,8 @@ def show_runs(arguments):
 
 
 def plot(reports, path):
-    """docs/quality.svg: the first table, libllama's rows and changed presets left out."""
-    drawn = quality_tables.ALL
+    """docs/quality.svg: the first table; libllama's rows, changed presets and what rotation makes better are left out."""
+    drawn = [cache for cache in quality_tables.ALL if cache not in quality_runs.UNROTATED]
     pictures = {}
     for name in quality_runs.MODELS:
         rows = reports.rows.get((name, "wiki-2k"), {})
@@ -340,6 +342,8 @@ def tables(arguments):
              if any((column.model, group) in wanted for column in table.columns for group in column.groups)]
     shown = {(column.model, group) for name in names for column in quality_tables.TABLES[name].columns
              for group in column.groups}
+    if arguments.plot:
+        shown |= {(model, "wiki-2k") for model in quality_runs.MODELS}
     jobs = [job for job in all_jobs(arguments) if (job.model, job.run.group) in shown]
     found = [(job, kept) for job in jobs if (kept := job.report())]
     if not found:

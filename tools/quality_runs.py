@@ -68,10 +68,13 @@ PRESETS = ("base", "small", "hybrid", "k4v4", "k4v3", "k4v2", "k8v8",
            "paper:base", "paper:base+calibration=512", "paper:small", "paper:hybrid", "paper:k4v4")
 BLOCKS = ("sim:q8_0+rot", "sim:q5_1+rot", "sim:q5_0+rot", "sim:q4_0", "sim:q4_0+rot", "sim:turbo3", "sim:turbo4",
           "sim:kivi2", "sim:kivi4")
+UNROTATED = ("sim:q8_0", "sim:q5_1", "sim:q5_0", "sim:q4_1", "sim:q4_1+rot")
 WINDOWED = ("sim:q4_0+rot+windows", "sim:turbo3+windows", "sim:turbo4+windows")
 LIBLLAMA = ("llama:f16", "llama:q4_0+rot")
 NORMS = ("base+norm=prefill", "base+norm=none")
 PARTS = ("base+queries=off", "base+sink=0", "base+recent=32", "base+epoch=65536", "base+centre=off", "base+rotate=off")
+LENGTHS = ("base+sink=4", "base+sink=64", "base+recent=64", "base+recent=128", "base+calibration=64",
+           "base+calibration=256", "base+calibration=1024")
 LONG = ("k4v4", "base", "small", "sim:q4_0+rot", "paper:base+calibration=1024")
 FAR = ("k4v4", "base", "sim:q4_0+rot")
 BEGINNING = (*FAR, "small", "paper:base", "sim:kivi2", "llama:q4_0+rot")
@@ -100,6 +103,8 @@ RUNS = [
     Run("wiki-2k.blocks", "ppl", "wiki-test", WINDOWS_2K, BLOCKS),
     Run("wiki-2k.others", "ppl", "wiki-test", WINDOWS_2K, (*WINDOWED, *LIBLLAMA)),
     Run("wiki-2k.parts", "ppl", "wiki-test", WINDOWS_2K, (*NORMS, *PARTS)),
+    Run("wiki-2k.unrotated", "ppl", "wiki-test", WINDOWS_2K, UNROTATED),
+    Run("wiki-2k.lengths", "ppl", "wiki-test", WINDOWS_2K, LENGTHS),
     Run("floor", "ppl", "wiki-test", WINDOWS_2K, FLOOR, (F32,)),
     Run("simulation", "ppl", "wiki-test", {"ctx": 512, "chunks": 3}, SIMULATED, (F32,)),
     Run("apart", "ppl", "wiki-test", {"ctx": 1024, "chunks": 3, "against": "llama:q4_0+rot"}, APART, ("gemma3",)),

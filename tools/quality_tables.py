@@ -120,7 +120,7 @@ RECALL = share("accuracy")
 EIGHTHS = (("first", 0), ("second", 1), ("fourth", 3), ("sixth", 5), ("last", 7))
 NEVER_DIFFER = Value(lambda row: row["generation"]["same"], "{:.0f}")
 AGREEMENT = Value(lambda row: row["generation"]["agreement"], "{:.0%}")
-ALL = (*runs.PRESETS, *runs.BLOCKS, *runs.WINDOWED)
+ALL = (*runs.PRESETS, *runs.BLOCKS, *runs.UNROTATED, *runs.WINDOWED)
 
 
 def scores(group, *more):
@@ -169,7 +169,7 @@ TABLES = {
                    [column for model in runs.MODELS for name, group in (("WikiText-2", "wiki-2k"), ("novel", "novel-2k"))
                     for column in (Column(name, model, group, KLD), Difference("less base", model, group, group, "base"))],
                    ("wiki-2k", "novel-2k"), bits=False),
-    "parts": Table(("base", *runs.PARTS, "paper:base", "paper:base+calibration=512"),
+    "parts": Table(("base", *runs.PARTS, *runs.LENGTHS, "paper:base", "paper:base+calibration=512"),
                    [column for model in runs.MODELS
                     for column in (Column("mean KLD", model, "wiki-2k", KLD),
                                    Difference("less base", model, "wiki-2k", "wiki-2k", "base"))], ("wiki-2k",),

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 #include "cpu/kernel.h"
 
@@ -115,14 +117,31 @@ private:
         return visible_run(sequence(index), strip(index).pages, kind);
     }
 
-    /// Memory of a strip's page; null behind its last.
+    /// By this page of a strip it is told what may share with it from `from` on: the last of as few as are worth reading
+    /// for several at once. Null: there are not so many.
+    const std::byte* deciding_page(int index, int from) const {
+        const PageShare& pages = strip(index).pages;
+        const auto worth = [&](int end) {
+            return page_cost(part_of(pages, from, end)) >= kSmallestItem;
+        };
+        int few = from;
+        int end = pages.count();
+        if (!worth(end)) return nullptr;
+        while (few + 1 < end) {
+            const int middle = few + (end - few) / 2;
+            (worth(middle) ? end : few) = middle;
+        }
+        return page(index, end - 1);
+    }
+
+    /// Memory of a strip's page.
     const std::byte* page(int index, int at) const {
         for (const RunKind kind : kRunKinds) {
             const VisibleRun pages = run(index, kind);
             if (at < pages.pages.count()) return pages.data()[at];
             at -= pages.pages.count();
         }
-        return nullptr;
+        return nullptr; // never: a strip has all pages that are asked for
     }
 
     /// The first page from `from` on that two strips do not share; they share all before.
@@ -143,17 +162,24 @@ private:
         return start;
     }
 
-    /// Strips that share all pages before `from`: those that have the next one in common come together.
+    /// Strips that share all pages before `from`: those that may have enough behind it in common come together, so that
+    /// many short ones are not compared with each other.
     void divide(std::span<int> strips, int from) {
-        const auto next = [&](int index) { return page(index, from); };
-        std::sort(strips.begin(), strips.end(), [&](int a, int b) {
+        std::vector<std::pair<const std::byte*, int>> by_page;
+        by_page.reserve(strips.size());
+        for (const int index : strips) by_page.emplace_back(deciding_page(index, from), index);
+        std::sort(by_page.begin(), by_page.end(), [](const auto& a, const auto& b) {
             const std::less<const std::byte*> less;
-            return next(a) == next(b) ? a < b : less(next(a), next(b));
+            return a.first == b.first ? a.second < b.second : less(a.first, b.first);
         });
-        for (auto first = strips.begin(); first != strips.end();) {
-            const auto last = std::find_if(first, strips.end(),
-                                           [&](int index) { return next(index) != next(*first); });
-            share({first, last}, from);
+        for (std::size_t i = 0; i < strips.size(); ++i) strips[i] = by_page[i].second;
+        for (std::size_t first = 0; first < strips.size();) {
+            std::size_t last = first;
+            while (last < strips.size() && by_page[last].first == by_page[first].first) ++last;
+            if (by_page[first].first == nullptr)
+                for (const int index : strips.subspan(first, last - first)) add_rest(index, from);
+            else
+                share(strips.subspan(first, last - first), from);
             first = last;
         }
     }

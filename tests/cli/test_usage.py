@@ -165,7 +165,7 @@ class WrongUsageTest(ProgramTest):
             self.fail_with(innerkv("plan", "-m", "x", "--context", 9, "--cache", cache), 2)
 
     def test_numbers(self):
-        wholes = ("0", "-1", "1.5", "abc", "", "nan", "99999999999999999999", "4x")
+        wholes = ("0", "-1", "1.5", "abc", "", "nan", "99999999999999999999", "4x", "0600", "0x40")
         cases = [(("run", "-m", "x", "-p", "x", option), wholes)
                  for option in ("-n", "--context", "--chunk", "--threads")]
         cases += [(("eval", "ppl", "-m", "x", "--text", "x", option), wholes)
@@ -187,7 +187,8 @@ class WrongUsageTest(ProgramTest):
                   (("run", "-m", "x", "-p", "x", "--top-p"), ("0", "-0.1", "1.1", "nan", "abc")),
                   (("run", "-m", "x", "-p", "x", "--min-p"), ("-0.1", "1.1", "nan", "abc")),
                   (("run", "-m", "x", "-p", "x", "--top-k"), ("-1", "abc")),
-                  (("run", "-m", "x", "-p", "x", "--seed"), ("-1", "abc", "99999999999"))]
+                  (("run", "-m", "x", "-p", "x", "--seed"), ("-1", "abc", "99999999999")),
+                  (("bench", "attention", "--seed"), ("-1", "9223372036854775808"))]
         for arguments, values in cases:
             for value in values:
                 with self.subTest(arguments=arguments, value=value):
