@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -211,7 +212,7 @@ class Cache:
         ValueError where a sliding window has dropped tokens that a shorter sequence needs, on a device also where
         it would cut into quantized pages; 0 always works. No sequence has then changed.
         """
-        if isinstance(sequence, int):
+        if isinstance(sequence, Integral):
             sequence, length = [sequence], [length]
         self._core.truncate(sequence, length)
 
@@ -260,7 +261,7 @@ def _batch(
 ) -> tuple[Sequence[int], list[Array | None]]:
     """Sequences as a list and arrays with a dimension of sequences."""
     arrays = [None if array is None else readable(array) for array in arrays]
-    if isinstance(sequences, int):
+    if isinstance(sequences, Integral):
         sequences = [sequences]
         arrays = [
             array[None] if array is not None and len(array.shape) == 3 else array

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from . import _core
 
@@ -52,7 +53,7 @@ def window_list(sliding_window: int | Sequence[int | None] | None, layers: int) 
     """One window a layer, 0 for none; empty where no layer has one."""
     if sliding_window is None:
         return []
-    if isinstance(sliding_window, int):
+    if isinstance(sliding_window, Integral):
         return [sliding_window] * layers
     return [window or 0 for window in sliding_window]
 
