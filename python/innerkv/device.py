@@ -28,7 +28,8 @@ def device_index(device: Any) -> int | None:
     if number:
         return int(number)
     torch = sys.modules.get("torch")
-    return torch.cuda.current_device() if torch is not None else 0
+    # torch may be there without CUDA of its own.
+    return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
 
 
 def stream_of(array: Array, index: int) -> int:

@@ -8,6 +8,8 @@ from tiny import FAMILIES, left_padded, tiny_model, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import innerkv
+from innerkv import _core
+from innerkv.device import device_index
 from innerkv.transformers import InnerKVCache
 from innerkv.transformers import cache as cache_module
 from innerkv.transformers.device import CHUNK
@@ -143,6 +145,16 @@ def test_compiled(mask, new_caches):
     cache.crop(-3)
     assert [cache.store.length(slot) for slot in (0, 1)] == [PROMPT + 1, 71 if mask else PROMPT + 1]
     torch._dynamo.reset()
+
+
+def test_the_number_of_a_device(monkeypatch):
+    """torch's current one; the first where torch is one without CUDA."""
+    monkeypatch.setattr(_core, "cuda_unavailable_reason", lambda: "")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for available, number in ((True, 3), (False, 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert device_index("cuda") == number
+        assert (device_index("cuda:1"), device_index("cpu")) == (1, None)
 
 
 def test_the_cache_itself(on_stand_in, monkeypatch):
