@@ -133,7 +133,8 @@ class Cache:
         Args:
             sequences: one sequence, or several, each once.
             k, v: [sequences, tokens, kv_heads, head_dim], or [tokens, kv_heads, head_dim] for one sequence;
-                float32, float16 or bfloat16, after RoPE. Only channels of a head must lie side by side.
+                float32, float16 or bfloat16, after RoPE. Only channels of a head must lie side by side; tensors of
+                torch whose do not are copied.
             q: queries of these tokens, likewise with q_heads; the presets balance keys against them, and work
                 somewhat worse without (docs/cache.md).
             spans: per sequence (first, last): its tokens first .. last - 1 count, the others are padding. All

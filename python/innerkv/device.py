@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _core
-from .arrays import Array, Spans, empty_like, is_torch
+from .arrays import Array, Spans, dense, empty_like, is_torch
 
 
 def device_index(device: Any) -> int | None:
@@ -43,9 +43,7 @@ def stream_of(array: Array, index: int) -> int:
 def capsule(array: Array, stream: int) -> Any:
     """What the module reads, without a wait: the array is used on the stream that made it."""
     if is_torch(array):
-        strides = array.stride()
-        dense = array if strides[-1] == 1 and 0 not in strides else array.contiguous()
-        return sys.modules["torch"].utils.dlpack.to_dlpack(dense)
+        return sys.modules["torch"].utils.dlpack.to_dlpack(dense(array))
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == 2:  # CUDA
         return array.__dlpack__(stream=stream or 1)  # 1: the default stream
     return array

@@ -12,7 +12,7 @@ from torch.utils.dlpack import to_dlpack
 from transformers import Cache
 
 from .. import cache as innerkv_cache
-from ..arrays import Spans
+from ..arrays import Spans, dense
 from ..planning import LayerBits, Plan, make_config, plan_of
 from .columns import Columns, chunks, cut, page_chunks
 from .device import CHUNK as DEVICE_CHUNK
@@ -205,12 +205,13 @@ class InnerKVCache(Cache):
         batch, heads, tokens, head_dim = q.shape
         out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype)
         if tokens == 1:  # a decode step, where microseconds count
-            self._step(layer, _dense(q), _dense(k), _dense(v), to_dlpack(out), spans, scaling, softcap)
+            rows = to_dlpack(dense(q)), to_dlpack(dense(k)), to_dlpack(dense(v))
+            self._step(layer, *rows, to_dlpack(out), spans, scaling, softcap)
             return out
         for first, last in self._chunks(layer, tokens, spans):
-            q_part, k_part, v_part = (_dense(states[:, :, first:last]) for states in (q, k, v))
+            rows = (to_dlpack(dense(states[:, :, first:last])) for states in (q, k, v))
             part = to_dlpack(out[:, first:last])
-            self._step(layer, q_part, k_part, v_part, part, cut(spans, first, last), scaling, softcap)
+            self._step(layer, *rows, part, cut(spans, first, last), scaling, softcap)
         return out
 
     def _step(
@@ -370,9 +371,3 @@ class InnerKVCache(Cache):
         self._sequences = new
         for layer in self.layers:
             layer.columns.select(indices)
-
-
-def _dense(states: torch.Tensor) -> Any:
-    """What the module reads: channels side by side, no row that stands for several."""
-    strides = states.stride()
-    return to_dlpack(states if strides[3] == 1 and 0 not in strides else states.contiguous())
