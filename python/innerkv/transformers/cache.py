@@ -17,7 +17,7 @@ from ..planning import LayerBits, Plan, make_config, plan_of
 from .columns import Columns, chunks, cut, page_chunks
 from .device import CHUNK as DEVICE_CHUNK
 from .device import DeviceBatch
-from .layer import InnerKVLayer, check_attention, refuse_attention
+from .layer import InnerKVLayer, check_attention
 from .models import ModelShape, check_device, has_own_memory, model_shape
 from .ops import new_state, register
 
@@ -164,8 +164,14 @@ class InnerKVCache(Cache):
     def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
         """Keys of a layer have come and wait for its attention. Refuses what would go wrong unnoticed."""
         if self._waiting is not None:
-            self._waiting = None
-            refuse_attention(self.config)
+            index = self._waiting.index
+            self.forget_keys()  # so that the next call is a new one
+            check_attention(self.config)
+            raise ValueError(
+                f"InnerKVCache: keys came to layer {index}, and no attention for them: a call failed in between, or the "
+                'model does not attend as its attn_implementation "innerkv" says. Layers before that one may have the '
+                "call's tokens: crop() the cache to where it was, or reset() it, before the next call"
+            )
         if layer.index == 0 or self._store is None:
             check_attention(self.config)
         if self._spoilt:
@@ -188,6 +194,10 @@ class InnerKVCache(Cache):
                 f"InnerKVCache: layer {layer.index} attends twice to the keys of one update(); layers that share keys "
                 "are not supported"
             )
+        self._waiting = None
+
+    def forget_keys(self) -> None:
+        """Keys that expect() announced are not appended: their attention was refused, or never came."""
         self._waiting = None
 
     def attend(

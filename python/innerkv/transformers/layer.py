@@ -188,11 +188,7 @@ class InnerKVLayer(CacheLayerMixin):
 
 def check_attention(config: Any) -> None:
     if config._attn_implementation != "innerkv":
-        refuse_attention(config)
-
-
-def refuse_attention(config: Any) -> None:
-    raise ValueError(
-        f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
-        'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
-    )
+        raise ValueError(
+            f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
+            'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
+        )
