@@ -313,10 +313,12 @@ class InnerKVCache(Cache):
 
     def fork(self) -> InnerKVCache:
         """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is
-        processed once and continued many times. copy.deepcopy does the same. Not on a device."""
+        processed once and continued many times. copy.copy and copy.deepcopy do the same. Not on a device."""
         if self._on_device:
             raise ValueError("InnerKVCache.fork: not there on a device; give each batch a cache of its own")
-        other = copy.copy(self)
+        other = type(self).__new__(type(self))
+        # At no time does it hold sequences of ours, which would go with it.
+        other.__dict__.update(self.__dict__ | {"_sequences": [], "_waiting": None})
         other.number = register(other)
         other.state = new_state(other.number, self.get_seq_length())
         other.layers = [copy.copy(layer) for layer in self.layers]
@@ -324,11 +326,12 @@ class InnerKVCache(Cache):
             layer.owner = weakref.ref(other)
             layer.state, layer.number = other.state, other.number
             layer.columns = copy.deepcopy(layer.columns)
-        other._sequences = []
-        if self._store is not None:
-            for sequence in self._sequences:
-                other._sequences.append(self._store.fork(sequence))
+        for sequence in self._sequences:
+            other._sequences.append(self._store.fork(sequence))
         return other
+
+    def __copy__(self) -> InnerKVCache:
+        return self.fork()
 
     def __deepcopy__(self, memo: Any) -> InnerKVCache:
         return self.fork()
