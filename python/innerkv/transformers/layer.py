@@ -135,19 +135,10 @@ class InnerKVLayer(CacheLayerMixin):
         if tokens == 1 or is_graph(query):
             return out
         batch.prepare(query.shape[1], scaling, softcap, self.window)
-        self._count(tokens, spans)
+        self.count(tokens, spans)
         return out
 
-    def append_rows(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """On a device, a history for measurements: appends alone, with the keys as queries. All layers in turn."""
-        tokens = key.shape[2]
-        self.owner()._on_device.append(self.index, key, key, value, None)
-        self.started = True
-        self._count(tokens, None)
-        if self.is_last:
-            self.state[1] += tokens
-
-    def _count(self, tokens: int, spans: Spans | None) -> None:
+    def count(self, tokens: int, spans: Spans | None) -> None:
         """Columns behind those of the calls before, which a call that may wait looks at."""
         if not self.is_last:
             return
