@@ -174,8 +174,7 @@ class InnerKVCache(Cache):
             )
         if layer.index == 0 or self._store is None:
             check_attention(self.config)
-        if self._spoilt:
-            raise ValueError("InnerKVCache: a call that failed has left tokens here; reset() the cache")
+        self.check()
         if self._store is None:
             self.open(keys)
         if keys.device != self.device:
@@ -262,8 +261,10 @@ class InnerKVCache(Cache):
             )
         if tokens_to_remove == 0 or self._store is None:
             return
+        self.check()
         columns = self.layers[0].columns
         if self._on_device:
+            self.verify()
             total = int(self.state[1])
             keep = max(total + tokens_to_remove, 0)
             self._on_device.crop(columns, total, keep)
@@ -285,11 +286,20 @@ class InnerKVCache(Cache):
         try:
             self._keep(layer.columns, layer.columns.total)
         except (ValueError, MemoryError) as failure:
-            self._spoilt = True
+            self.spoil()
             raise RuntimeError(
                 f"InnerKVCache: a forward call failed, and its tokens cannot be taken back ({failure}); reset() the "
                 f"cache. It failed with: {error}"
             ) from error
+
+    def spoil(self) -> None:
+        """A call has failed, and some layers have its tokens: there is nothing right to do with the cache but reset()."""
+        self._spoilt = True
+
+    def check(self) -> None:
+        """ValueError where a call has spoilt the cache."""
+        if self._spoilt:
+            raise ValueError("InnerKVCache: a call that failed has left tokens here; reset() the cache")
 
     def reset(self) -> None:
         """Forgets all tokens; the next batch may have another size, but on a device, where the memory is kept for graphs
@@ -307,9 +317,15 @@ class InnerKVCache(Cache):
             self._forget()
 
     def verify(self) -> None:
-        """On a device: waits, and tells what steps have refused (`innerkv.Cache.verify`)."""
-        if self._store is not None:
+        """On a device: waits, and tells what steps have refused (`innerkv.Cache.verify`). Sequences then differ in what
+        they have of the calls since, and the next call wants reset()."""
+        if self._store is None:
+            return
+        try:
             self._store.verify()
+        except Exception:
+            self.spoil()
+            raise
 
     def fork(self) -> InnerKVCache:
         """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is

@@ -101,6 +101,7 @@ def attend_on_device(
     each sequence count, the first ones; None: all."""
     owner = _cache_of(cache)
     owner.expect(owner.layers[layer], key)
+    owner.take(owner.layers[layer])
     out = owner.layers[layer].attend_rows(query, key, value, counts, scaling or None, softcap or None)
     if owner.layers[layer].is_last:
         state[1] += query.shape[2]

@@ -4,7 +4,7 @@ same pages."""
 
 import pytest
 import torch
-from tiny import FAMILIES, left_padded, tiny_model, tokens
+from tiny import FAMILIES, NaNKey, left_padded, tiny_model, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import innerkv
@@ -119,6 +119,77 @@ def test_crop_and_reset(new_caches):
         model(tokens(3, 1), cache=cache)
     with pytest.raises(ValueError, match="not there on a device"):
         cache.fork()
+
+
+def test_a_prompt_that_does_not_fit(new_caches):
+    """Its first chunks would: none is appended, and the cache goes on."""
+    model = tiny_model()
+    host, cache = new_caches(model)
+    for each in (host, cache):
+        model(tokens(2, 200), cache=each)
+    with pytest.raises(innerkv.OutOfPages):
+        model(tokens(2, 1700), cache=cache)
+    assert [cache.store.length(slot, layer) for slot in (0, 1) for layer in range(3)] == [200] * 6
+    assert int(cache.get_seq_length()) == 200
+    assert_near(*(model(tokens(2, 5), cache=each).logits for each in (cache, host)))
+
+
+@pytest.mark.parametrize("before", [0, 70])
+def test_a_refused_prompt(before, new_caches):
+    """One of two sequences has it then, and the other has not: nothing but reset() helps."""
+    model = tiny_model()
+    host, cache = new_caches(model)
+    if before:
+        model(tokens(2, before), cache=cache)
+    with NaNKey(model, 1, 30), pytest.raises(ValueError, match="nan"):
+        model(tokens(2, 150), cache=cache)
+    assert [cache.store.length(slot) for slot in (0, 1)] == [before + 150, before]
+    for call in (lambda: model(tokens(2, 1), cache=cache), lambda: cache.crop(-1)):
+        with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+            call()
+    cache.reset()
+    for length in (150, 1):
+        expected, actual = (model(tokens(2, length), cache=each).logits for each in (host, cache))
+        assert_near(actual, expected)
+
+
+def test_a_refused_step(new_caches):
+    """Known when verify() looks."""
+    model = tiny_model()
+    _, cache = new_caches(model)
+    model(tokens(2, 60), cache=cache)
+    with NaNKey(model, 1, 0):
+        logits = model(tokens(2, 1), cache=cache).logits
+    assert logits[1].isnan().all() and not logits[0].isnan().any()
+    with pytest.raises(ValueError, match="nan"):
+        cache.verify()
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        model(tokens(2, 1), cache=cache)
+    cache.reset()
+    cache.verify()
+    assert not model(tokens(2, 60), cache=cache).logits.isnan().any()
+
+
+@pytest.mark.parametrize("part", ["append", "prepare"])
+def test_an_error_in_a_layer(part, new_caches, monkeypatch):
+    """Of the device, say: layers before have the prompt."""
+    model = tiny_model()
+    _, cache = new_caches(model)
+    working = getattr(cache._on_device.core, part)
+    calls = iter(range(100))
+
+    def fails(*arguments):
+        if next(calls) == 1:
+            raise RuntimeError("the device is gone")
+        return working(*arguments)
+
+    monkeypatch.setattr(cache._on_device.core, part, fails)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        model(tokens(2, 100), cache=cache)
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        model(tokens(2, 1), cache=cache)
+    cache.reset()
+    assert not model(tokens(2, 100), cache=cache).logits.isnan().any()
 
 
 @pytest.mark.parametrize("mask", [False, True])
