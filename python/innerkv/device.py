@@ -15,16 +15,22 @@ from . import _core
 from .arrays import Array, Spans, dense, empty_like, is_torch
 
 
+def is_cuda(device: Any) -> bool:
+    """Whether a device is a CUDA device, there or not; the CPU is none. ValueError for others."""
+    name, _, number = str(device).partition(":")
+    if name not in ("cpu", "cuda") or not (number.isdecimal() or not number):
+        raise ValueError(f'device {device!s}; supported are "cpu", "cuda" and "cuda:N"')
+    return name == "cuda"
+
+
 def device_index(device: Any) -> int | None:
     """The number of a CUDA device, None for the CPU. ValueError for others, and where this build has no CUDA."""
-    name, _, number = str(device).partition(":")
-    if name == "cpu":
+    if not is_cuda(device):
         return None
-    if name != "cuda" or not (number.isdecimal() or not number):
-        raise ValueError(f'device {device!s}; supported are "cpu", "cuda" and "cuda:N"')
     reason = _core.cuda_unavailable_reason()
     if reason:
         raise ValueError(f'device {device!s}: {reason}. docs/python.md says how to build with CUDA; or use "cpu"')
+    number = str(device).partition(":")[2]
     if number:
         return int(number)
     torch = sys.modules.get("torch")

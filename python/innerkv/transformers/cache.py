@@ -103,11 +103,12 @@ class InnerKVCache(Cache):
 
     def plan(self, context: int | None = None, batch: int = 1) -> Plan:
         """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default); in pool_bytes there is
-        room for beams."""
+        room for beams. On a device, where `device` or the first keys have put the cache, pool_bytes is what it takes, for
+        a batch that counts beams; what attention works in comes besides."""
         context = context or self.max_length
         kv_heads = self._store.kv_heads if self._store else self.shape.kv_heads
         config = make_config(*self._model(kv_heads), **self._options(batch, context), exact_prefill=False)
-        return plan_of(config, self.preset, context, batch)
+        return plan_of(config, self.preset, context, batch, self._has_own_memory())
 
     def _model(self, kv_heads: int) -> tuple[int, int, int, str]:
         """Of a cache for so many heads: those of this process, where others have more."""
@@ -118,11 +119,14 @@ class InnerKVCache(Cache):
         kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
         windows = [window and window + kept for window in self.shape.sliding_window]
         options = {"sliding_window": windows, "paper": self.paper, "layer_bits": self.layer_bits}
-        if self.device is not None and has_own_memory(self.device):
+        if self._has_own_memory():
             return options | {"max_tokens": batch * length, "max_sequences": batch, "max_append": DEVICE_CHUNK}
         # Beams are forked before the old ones are removed, and forks share what they have in common.
         sequences = max(LEAST_SEQUENCES, 4 * batch)
         return options | {"max_tokens": 2 * batch * length, "max_sequences": sequences, "max_append": CHUNK}
+
+    def _has_own_memory(self) -> bool:
+        return self.device is not None and has_own_memory(self.device)
 
     @property
     def nbytes(self) -> int:

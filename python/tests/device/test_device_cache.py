@@ -337,6 +337,16 @@ def test_refused():
     both.check_pages()
 
 
+@pytest.mark.parametrize("options", [{}, {"sliding_window": [150, None]}, {"preset": "f16"}])
+def test_the_plan_is_what_is_taken(options):
+    planned = innerkv.plan(LAYERS, KV_HEADS, DIM, context=30000, batch=2, device="cuda", **options)
+    before, _ = torch.cuda.mem_get_info()
+    cache = innerkv.Cache(LAYERS, KV_HEADS, DIM, max_tokens=60000, max_sequences=2, device="cuda", **options)
+    assert cache.nbytes == cache.usage().bytes_reserved == planned.pool_bytes
+    taken = before - torch.cuda.mem_get_info()[0]
+    assert abs(taken - planned.pool_bytes) <= 4 << 20  # the driver gives pieces of 2 MiB
+
+
 def test_out_of_memory():
     """The message has the bytes; the device is usable afterwards, and so is torch on it."""
     with pytest.raises(MemoryError, match=r"allocating \d{14} bytes for a cache on device 0 failed: out of memory; \d"):

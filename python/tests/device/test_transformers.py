@@ -211,6 +211,17 @@ def test_a_refused_prompt(before):
     cache.verify()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_plan_is_what_is_taken(family):
+    model, argument = on_device(family)
+    cache = InnerKVCache(model.config, max_length=700, device="cuda")
+    planned = cache.plan(batch=2).pool_bytes
+    cache.open(torch.empty(2, 2, 1, 64, device="cuda"))
+    assert cache.nbytes == planned
+    model(tokens(2, 200).cuda(), **{argument: cache})
+    assert cache.store.usage().bytes_reserved == planned < cache.nbytes  # which has attention's
+
+
 def test_compiled_with_cuda_graphs():
     """torch.compile(mode="reduce-overhead"): the same tokens, and no CUDA graph was left out."""
     from torch._dynamo.utils import counters

@@ -23,6 +23,10 @@ class StandIn:
         self.refused = {}
         self.max_append = 128
 
+    @staticmethod
+    def plan(config):
+        return 77  # unlike the CPU's
+
     def create(self):
         slot = next(i for i in range(1000) if i not in self.sequences)
         self.sequences[slot] = self.host.create()

@@ -228,6 +228,20 @@ def test_the_number_of_a_device(monkeypatch):
         assert (device_index("cuda:1"), device_index("cpu")) == (1, None)
 
 
+def test_the_plan_is_the_devices(on_stand_in, monkeypatch):
+    options = {"context": 300, "batch": 2}
+    host, planned = (innerkv.plan(2, 2, 64, device=device, **options) for device in ("cpu", "cuda:1"))
+    assert planned.pool_bytes == 77 != host.pool_bytes
+    assert planned.sequence_bytes == host.sequence_bytes
+    with pytest.raises(ValueError, match='"cpu", "cuda" and "cuda:N"'):
+        innerkv.plan(2, 2, 64, device="mps", **options)
+    cache = InnerKVCache(tiny_model().config, max_length=300)
+    monkeypatch.setattr(cache_module, "has_own_memory", lambda device: True)
+    assert cache.plan(batch=2).pool_bytes != 77
+    cache.device = torch.device("cpu")  # which is a device here
+    assert cache.plan(batch=2).pool_bytes == 77
+
+
 def test_the_cache_itself(on_stand_in, monkeypatch):
     """Padding, chunks and results of innerkv.Cache on a device."""
     monkeypatch.setattr(innerkv.cache, "device_index", lambda device: {"cpu": None, "cuda": 0}[device])
