@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -13,9 +13,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from .columns import chunks
 from .device import Padding, aligned, unaligned
 from .ops import attend, attend_on_device, traced
-
-if TYPE_CHECKING:
-    from .layer import InnerKVLayer
 
 #: Arguments of other models' attention that change its result.
 UNSUPPORTED = frozenset(("position_bias", "s_aux", "head_mask", "sinks"))
@@ -45,9 +42,8 @@ def attention_forward(
     compiled, traced.layer = traced.layer, None  # there also where a graph ended between update() and here
     layer = compiled or (None if torch.compiler.is_compiling() else getattr(key, "innerkv_layer", None))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    reason = refusal(type(module).__name__, kwargs, layer, causal, dropout)
-    if reason is None and layer is not None and (query.requires_grad or key.requires_grad or value.requires_grad):
-        reason = "InnerKVCache: a cache has no gradients; run the model under torch.no_grad()"
+    gradients = query.requires_grad or key.requires_grad or value.requires_grad
+    reason = refusal(type(module).__name__, kwargs, layer is not None, causal, dropout, gradients)
     if reason is not None:
         if layer is not None and compiled is None:
             layer.owner().forget_keys()
@@ -70,13 +66,13 @@ def attention_forward(
 
 
 def refusal(
-    name: str, arguments: dict[str, Any], layer: InnerKVLayer | None, causal: bool, dropout: float
+    name: str, arguments: dict[str, Any], cached: bool, causal: bool, dropout: float, gradients: bool
 ) -> str | None:
-    """Why attention of a module of class `name` is not there; None where it is. `layer`: of a cache, if it is in one."""
+    """Why attention of a module of class `name`, on an InnerKVCache where it is `cached`, is not there; None where it is."""
     for argument in UNSUPPORTED.intersection(arguments):
         if arguments[argument] is not None:
             return f'attn_implementation="innerkv": {name} passes {argument}, which is not supported; use "eager"'
-    if layer is None:
+    if not cached:
         if isinstance(arguments.get("cache"), Cache):
             return (
                 f'attn_implementation="innerkv": the model of this {name} knows no argument "cache" and would forget it; '
@@ -89,6 +85,8 @@ def refusal(
         )
     elif dropout:
         return "InnerKVCache: dropout in attention is for training; call model.eval()"
+    elif gradients:
+        return "InnerKVCache: a cache has no gradients; run the model under torch.no_grad()"
     return None
 
 

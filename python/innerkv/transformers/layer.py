@@ -120,7 +120,8 @@ class InnerKVLayer(CacheLayerMixin):
         spans: Spans | None = None,
     ) -> torch.Tensor:
         """On a device, each sequence's tokens from column 0 on; `spans` tells where they were. Returns [batch, tokens,
-        q_heads, head_dim]. OutOfPages, and the cache is as it was; any other error leaves it spoilt."""
+        q_heads, head_dim]. OutOfPages where there are too few for all layers, and the cache is as it was; any other error
+        leaves it spoilt."""
         cache = self.owner()
         batch = cache._on_device
         tokens = query.shape[2]
