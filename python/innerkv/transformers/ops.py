@@ -47,7 +47,11 @@ def _cache_of(number: int) -> InnerKVCache:
 
 
 class Traced:
-    """While torch.compile traces: the layer whose update() has come and whose attention has not."""
+    """While torch.compile traces: the layer whose update() has come and whose attention has not.
+
+    One a process and not one a thread: what a graph stored in a threading.local would be lost where the graph ends in
+    between. So models whose graphs do must not run in several threads at once.
+    """
 
     layer: InnerKVLayer | None = None
 
