@@ -42,7 +42,7 @@ def attention_forward(
     compiled, traced.layer = traced.layer, None  # there also where a graph ended between update() and here
     layer = compiled or (None if torch.compiler.is_compiling() else getattr(key, "innerkv_layer", None))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    gradients = query.requires_grad or key.requires_grad or value.requires_grad
+    gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     reason = refusal(type(module).__name__, kwargs, layer is not None, causal, dropout, gradients)
     if reason is not None:
         if layer is not None and compiled is None:
