@@ -75,8 +75,8 @@ asan-runner: ## The runner's tests on random models, likewise
 tsan: ## The tests that use threads, under ThreadSanitizer
 	@tools/setup build
 	@cmake --preset tsan >/dev/null
-	@cmake --build build-tsan --target attention_tests cache_tests
-	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads)'
+	@cmake --build build-tsan --target attention_tests cache_tests python_tests
+	@tools/run_tests.py build-tsan -R '^(Items\.|Append\.PartsOnThreads|ThreadPool\.|SharedCache\.)'
 
 # An emulator is some 30 times slower. So of the tests only those that depend on the processor: bytes of pages, the
 # instruction set against scalar (which needs no test against itself) and at the edges, formats of two head dimensions

@@ -65,8 +65,11 @@ def fill(cache, keys, values):
             cache.update(keys, values, layer)
         return
     cache.open(keys)
-    for layer in cache.layers:
-        layer.append_rows(keys, values)
+    for layer in cache.layers:  # as attend_rows does, without attention: keys are the queries too
+        cache._on_device.append(layer.index, keys, keys, values, None)
+        layer.started = True
+        layer.count(keys.shape[2], None)
+    cache.state[1] += keys.shape[2]
 
 
 def new_cache(kind, config, length):

@@ -18,11 +18,15 @@ def is_torch(array: Array) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def dense(tensor: Array) -> Array:
+    """A tensor of torch as the module reads rows: channels side by side, no row that stands for several."""
+    strides = tensor.stride()
+    return tensor if strides[-1] == 1 and 0 not in strides else tensor.contiguous()
+
+
 def readable(array: Array) -> Array:
     """What the module can read. A tensor that records gradients is read without: a cache has none."""
-    if is_torch(array):
-        return array.detach() if array.requires_grad else array
-    return array
+    return dense(array.detach()) if is_torch(array) else array
 
 
 def empty_like(array: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -132,7 +133,8 @@ class Cache:
         Args:
             sequences: one sequence, or several, each once.
             k, v: [sequences, tokens, kv_heads, head_dim], or [tokens, kv_heads, head_dim] for one sequence;
-                float32, float16 or bfloat16, after RoPE. Only channels of a head must lie side by side.
+                float32, float16 or bfloat16, after RoPE. Only channels of a head must lie side by side; tensors of
+                torch whose do not are copied.
             q: queries of these tokens, likewise with q_heads; the presets balance keys against them, and work
                 somewhat worse without (docs/cache.md).
             spans: per sequence (first, last): its tokens first .. last - 1 count, the others are padding. All
@@ -211,7 +213,7 @@ class Cache:
         ValueError where a sliding window has dropped tokens that a shorter sequence needs, on a device also where
         it would cut into quantized pages; 0 always works. No sequence has then changed.
         """
-        if isinstance(sequence, int):
+        if isinstance(sequence, Integral):
             sequence, length = [sequence], [length]
         self._core.truncate(sequence, length)
 
@@ -260,7 +262,7 @@ def _batch(
 ) -> tuple[Sequence[int], list[Array | None]]:
     """Sequences as a list and arrays with a dimension of sequences."""
     arrays = [None if array is None else readable(array) for array in arrays]
-    if isinstance(sequences, int):
+    if isinstance(sequences, Integral):
         sequences = [sequences]
         arrays = [
             array[None] if array is not None and len(array.shape) == 3 else array

@@ -12,23 +12,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _core
-from .arrays import Array, Spans, empty_like, is_torch
+from .arrays import Array, Spans, dense, empty_like, is_torch
+
+
+def is_cuda(device: Any) -> bool:
+    """Whether a device is a CUDA device, there or not; the CPU is none. ValueError for others."""
+    name, _, number = str(device).partition(":")
+    if name not in ("cpu", "cuda") or not (number.isdecimal() or not number):
+        raise ValueError(f'device {device!s}; supported are "cpu", "cuda" and "cuda:N"')
+    return name == "cuda"
 
 
 def device_index(device: Any) -> int | None:
     """The number of a CUDA device, None for the CPU. ValueError for others, and where this build has no CUDA."""
-    name, _, number = str(device).partition(":")
-    if name == "cpu":
+    if not is_cuda(device):
         return None
-    if name != "cuda" or not (number.isdecimal() or not number):
-        raise ValueError(f'device {device!s}; supported are "cpu", "cuda" and "cuda:N"')
     reason = _core.cuda_unavailable_reason()
     if reason:
         raise ValueError(f'device {device!s}: {reason}. docs/python.md says how to build with CUDA; or use "cpu"')
+    number = str(device).partition(":")[2]
     if number:
         return int(number)
     torch = sys.modules.get("torch")
-    return torch.cuda.current_device() if torch is not None else 0
+    # torch may be there without CUDA of its own.
+    return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
 
 
 def stream_of(array: Array, index: int) -> int:
@@ -42,9 +49,7 @@ def stream_of(array: Array, index: int) -> int:
 def capsule(array: Array, stream: int) -> Any:
     """What the module reads, without a wait: the array is used on the stream that made it."""
     if is_torch(array):
-        strides = array.stride()
-        dense = array if strides[-1] == 1 and 0 not in strides else array.contiguous()
-        return sys.modules["torch"].utils.dlpack.to_dlpack(dense)
+        return sys.modules["torch"].utils.dlpack.to_dlpack(dense(array))
     if hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] == 2:  # CUDA
         return array.__dlpack__(stream=stream or 1)  # 1: the default stream
     return array

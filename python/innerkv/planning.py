@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from . import _core
+from .device import is_cuda
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Plan:
     batch: int  #: sequences
     sequence_bytes: int  #: of one sequence with `context` tokens appended one by one, exact
     f16_sequence_bytes: int  #: of the same tokens in plain fp16
-    pool_bytes: int  #: the most that a cache for `batch` such sequences takes, prompt chunks included
+    #: The most that a cache for `batch` such sequences takes, prompt chunks included; on a device what it takes at once.
+    pool_bytes: int
 
     @property
     def ratio(self) -> float:
@@ -52,7 +55,7 @@ def window_list(sliding_window: int | Sequence[int | None] | None, layers: int) 
     """One window a layer, 0 for none; empty where no layer has one."""
     if sliding_window is None:
         return []
-    if isinstance(sliding_window, int):
+    if isinstance(sliding_window, Integral):
         return [sliding_window] * layers
     return [window or 0 for window in sliding_window]
 
@@ -115,10 +118,12 @@ def plan(
     sliding_window: int | Sequence[int | None] | None = None,
     exact_prefill: bool = False,
     layer_bits: LayerBits | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """What a cache for `batch` sequences of `context` tokens takes, in bytes. Allocates nothing.
 
-    The other arguments are `Cache`'s. ValueError where they are not supported.
+    The other arguments are `Cache`'s; a device need not be there, and what attention works in on one comes besides.
+    ValueError where they are not supported, RuntimeError for a device where this build has no CUDA.
     """
     config = make_config(
         layers,
@@ -133,16 +138,16 @@ def plan(
         exact_prefill=exact_prefill,
         layer_bits=layer_bits,
     )
-    return plan_of(config, preset, context, batch)
+    return plan_of(config, preset, context, batch, is_cuda(device))
 
 
-def plan_of(config: _core.CacheConfig, preset: str, context: int, batch: int) -> Plan:
-    """Of a cache that is made with `config`."""
+def plan_of(config: _core.CacheConfig, preset: str, context: int, batch: int, on_device: bool) -> Plan:
+    """Of a cache that is made with `config`, on a device or in main memory."""
     return Plan(
         preset=preset,
         context=context,
         batch=batch,
         sequence_bytes=_core.sequence_bytes(config, context),
         f16_sequence_bytes=_core.f16_sequence_bytes(config, context),
-        pool_bytes=sum(config.plan().values()),
+        pool_bytes=_core.SharedDeviceCache.plan(config) if on_device else sum(config.plan().values()),
     )

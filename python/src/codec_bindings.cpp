@@ -94,6 +94,8 @@ void from_page(const std::string& preset, bool paper, const Array<const std::uin
                const Array<float, 2>& k, const Array<float, 2>& v) {
     const PageFormat format = config_from(preset, paper, 1, 1, static_cast<int>(k.shape(1))).format;
     format.validate();
+    if (k.shape(0) != kPageTokens || v.shape(0) != kPageTokens || v.shape(1) != k.shape(1))
+        throw InvalidArgument("a page gives k and v of [32, head_dim] each");
     if (page.shape(0) != format.page_bytes())
         throw InvalidArgument("a page of " + preset + " with head_dim " +
                               std::to_string(format.head_dim) + " has " +

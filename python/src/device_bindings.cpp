@@ -117,6 +117,7 @@ void bind_device(nb::module_& module) {
     module.def("cuda_unavailable_reason", cuda::unavailable_reason, Released());
     nb::class_<SharedDeviceCache>(module, "SharedDeviceCache")
         .def(nb::init<const CacheConfig&, int>(), "config"_a, "device"_a, Released())
+        .def_static("plan", cuda::DeviceCache::plan, "config"_a)
         .def("create", &SharedDeviceCache::create, Released())
         .def("fork", &SharedDeviceCache::fork, "sequence"_a, Released())
         .def("reorder", &SharedDeviceCache::reorder, "sources"_a, Released())

@@ -36,40 +36,26 @@ def attention_forward(
 
     Keys and values that come from InnerKVCache.update are the new ones; they are appended here, where their
     queries are at hand, and attention runs on the cache. Others (no cache, or transformers' own) are all there
-    are, and torch attends to them.
+    are, and torch attends to them. ValueError at what is not supported, before a cache has changed.
     """
-    for name in UNSUPPORTED.intersection(kwargs):
-        if kwargs[name] is not None:
-            raise ValueError(
-                f'attn_implementation="innerkv": {type(module).__name__} passes {name}, which is not supported; '
-                'use "eager"'
-            )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    compiled = traced.layer  # also where a graph ended between update() and here
+    # At once: nobody else's attention, also after an error, is that of these keys.
+    compiled, traced.layer = traced.layer, None  # there also where a graph ended between update() and here
     layer = compiled or (None if torch.compiler.is_compiling() else getattr(key, "innerkv_layer", None))
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    reason = refusal(type(module).__name__, kwargs, layer is not None, causal, dropout, gradients)
+    if reason is not None:
+        if layer is not None and compiled is None:
+            layer.owner().forget_keys()
+        raise ValueError(reason)
     if layer is None:
-        if isinstance(kwargs.get("cache"), Cache):
-            raise ValueError(
-                f'attn_implementation="innerkv": the model of this {type(module).__name__} knows no argument "cache" and '
-                "would forget it; with transformers before 5.24 give past_key_values="
-            )
         if causal:
             mask = full_mask(attention_mask, query.shape[2], key.shape[2], sliding_window or 0, query.device)
         else:
             mask = None if attention_mask is None else attention_mask[:, None, None, -key.shape[2] :]
         return plain_attention(query, key, value, mask, scaling, dropout, softcap, causal), None
-    if not causal:
-        raise ValueError(
-            f"InnerKVCache: {type(module).__name__} attends both ways; causal attention is supported. Use "
-            "transformers' DynamicCache for it"
-        )
-    if dropout:
-        raise ValueError("InnerKVCache: dropout in attention is for training; call model.eval()")
-    if query.requires_grad:
-        raise ValueError("InnerKVCache: a cache has no gradients; run the model under torch.no_grad()")
     if compiled is None:
         return layer.attend(query, key, value, attention_mask, scaling, softcap), None
-    traced.layer = None
     mask = None if attention_mask is None else new_columns(attention_mask, query.shape[2])
     if layer.on_device:
         padding = Padding.of(mask)
@@ -77,6 +63,31 @@ def attention_forward(
         options = layer.state, layer.number, layer.index, scaling or 0.0, softcap or 0.0
         return unaligned(padding, attend_on_device(*rows, padding.counts, *options)), None
     return attend(query, key, value, mask, layer.state, layer.index, scaling or 0.0, softcap or 0.0), None
+
+
+def refusal(
+    name: str, arguments: dict[str, Any], cached: bool, causal: bool, dropout: float, gradients: bool
+) -> str | None:
+    """Why attention of a module of class `name`, on an InnerKVCache where it is `cached`, is not there; None where it is."""
+    for argument in UNSUPPORTED.intersection(arguments):
+        if arguments[argument] is not None:
+            return f'attn_implementation="innerkv": {name} passes {argument}, which is not supported; use "eager"'
+    if not cached:
+        if isinstance(arguments.get("cache"), Cache):
+            return (
+                f'attn_implementation="innerkv": the model of this {name} knows no argument "cache" and would forget it; '
+                "with transformers before 5.24 give past_key_values="
+            )
+    elif not causal:
+        return (
+            f"InnerKVCache: {name} attends both ways; causal attention is supported. Use transformers' DynamicCache "
+            "for it"
+        )
+    elif dropout:
+        return "InnerKVCache: dropout in attention is for training; call model.eval()"
+    elif gradients:
+        return "InnerKVCache: a cache has no gradients; run the model under torch.no_grad()"
+    return None
 
 
 def new_columns(mask: torch.Tensor, tokens: int) -> torch.Tensor:

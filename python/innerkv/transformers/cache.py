@@ -12,12 +12,12 @@ from torch.utils.dlpack import to_dlpack
 from transformers import Cache
 
 from .. import cache as innerkv_cache
-from ..arrays import Spans
+from ..arrays import Spans, dense
 from ..planning import LayerBits, Plan, make_config, plan_of
 from .columns import Columns, chunks, cut, page_chunks
 from .device import CHUNK as DEVICE_CHUNK
 from .device import DeviceBatch
-from .layer import InnerKVLayer, check_attention, refuse_attention
+from .layer import InnerKVLayer, check_attention
 from .models import ModelShape, check_device, has_own_memory, model_shape
 from .ops import new_state, register
 
@@ -103,11 +103,12 @@ class InnerKVCache(Cache):
 
     def plan(self, context: int | None = None, batch: int = 1) -> Plan:
         """Bytes of a cache for `batch` sequences of `context` tokens (`max_length` by default); in pool_bytes there is
-        room for beams."""
+        room for beams. On a device, where `device` or the first keys have put the cache, pool_bytes is what it takes, for
+        a batch that counts beams; what attention works in comes besides."""
         context = context or self.max_length
         kv_heads = self._store.kv_heads if self._store else self.shape.kv_heads
         config = make_config(*self._model(kv_heads), **self._options(batch, context), exact_prefill=False)
-        return plan_of(config, self.preset, context, batch)
+        return plan_of(config, self.preset, context, batch, self._has_own_memory())
 
     def _model(self, kv_heads: int) -> tuple[int, int, int, str]:
         """Of a cache for so many heads: those of this process, where others have more."""
@@ -118,11 +119,14 @@ class InnerKVCache(Cache):
         kept = KEPT_FOR_DRAFTS if self._record_past else KEPT_FOR_CROP
         windows = [window and window + kept for window in self.shape.sliding_window]
         options = {"sliding_window": windows, "paper": self.paper, "layer_bits": self.layer_bits}
-        if self.device is not None and has_own_memory(self.device):
+        if self._has_own_memory():
             return options | {"max_tokens": batch * length, "max_sequences": batch, "max_append": DEVICE_CHUNK}
         # Beams are forked before the old ones are removed, and forks share what they have in common.
         sequences = max(LEAST_SEQUENCES, 4 * batch)
         return options | {"max_tokens": 2 * batch * length, "max_sequences": sequences, "max_append": CHUNK}
+
+    def _has_own_memory(self) -> bool:
+        return self.device is not None and has_own_memory(self.device)
 
     @property
     def nbytes(self) -> int:
@@ -164,12 +168,17 @@ class InnerKVCache(Cache):
     def expect(self, layer: InnerKVLayer, keys: torch.Tensor) -> None:
         """Keys of a layer have come and wait for its attention. Refuses what would go wrong unnoticed."""
         if self._waiting is not None:
-            self._waiting = None
-            refuse_attention(self.config)
+            index = self._waiting.index
+            self.forget_keys()  # so that the next call is a new one
+            check_attention(self.config)
+            raise ValueError(
+                f"InnerKVCache: keys came to layer {index}, and no attention for them: a call failed in between, or the "
+                'model does not attend as its attn_implementation "innerkv" says. Layers before that one may have the '
+                "call's tokens: crop() the cache to where it was, or reset() it, before the next call"
+            )
         if layer.index == 0 or self._store is None:
             check_attention(self.config)
-        if self._spoilt:
-            raise ValueError("InnerKVCache: a call that failed has left tokens here; reset() the cache")
+        self.check()
         if self._store is None:
             self.open(keys)
         if keys.device != self.device:
@@ -190,6 +199,10 @@ class InnerKVCache(Cache):
             )
         self._waiting = None
 
+    def forget_keys(self) -> None:
+        """Keys that expect() announced are not appended: their attention was refused, or never came."""
+        self._waiting = None
+
     def attend(
         self,
         layer: InnerKVLayer,
@@ -205,12 +218,13 @@ class InnerKVCache(Cache):
         batch, heads, tokens, head_dim = q.shape
         out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype)
         if tokens == 1:  # a decode step, where microseconds count
-            self._step(layer, _dense(q), _dense(k), _dense(v), to_dlpack(out), spans, scaling, softcap)
+            rows = to_dlpack(dense(q)), to_dlpack(dense(k)), to_dlpack(dense(v))
+            self._step(layer, *rows, to_dlpack(out), spans, scaling, softcap)
             return out
         for first, last in self._chunks(layer, tokens, spans):
-            q_part, k_part, v_part = (_dense(states[:, :, first:last]) for states in (q, k, v))
+            rows = (to_dlpack(dense(states[:, :, first:last])) for states in (q, k, v))
             part = to_dlpack(out[:, first:last])
-            self._step(layer, q_part, k_part, v_part, part, cut(spans, first, last), scaling, softcap)
+            self._step(layer, *rows, part, cut(spans, first, last), scaling, softcap)
         return out
 
     def _step(
@@ -251,8 +265,10 @@ class InnerKVCache(Cache):
             )
         if tokens_to_remove == 0 or self._store is None:
             return
+        self.check()
         columns = self.layers[0].columns
         if self._on_device:
+            self.verify()
             total = int(self.state[1])
             keep = max(total + tokens_to_remove, 0)
             self._on_device.crop(columns, total, keep)
@@ -274,11 +290,20 @@ class InnerKVCache(Cache):
         try:
             self._keep(layer.columns, layer.columns.total)
         except (ValueError, MemoryError) as failure:
-            self._spoilt = True
+            self.spoil()
             raise RuntimeError(
                 f"InnerKVCache: a forward call failed, and its tokens cannot be taken back ({failure}); reset() the "
                 f"cache. It failed with: {error}"
             ) from error
+
+    def spoil(self) -> None:
+        """A call has failed, and some layers have its tokens: there is nothing right to do with the cache but reset()."""
+        self._spoilt = True
+
+    def check(self) -> None:
+        """ValueError where a call has spoilt the cache."""
+        if self._spoilt:
+            raise ValueError("InnerKVCache: a call that failed has left tokens here; reset() the cache")
 
     def reset(self) -> None:
         """Forgets all tokens; the next batch may have another size, but on a device, where the memory is kept for graphs
@@ -296,16 +321,24 @@ class InnerKVCache(Cache):
             self._forget()
 
     def verify(self) -> None:
-        """On a device: waits, and tells what steps have refused (`innerkv.Cache.verify`)."""
-        if self._store is not None:
+        """On a device: waits, and tells what steps have refused (`innerkv.Cache.verify`). Sequences then differ in what
+        they have of the calls since, and the next call wants reset()."""
+        if self._store is None:
+            return
+        try:
             self._store.verify()
+        except Exception:
+            self.spoil()
+            raise
 
     def fork(self) -> InnerKVCache:
         """A cache with the same contents, sharing pages until one of the two changes them: a long prompt that is
-        processed once and continued many times. copy.deepcopy does the same. Not on a device."""
+        processed once and continued many times. copy.copy and copy.deepcopy do the same. Not on a device."""
         if self._on_device:
             raise ValueError("InnerKVCache.fork: not there on a device; give each batch a cache of its own")
-        other = copy.copy(self)
+        other = type(self).__new__(type(self))
+        # At no time does it hold sequences of ours, which would go with it.
+        other.__dict__.update(self.__dict__ | {"_sequences": [], "_waiting": None})
         other.number = register(other)
         other.state = new_state(other.number, self.get_seq_length())
         other.layers = [copy.copy(layer) for layer in self.layers]
@@ -313,11 +346,12 @@ class InnerKVCache(Cache):
             layer.owner = weakref.ref(other)
             layer.state, layer.number = other.state, other.number
             layer.columns = copy.deepcopy(layer.columns)
-        other._sequences = []
-        if self._store is not None:
-            for sequence in self._sequences:
-                other._sequences.append(self._store.fork(sequence))
+        for sequence in self._sequences:
+            other._sequences.append(self._store.fork(sequence))
         return other
+
+    def __copy__(self) -> InnerKVCache:
+        return self.fork()
 
     def __deepcopy__(self, memo: Any) -> InnerKVCache:
         return self.fork()
@@ -370,9 +404,3 @@ class InnerKVCache(Cache):
         self._sequences = new
         for layer in self.layers:
             layer.columns.select(indices)
-
-
-def _dense(states: torch.Tensor) -> Any:
-    """What the module reads: channels side by side, no row that stands for several."""
-    strides = states.stride()
-    return to_dlpack(states if strides[3] == 1 and 0 not in strides else states.contiguous())

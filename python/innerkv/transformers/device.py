@@ -70,11 +70,15 @@ class DeviceBatch:
             self.store.remove(slot)
         self._create()
 
+    def take(self, tokens: int) -> None:
+        """Pages for so many tokens more in every sequence and layer: for all, or OutOfPages."""
+        self.core.take(0, 0, len(self.slots), tokens, self._stream())
+
     def append(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: torch.Tensor | None
     ) -> None:
         """[batch, heads, tokens, head_dim], each sequence's tokens from column 0 on."""
-        stream = torch.cuda.current_stream(self.index).cuda_stream
+        stream = self._stream()
         for first, last in chunks(q.shape[2], CHUNK):
             rows = (capsule(states[:, :, first:last].transpose(1, 2), stream) for states in (k, v, q))
             self.core.append(layer, 0, *rows, _part(counts, first, last), stream)
@@ -93,7 +97,7 @@ class DeviceBatch:
         """Appends and attends. Returns [batch, tokens, heads, head_dim], NaN where a sequence took no token."""
         batch, heads, tokens, head_dim = q.shape
         out = q.new_full((batch, tokens, heads, head_dim), float("nan"))
-        stream = torch.cuda.current_stream(self.index).cuda_stream
+        stream = self._stream()
         options = scaling or 0.0, softcap or 0.0, window, stream
         for first, last in chunks(tokens, CHUNK):
             rows = (capsule(states[:, :, first:last], stream) for states in (k, v, q))
@@ -106,7 +110,6 @@ class DeviceBatch:
 
     def crop(self, columns: Columns, total: int, keep: int) -> None:
         """Keeps `keep` of `total` columns, of which `columns` knows those that did not come in graphs."""
-        self.store.verify()
         if total > columns.total:
             columns.add(total - columns.total, None)
         lengths = [self.store.length(slot) for slot in self.slots]
@@ -121,6 +124,9 @@ class DeviceBatch:
     def reorder(self, indices: list[int]) -> None:
         self.core.reorder(indices)
         self.slots = list(range(len(indices)))
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self.index).cuda_stream
 
 
 def _part(counts: torch.Tensor | None, first: int, last: int) -> Any:

@@ -23,13 +23,14 @@ class DecodeGraph:
         step = DecodeGraph(model, cache)
         logits = step(tokens)           # [batch, 1] to [batch, vocabulary]
 
-    Every call writes its logits to the same memory. The first runs the model as always, the second captures. Until
-    `reset` of the cache, which the graph survives, and `reorder_cache`, which it survives too, nothing is allocated and
-    nobody waits; `cache.verify()` tells what steps refused.
+    Every call writes its logits to the same memory. The first runs the model as always, the second captures; later ones
+    allocate nothing, and nobody waits. The graph survives `reset`, `crop` and `reorder_cache` of the cache;
+    `cache.verify()` tells what steps refused.
 
     Args:
         positions: int64 [batch, 1], where the next token of each sequence stands, for batches with padding; by default
-            behind all columns.
+            behind all columns. Steps count them on; behind `reset` and the next prompt, `crop` or `reorder_cache`
+            `restart` says where they are then.
     """
 
     def __init__(self, model: torch.nn.Module, cache: InnerKVCache, positions: torch.Tensor | None = None) -> None:
@@ -42,7 +43,15 @@ class DecodeGraph:
         self.logits: torch.Tensor | None = None
         self._argument = cache_argument(model)
 
+    def restart(self, positions: torch.Tensor) -> None:
+        """int64 [batch, 1], where the next token of each sequence stands now. ValueError where the graph was made without
+        positions, and finds them by itself."""
+        if self.positions is None:
+            raise ValueError("DecodeGraph.restart: the graph was made without positions, and counts the cache's columns")
+        self.positions.copy_(positions)
+
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.cache.check()
         if tuple(tokens.shape) != (self.cache.batch_size, 1):
             raise ValueError(f"DecodeGraph: tokens {list(tokens.shape)}; a step takes [{self.cache.batch_size}, 1]")
         if self.tokens is None:  # libraries get what they need before a capture

@@ -65,10 +65,10 @@ class InnerKVLayer(CacheLayerMixin):
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        if self.on_device:
-            return self._attend_on_device(query, key, value, mask, scaling, softcap)
         cache = self.owner()
         cache.take(self)
+        if self.on_device:
+            return self._attend_on_device(query, key, value, mask, scaling, softcap)
         tokens = query.shape[2]
         spans = None if mask is None else self._spans(mask, tokens)
         columns = self.columns
@@ -120,34 +120,30 @@ class InnerKVLayer(CacheLayerMixin):
         spans: Spans | None = None,
     ) -> torch.Tensor:
         """On a device, each sequence's tokens from column 0 on; `spans` tells where they were. Returns [batch, tokens,
-        q_heads, head_dim]."""
+        q_heads, head_dim]. OutOfPages where there are too few for all layers, and the cache is as it was; any other error
+        leaves it spoilt."""
         cache = self.owner()
-        cache.take(self)
         batch = cache._on_device
         tokens = query.shape[2]
-        if tokens > PAGE and not self.started:
-            mask = full_mask(None, tokens, tokens, self.window, query.device)
-            out = plain_attention(query, key, value, mask, scaling, softcap=softcap)
-            batch.append(self.index, query, key, value, counts)
-        else:
-            out = batch.attend(self.index, query, key, value, counts, scaling, softcap, self.window)
-        self.started = True
-        if tokens == 1 or is_graph(query):
-            return out
-        batch.prepare(query.shape[1], scaling, softcap, self.window)
-        self._count(tokens, spans)
+        if self.index == 0:
+            batch.take(tokens)  # before any layer has one of them
+        try:
+            if tokens > PAGE and not self.started:
+                mask = full_mask(None, tokens, tokens, self.window, query.device)
+                out = plain_attention(query, key, value, mask, scaling, softcap=softcap)
+                batch.append(self.index, query, key, value, counts)
+            else:
+                out = batch.attend(self.index, query, key, value, counts, scaling, softcap, self.window)
+            self.started = True
+            if tokens > 1 and not is_graph(query):
+                batch.prepare(query.shape[1], scaling, softcap, self.window)
+                self.count(tokens, spans)
+        except BaseException:
+            cache.spoil()
+            raise
         return out
 
-    def append_rows(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """On a device, a history for measurements: appends alone, with the keys as queries. All layers in turn."""
-        tokens = key.shape[2]
-        self.owner()._on_device.append(self.index, key, key, value, None)
-        self.started = True
-        self._count(tokens, None)
-        if self.is_last:
-            self.state[1] += tokens
-
-    def _count(self, tokens: int, spans: Spans | None) -> None:
+    def count(self, tokens: int, spans: Spans | None) -> None:
         """Columns behind those of the calls before, which a call that may wait looks at."""
         if not self.is_last:
             return
@@ -188,11 +184,7 @@ class InnerKVLayer(CacheLayerMixin):
 
 def check_attention(config: Any) -> None:
     if config._attn_implementation != "innerkv":
-        refuse_attention(config)
-
-
-def refuse_attention(config: Any) -> None:
-    raise ValueError(
-        f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
-        'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
-    )
+        raise ValueError(
+            f'InnerKVCache: the model runs with attn_implementation="{config._attn_implementation}"; load it with '
+            'attn_implementation="innerkv" or call model.set_attn_implementation("innerkv")'
+        )

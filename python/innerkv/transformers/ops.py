@@ -47,7 +47,11 @@ def _cache_of(number: int) -> InnerKVCache:
 
 
 class Traced:
-    """While torch.compile traces: the layer whose update() has come and whose attention has not."""
+    """While torch.compile traces: the layer whose update() has come and whose attention has not.
+
+    One a process and not one a thread: what a graph stored in a threading.local would be lost where the graph ends in
+    between. So models whose graphs do must not run in several threads at once.
+    """
 
     layer: InnerKVLayer | None = None
 
@@ -101,6 +105,7 @@ def attend_on_device(
     each sequence count, the first ones; None: all."""
     owner = _cache_of(cache)
     owner.expect(owner.layers[layer], key)
+    owner.take(owner.layers[layer])
     out = owner.layers[layer].attend_rows(query, key, value, counts, scaling or None, softcap or None)
     if owner.layers[layer].is_last:
         state[1] += query.shape[2]

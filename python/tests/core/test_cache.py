@@ -272,6 +272,20 @@ def test_exact_prefill_quantizes_when_told(rng):
     assert cache.usage().quantized_pages > 10
 
 
+def test_numbers_of_numpy(rng):
+    """Sequences and lengths, as indexing an array gives them."""
+    cache = innerkv.Cache(1, 2, 64, "f16", max_sequences=2, sliding_window=np.int64(0))
+    first, second = np.array([cache.create(), cache.create()])
+    k, v, q = (rows(rng, 40, heads) for heads in (2, 2, 4))
+    cache.append(0, first, k, v)
+    cache.append(0, [first, second], np.stack([k, k]), np.stack([v, v]))
+    assert cache.attend(0, first, q).shape == q.shape
+    cache.truncate(first, np.int64(50))
+    assert [cache.length(sequence) for sequence in (first, second)] == [50, 40]
+    cache.truncate([first, second], np.array([30, 20]))
+    assert [cache.length(sequence) for sequence in (first, second)] == [30, 20]
+
+
 class WithDLPack:
     """An array of a library that numpy and torch are not."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import innerkv
+from innerkv import _core
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -196,3 +197,7 @@ def test_what_pages_refuse(rng):
         innerkv.quantize_page(k[:, :1].repeat(65, 1), k[:, :1].repeat(65, 1))
     with pytest.raises(ValueError, match="1792 bytes; these are 10"):
         innerkv.dequantize_page(np.zeros(10, np.uint8), 64)
+    page = innerkv.quantize_page(k, k)
+    for shapes in (((31, 64), (32, 64)), ((32, 64), (31, 64)), ((32, 64), (32, 128))):
+        with pytest.raises(ValueError, match=r"k and v of \[32, head_dim\]"):
+            _core.from_page("base", False, page, *(np.empty(shape, np.float32) for shape in shapes))

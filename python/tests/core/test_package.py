@@ -80,3 +80,6 @@ def test_what_a_plan_refuses():
         innerkv.plan(1, 1, 64, "tiny", context=100)
     with pytest.raises(ValueError, match="-5 tokens"):
         innerkv.plan(1, 1, 64, context=-5)
+    if "this build has no CUDA" in _core.cuda_unavailable_reason():
+        with pytest.raises(RuntimeError, match="this build has no CUDA"):
+            innerkv.plan(1, 1, 64, context=100, device="cuda")

@@ -63,25 +63,39 @@ def test_two_caches_from_two_threads(threads):
         assert relative_error(result, right) < 1e-4
 
 
-def test_one_cache_from_four_threads(rng):
-    cache = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
+def share(cache, seed):
+    """What one of several callers does: a sequence of rows of its own, an output every 10 tokens."""
+    rng = np.random.default_rng(seed)
     k, v, q = (rng.standard_normal((400, heads, 64)).astype(np.float32) for heads in (2, 2, 4))
+    sequence = cache.create()
+    outs = []
+    for first in range(0, 400, 10):
+        part = slice(first, first + 10)
+        cache.append(0, sequence, k[part], v[part], q[part])
+        outs.append(cache.attend(0, sequence, q[part]))
+    return np.concatenate(outs)
+
+
+def test_one_cache_from_four_threads(threads):
+    """Each caller finds its own rows, as if it were alone."""
+    threads(2)
+    cache = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
     outs = [None] * 4
 
     def run(i):
-        sequence = cache.create()
-        for first in range(0, 400, 10):
-            part = slice(first, first + 10)
-            cache.append(0, sequence, k[part], v[part], q[part])
-        outs[i] = cache.attend(0, sequence, q[-1:])
+        outs[i] = share(cache, i)
 
     callers = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    for out in outs:
-        assert relative_error(out, outs[0]) < 1e-4
+    threads(1)
+    alone = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
+    for i, out in enumerate(outs):
+        assert relative_error(out, share(alone, i)) < 1e-4
+    assert relative_error(outs[1], outs[0]) > 0.5
+    assert cache.nbytes == alone.nbytes
 
 
 def test_python_goes_on_meanwhile(rng):

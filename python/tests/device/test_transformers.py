@@ -3,9 +3,10 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, left_padded, tiny_model, tokens
+from tiny import FAMILIES, NaNKey, left_padded, tiny_model, tokens
 from transformers import DynamicCache
 
+import innerkv
 from innerkv.transformers import DecodeGraph, InnerKVCache
 from innerkv.transformers.graph import cache_argument
 
@@ -102,10 +103,22 @@ def test_decode_graph(family):
     for cache in (eager, replayed):
         cache.crop(-3)
         cache.reorder_cache(torch.tensor([1, 1]))
-    step.positions -= 3
-    step.positions[0] = step.positions[1]
-    expected = model(new, position_ids=step.positions, **{argument: eager}).logits[:, -1]
+    positions = (positions + 227)[[1, 1]]
+    step.restart(positions)
+    expected = model(new, position_ids=positions, **{argument: eager}).logits[:, -1]
     torch.testing.assert_close(step(new), expected, atol=1e-3, rtol=1e-3)
+    inputs, mask = (part.cuda() for part in left_padded([90, 250]))
+    for cache in (eager, replayed):
+        cache.reset()
+        model(inputs, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **{argument: cache})
+    positions = mask.sum(1, keepdim=True)
+    step.restart(positions)
+    for index in range(40):
+        new = tokens(2, 1, seed=index).cuda()
+        expected = model(new, position_ids=positions + index, **{argument: eager}).logits[:, -1]
+        torch.testing.assert_close(step(new), expected, atol=1e-3, rtol=1e-3)
+    replayed.verify()
+    assert [replayed.store.length(slot) for slot in (0, 1)] == [130, 290]
 
 
 def test_decode_graph_inputs():
@@ -120,6 +133,33 @@ def test_decode_graph_inputs():
         with pytest.raises(ValueError, match=r"tokens \[\d, \d\]; .* \[2, 1\]"):
             step(tokens(*shape).cuda())
     assert int(cache.get_seq_length()) == before
+    with pytest.raises(ValueError, match="made without positions"):
+        step.restart(torch.zeros(2, 1, dtype=torch.long, device="cuda"))
+
+
+def test_a_decode_graph_counts_by_itself():
+    """Without positions: crop and reset are seen."""
+    model, argument = on_device()
+    eager, replayed = (InnerKVCache(model.config, max_length=400) for _ in range(2))
+    step = None
+    for prompt in (PROMPT, 120):
+        for cache in (eager, replayed):
+            cache.reset()
+            model(tokens(2, prompt).cuda(), **{argument: cache})
+        step = step or DecodeGraph(model, replayed)
+        for index in range(8):
+            new = tokens(2, 1, seed=index).cuda()
+            expected = model(new, **{argument: eager}).logits[:, -1]
+            torch.testing.assert_close(step(new), expected, atol=1e-3, rtol=1e-3)
+            if index == 5:
+                eager.crop(-3)
+                replayed.crop(-3)
+    with NaNKey(model, 1, 0):
+        model(new, **{argument: replayed})
+    with pytest.raises(ValueError, match="nan"):
+        replayed.verify()
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        step(new)
 
 
 def test_a_crop_that_one_of_two_sequences_refuses():
@@ -132,6 +172,54 @@ def test_a_crop_that_one_of_two_sequences_refuses():
     assert [cache.store.length(slot) for slot in (0, 1)] == [120, 500]
     cache.crop(-3)
     assert [cache.store.length(slot) for slot in (0, 1)] == [117, 497]
+
+
+def same_logits(model, argument, caches, inputs):
+    actual, expected = (model(inputs, **{argument: cache}).logits for cache in caches)
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_prompt_that_does_not_fit():
+    """Its first chunks would: none is appended, and the cache goes on."""
+    model, argument = on_device()
+    caches = [InnerKVCache(model.config, max_length=400) for _ in range(2)]
+    for cache in caches:
+        model(tokens(2, 200).cuda(), **{argument: cache})
+    with pytest.raises(innerkv.OutOfPages):
+        model(tokens(2, 700).cuda(), **{argument: caches[0]})
+    assert [caches[0].store.length(slot, layer) for slot in (0, 1) for layer in range(3)] == [200] * 6
+    assert int(caches[0].get_seq_length()) == 200
+    for length in (50, 1):
+        same_logits(model, argument, caches, tokens(2, length).cuda())
+
+
+@pytest.mark.parametrize("before", [0, 70])
+def test_a_refused_prompt(before):
+    """One of two sequences has it then, and the other has not: nothing but reset() helps."""
+    model, argument = on_device()
+    cache, fresh = (InnerKVCache(model.config, max_length=400) for _ in range(2))
+    if before:
+        model(tokens(2, before).cuda(), **{argument: cache})
+    with NaNKey(model, 1, 30), pytest.raises(ValueError, match="nan"):
+        model(tokens(2, 150).cuda(), **{argument: cache})
+    assert [cache.store.length(slot) for slot in (0, 1)] == [before + 150, before]
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        model(tokens(2, 1).cuda(), **{argument: cache})
+    cache.reset()
+    for length in (150, 1):
+        same_logits(model, argument, (cache, fresh), tokens(2, length).cuda())
+    cache.verify()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_plan_is_what_is_taken(family):
+    model, argument = on_device(family)
+    cache = InnerKVCache(model.config, max_length=700, device="cuda")
+    planned = cache.plan(batch=2).pool_bytes
+    cache.open(torch.empty(2, 2, 1, 64, device="cuda"))
+    assert cache.nbytes == planned
+    model(tokens(2, 200).cuda(), **{argument: cache})
+    assert cache.store.usage().bytes_reserved == planned < cache.nbytes  # which has attention's
 
 
 def test_compiled_with_cuda_graphs():

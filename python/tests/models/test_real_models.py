@@ -23,9 +23,6 @@ TEXT = ROOT / "tests" / "data" / "alice-opening.txt"
 CONTEXT = {"smollm2": 352, "gemma3": 544}
 #: Tokens of the prompt of generated text: more than the windows of fp16 hold.
 PROMPT = 200
-#: Mean KLD that the program finds for `--cache k8v8`, whose own is 1e-5 in torch: its noise, since ggml rounds
-#: activations to 8 bits (docs/cli.md) and torch does not.
-PROGRAM_NOISE = {"smollm2": 0.0018, "gemma3": 0.0057}
 #: What torch may find, as a share of what the program finds less its noise, which does not add up exactly.
 SHARE = (0.7, 1.5)
 
@@ -118,11 +115,13 @@ def test_f16_gives_the_tokens_of_dynamic_cache(real):
 
 @pytest.mark.skipif("INNERKV_PROGRAM" not in os.environ, reason="INNERKV_PROGRAM does not name the program")
 def test_base_is_as_near_to_f16_as_the_program_finds(real):
-    """The same tokens of the same text, through transformers' graph and through the program's."""
+    """The same tokens of the same text, through transformers' graph and through the program's. What that finds for k8v8,
+    whose own mean KLD is 1e-5 in torch, is its noise: ggml rounds activations to 8 bits (docs/cli.md), torch does not."""
     call = [os.environ["INNERKV_PROGRAM"], "eval", "ppl", "-m", real.file, "--text", TEXT,
-            "--ctx", str(real.tokens.shape[1]), "--chunks", "1", "--cache", "base", "--threads", "1", "--json"]
+            "--ctx", str(real.tokens.shape[1]), "--chunks", "1", "--cache", "base,k8v8", "--threads", "1", "--json"]
     report = json.loads(subprocess.check_output(call))
-    program = report["results"][0]
+    program, noise = report["results"]
+    assert (program["cache"], noise["cache"]) == ("base", "k8v8")
     f16, _ = real.logits("f16")
     base, cache = real.logits("base")
     assert cache.store.usage().quantized_pages > 0
@@ -134,5 +133,6 @@ def test_base_is_as_near_to_f16_as_the_program_finds(real):
     # Other tokens, or other positions, would be far off.
     assert perplexity["f16"] == pytest.approx(report["against"]["ppl"], rel=0.02)
     assert perplexity["base"] == pytest.approx(program["ppl"], rel=0.03)
-    expected = program["kld_mean"] - PROGRAM_NOISE[real.name]
+    expected = program["kld_mean"] - noise["kld_mean"]
+    assert expected > noise["kld_mean"] / 2  # or there would be nothing to compare
     assert SHARE[0] * expected < kld < SHARE[1] * expected

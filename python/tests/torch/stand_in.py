@@ -20,7 +20,12 @@ class StandIn:
         self.sequences = {}
         self.asking = {}
         self.reserved = {}
+        self.refused = {}
         self.max_append = 128
+
+    @staticmethod
+    def plan(config):
+        return 77  # unlike the CPU's
 
     def create(self):
         slot = next(i for i in range(1000) if i not in self.sequences)
@@ -29,6 +34,8 @@ class StandIn:
 
     def remove(self, slot):
         self.host.remove(self.sequences.pop(slot))
+        self.reserved.pop(slot, None)
+        self.refused.pop(slot, None)
 
     def fork(self, slot):
         new = self.create()
@@ -69,7 +76,12 @@ class StandIn:
         return self.host.usage()["bytes_reserved"]
 
     def verify(self):
-        pass
+        """Raises what appends refused, the lowest slot's; layers of such slots are then as long as the shortest."""
+        refused, self.refused = sorted(self.refused.items()), {}
+        for slot, _ in refused:
+            self.truncate([slot], [min(self.length(slot, layer) for layer in self.asking)])
+        if refused:
+            raise refused[0][1]
 
     def pages(self, slot, layer):
         return self.host.pages(self.sequences[slot], layer)
@@ -86,12 +98,15 @@ class StandIn:
         assert k.shape[1] <= self.max_append
         self.asking[layer] = k.shape[1]
         for row, count in enumerate(counts):
-            sequence = self.sequences[first_slot + row]
-            assert self.host.length(sequence, layer) + count <= self.reserved[first_slot + row]
-            if count:
+            slot = first_slot + row
+            assert self.length(slot, layer) + count <= self.reserved[slot]
+            if count and slot not in self.refused:
                 rows = [None if all_rows is None else all_rows[row : row + 1] for all_rows in (k, v, q)]
-                self.host.append(layer, [sequence], *rows, [(0, count)])
-        self.counts = counts
+                try:
+                    self.host.append(layer, [self.sequences[slot]], *rows, [(0, count)])
+                except ValueError as error:  # verify() tells
+                    self.refused[slot] = error
+        self.counts = [0 if first_slot + row in self.refused else count for row, count in enumerate(counts)]
 
     def attend(self, layer, first_slot, q, out, sums, scale, softcap, window, stream):
         q, out, sums = (None if array is None else torch.from_dlpack(array) for array in (q, out, sums))

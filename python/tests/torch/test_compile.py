@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from transformers import AttentionInterface, CompileConfig
 
 from innerkv.transformers import InnerKVCache, attention_forward
-from innerkv.transformers.ops import attend
+from innerkv.transformers.ops import attend, traced
 
 PROMPT = 300  # tokens, of which some are quantized
 
@@ -109,6 +109,18 @@ def test_a_graph_that_ends_before_attention():
     finally:
         AttentionInterface.register("innerkv", attention_forward)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_keys_of_a_graph_are_nobody_elses():
+    """What a graph that ended in front of an attention left is taken by that one, also where it is refused."""
+    cache = InnerKVCache(tiny_model().config)
+    traced.layer = cache.layers[0]
+    q, k, v = (torch.randn(1, count, 5, 64) for count in (4, 2, 2))
+    with pytest.raises(ValueError, match="passes sinks"):
+        attention_forward(torch.nn.Module(), q, k, v, None, sinks=torch.zeros(4))
+    assert traced.layer is None
+    attention_forward(torch.nn.Module(), q, k, v, None)
+    assert cache.get_seq_length() == 0
 
 
 def test_generate_compiles():

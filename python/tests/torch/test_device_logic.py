@@ -4,10 +4,12 @@ same pages."""
 
 import pytest
 import torch
-from tiny import FAMILIES, left_padded, tiny_model, tokens
+from tiny import FAMILIES, NaNKey, left_padded, tiny_model, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import innerkv
+from innerkv import _core
+from innerkv.device import device_index
 from innerkv.transformers import InnerKVCache
 from innerkv.transformers import cache as cache_module
 from innerkv.transformers.device import CHUNK
@@ -119,6 +121,77 @@ def test_crop_and_reset(new_caches):
         cache.fork()
 
 
+def test_a_prompt_that_does_not_fit(new_caches):
+    """Its first chunks would: none is appended, and the cache goes on."""
+    model = tiny_model()
+    host, cache = new_caches(model)
+    for each in (host, cache):
+        model(tokens(2, 200), cache=each)
+    with pytest.raises(innerkv.OutOfPages):
+        model(tokens(2, 1700), cache=cache)
+    assert [cache.store.length(slot, layer) for slot in (0, 1) for layer in range(3)] == [200] * 6
+    assert int(cache.get_seq_length()) == 200
+    assert_near(*(model(tokens(2, 5), cache=each).logits for each in (cache, host)))
+
+
+@pytest.mark.parametrize("before", [0, 70])
+def test_a_refused_prompt(before, new_caches):
+    """One of two sequences has it then, and the other has not: nothing but reset() helps."""
+    model = tiny_model()
+    host, cache = new_caches(model)
+    if before:
+        model(tokens(2, before), cache=cache)
+    with NaNKey(model, 1, 30), pytest.raises(ValueError, match="nan"):
+        model(tokens(2, 150), cache=cache)
+    assert [cache.store.length(slot) for slot in (0, 1)] == [before + 150, before]
+    for call in (lambda: model(tokens(2, 1), cache=cache), lambda: cache.crop(-1)):
+        with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+            call()
+    cache.reset()
+    for length in (150, 1):
+        expected, actual = (model(tokens(2, length), cache=each).logits for each in (host, cache))
+        assert_near(actual, expected)
+
+
+def test_a_refused_step(new_caches):
+    """Known when verify() looks."""
+    model = tiny_model()
+    _, cache = new_caches(model)
+    model(tokens(2, 60), cache=cache)
+    with NaNKey(model, 1, 0):
+        logits = model(tokens(2, 1), cache=cache).logits
+    assert logits[1].isnan().all() and not logits[0].isnan().any()
+    with pytest.raises(ValueError, match="nan"):
+        cache.verify()
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        model(tokens(2, 1), cache=cache)
+    cache.reset()
+    cache.verify()
+    assert not model(tokens(2, 60), cache=cache).logits.isnan().any()
+
+
+@pytest.mark.parametrize("part", ["append", "prepare"])
+def test_an_error_in_a_layer(part, new_caches, monkeypatch):
+    """Of the device, say: layers before have the prompt."""
+    model = tiny_model()
+    _, cache = new_caches(model)
+    working = getattr(cache._on_device.core, part)
+    calls = iter(range(100))
+
+    def fails(*arguments):
+        if next(calls) == 1:
+            raise RuntimeError("the device is gone")
+        return working(*arguments)
+
+    monkeypatch.setattr(cache._on_device.core, part, fails)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        model(tokens(2, 100), cache=cache)
+    with pytest.raises(ValueError, match=r"reset\(\) the cache"):
+        model(tokens(2, 1), cache=cache)
+    cache.reset()
+    assert not model(tokens(2, 100), cache=cache).logits.isnan().any()
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_compiled(mask, new_caches):
     """One graph for all steps of one cache; the columns that it counts are known to calls outside."""
@@ -143,6 +216,30 @@ def test_compiled(mask, new_caches):
     cache.crop(-3)
     assert [cache.store.length(slot) for slot in (0, 1)] == [PROMPT + 1, 71 if mask else PROMPT + 1]
     torch._dynamo.reset()
+
+
+def test_the_number_of_a_device(monkeypatch):
+    """torch's current one; the first where torch is one without CUDA."""
+    monkeypatch.setattr(_core, "cuda_unavailable_reason", lambda: "")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for available, number in ((True, 3), (False, 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert device_index("cuda") == number
+        assert (device_index("cuda:1"), device_index("cpu")) == (1, None)
+
+
+def test_the_plan_is_the_devices(on_stand_in, monkeypatch):
+    options = {"context": 300, "batch": 2}
+    host, planned = (innerkv.plan(2, 2, 64, device=device, **options) for device in ("cpu", "cuda:1"))
+    assert planned.pool_bytes == 77 != host.pool_bytes
+    assert planned.sequence_bytes == host.sequence_bytes
+    with pytest.raises(ValueError, match='"cpu", "cuda" and "cuda:N"'):
+        innerkv.plan(2, 2, 64, device="mps", **options)
+    cache = InnerKVCache(tiny_model().config, max_length=300)
+    monkeypatch.setattr(cache_module, "has_own_memory", lambda device: True)
+    assert cache.plan(batch=2).pool_bytes != 77
+    cache.device = torch.device("cpu")  # which is a device here
+    assert cache.plan(batch=2).pool_bytes == 77
 
 
 def test_the_cache_itself(on_stand_in, monkeypatch):

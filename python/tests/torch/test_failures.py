@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import left_padded, tiny_model, tokens
+from tiny import NaNKey, left_padded, tiny_model, tokens
 
 from innerkv.transformers import InnerKVCache
 
@@ -12,23 +12,6 @@ def lengths(cache):
     """Of each sequence, in each layer."""
     return [[cache.store.length(sequence, layer) for layer in range(len(cache.layers))]
             for sequence in cache._sequences]
-
-
-class NaNKey:
-    """While it is entered, the key of a token of the last sequence in a layer is not finite."""
-
-    def __init__(self, model, layer, token):
-        self.module, self.token = model.model.layers[layer].self_attn.k_proj, token
-
-    def __enter__(self):
-        def poison(module, inputs, out):
-            out[-1, self.token] = float("nan")
-            return out
-
-        self.hook = self.module.register_forward_hook(poison)
-
-    def __exit__(self, *error):
-        self.hook.remove()
 
 
 @pytest.mark.parametrize("layer", [0, 2])

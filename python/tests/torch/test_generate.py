@@ -2,6 +2,7 @@
 """InnerKVCache in model.generate and in forward calls, against DynamicCache."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -194,6 +195,36 @@ def test_a_prompt_continued_twice():
     pages = cache.store.usage().f16_pages
     del copies
     assert cache.store.usage().f16_pages < pages
+
+
+def test_a_shallow_copy_is_a_fork():
+    model = tiny_model()
+    cache = InnerKVCache(model.config, "f16")
+    model(tokens(2, 60), cache=cache)
+    expected = model(tokens(2, 1), cache=copy.copy(cache)).logits  # which is gone then
+    assert [cache.store.length(sequence) for sequence in cache._sequences] == [60, 60]
+    torch.testing.assert_close(model(tokens(2, 1), cache=cache).logits, expected)
+
+
+def test_a_fork_that_fails_takes_nothing_away(monkeypatch):
+    model = tiny_model()
+    cache = InnerKVCache(model.config, "f16")
+    model(tokens(2, 60), cache=cache)
+    before = cache.nbytes
+    fork = cache.store.fork
+
+    def second_fails(sequence):
+        if sequence == cache._sequences[1]:
+            raise innerkv.OutOfPages("full")
+        return fork(sequence)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.store, "fork", second_fails)
+        with pytest.raises(innerkv.OutOfPages, match="full"):
+            cache.fork()
+    gc.collect()  # the copy, which the error's traceback held
+    assert cache.nbytes == before
+    assert [cache.store.length(sequence) for sequence in cache._sequences] == [60, 60]
 
 
 def test_a_cache_that_is_continued_by_generate():

@@ -52,8 +52,10 @@ def test_another_attention_behind_the_config():
     cache = InnerKVCache(model.config)
     key = torch.zeros(1, 2, 3, 64)
     cache.update(key, key, 0)
-    with pytest.raises(ValueError, match="set_attn_implementation"):
+    with pytest.raises(ValueError, match="keys came to layer 0, and no attention for them"):
         cache.update(key, key, 1)
+    expected = model(tokens(1, 40), use_cache=False).logits
+    torch.testing.assert_close(model(tokens(1, 40), cache=cache).logits, expected)
 
 
 def test_masks():
@@ -80,10 +82,30 @@ def test_another_batch():
     assert cache.get_seq_length() == 5
 
 
-def test_training():
-    model = tiny_model()
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
+def test_gradients(projection):
+    """Of one of the three alone too."""
+    model = tiny_model().requires_grad_(False)
+    getattr(model.model.layers[0].self_attn, projection).requires_grad_(True)
     with torch.enable_grad(), pytest.raises(ValueError, match="no_grad"):
         model(tokens(1, 5), cache=InnerKVCache(model.config))
+
+
+def test_the_call_after_a_refusal():
+    """Goes on where the cache was."""
+    model = tiny_model(attention_dropout=0.5)
+    cache, fresh = (InnerKVCache(model.config) for _ in range(2))
+    for each in (cache, fresh):
+        model(tokens(1, 40), cache=each)
+    with torch.enable_grad(), pytest.raises(ValueError, match="no_grad"):
+        model(tokens(1, 5), cache=cache)
+    model.train()
+    with pytest.raises(ValueError, match="dropout.*eval"):
+        model(tokens(1, 5), cache=cache)
+    model.eval()
+    with pytest.raises(ValueError, match="passes sinks"):
+        model(tokens(1, 5), cache=cache, sinks=torch.zeros(4))
+    assert torch.equal(*(model(tokens(1, 5), cache=each).logits for each in (cache, fresh)))
 
 
 def test_too_many_beams():

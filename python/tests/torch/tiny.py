@@ -73,6 +73,23 @@ def left_padded(lengths):
     return inputs, mask
 
 
+class NaNKey:
+    """While it is entered, the key of a token of the last sequence in a layer is not finite."""
+
+    def __init__(self, model, layer, token):
+        self.module, self.token = model.model.layers[layer].self_attn.k_proj, token
+
+    def __enter__(self):
+        def poison(module, inputs, out):
+            out[-1, self.token] = float("nan")
+            return out
+
+        self.hook = self.module.register_forward_hook(poison)
+
+    def __exit__(self, *error):
+        self.hook.remove()
+
+
 def save_tiny_model(folder, family="llama"):
     """A model and its tokenizer, one token a character, for from_pretrained; returns the folder."""
     characters = sorted(set(map(chr, range(32, 127))) | {"\n", "\u2019"})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """innerkv.Cache on a CUDA device, against the one on the CPU and the definition of attention."""
 
+import gc
 import threading
 
 import numpy as np
@@ -335,6 +336,18 @@ def test_refused():
         both.device.reserve(1, 590)
     both.check(200)
     both.check_pages()
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": [150, None]}, {"preset": "f16"}])
+def test_the_plan_is_what_is_taken(options):
+    planned = innerkv.plan(LAYERS, KV_HEADS, DIM, context=30000, batch=2, device="cuda", **options)
+    innerkv.Cache(1, 1, 64, device="cuda")  # kernels that the first cache loads
+    gc.collect()
+    before, _ = torch.cuda.mem_get_info()
+    cache = innerkv.Cache(LAYERS, KV_HEADS, DIM, max_tokens=60000, max_sequences=2, device="cuda", **options)
+    assert cache.nbytes == cache.usage().bytes_reserved == planned.pool_bytes
+    taken = before - torch.cuda.mem_get_info()[0]
+    assert abs(taken - planned.pool_bytes) <= 4 << 20  # the driver gives pieces of 2 MiB
 
 
 def test_out_of_memory():
