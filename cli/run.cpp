@@ -186,7 +186,8 @@ void add_cache_options(CLI::App& command, RunOptions& options) {
                      "Keep the whole prompt in fp16 until it is complete");
     const auto whole_pages = [](const std::string& value) {
         const auto tokens = whole_number(value);
-        if (tokens && *tokens >= kPageTokens && *tokens <= kMostTokens && *tokens % kPageTokens == 0)
+        if (tokens && *tokens >= kPageTokens && *tokens <= kMostTokens &&
+            *tokens % kPageTokens == 0)
             return std::string();
         return fmt::format("{} is not a multiple of {} from {} to {}", value, kPageTokens,
                            kPageTokens, kMostTokens);
