@@ -106,6 +106,9 @@ class Cache:
             f"{self.nbytes} bytes on {self.device}"
         )
 
+    def __reduce__(self) -> None:
+        raise TypeError("innerkv.Cache: it cannot be copied or pickled; fork() copies a sequence")
+
     def create(self) -> int:
         """A new, empty sequence. OutOfPages where there are `max_sequences` already."""
         return self._core.create()
@@ -140,7 +143,7 @@ class Cache:
             spans: per sequence (first, last): its tokens first .. last - 1 count, the others are padding. All
                 count where it is None.
 
-        ValueError at values that are not finite or beyond fp16, OutOfPages where the cache is full; it is then
+        ValueError at keys and values that are not finite or beyond fp16, OutOfPages where the cache is full; it is then
         as it was. On a device `verify` tells of such values, and an append of more than `max_append` tokens is
         several, of which those before the first one refused stand.
         """

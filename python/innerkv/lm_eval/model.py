@@ -56,6 +56,8 @@ class InnerKVLM(HFLM):
     ) -> None:
         if str(batch_size).startswith("auto"):
             raise ValueError(f'innerkv: batch_size "{batch_size}" is not supported; give a number')
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"  # as HFLM takes the harness's default, "cuda:0"
         _check_device(device if isinstance(pretrained, str) else pretrained.device)
         if isinstance(pretrained, str):
             arguments["attn_implementation"] = "innerkv"

@@ -37,8 +37,9 @@ class InnerKVCache(Cache):
         config: the model's. ValueError where it has something that innerkv does not: latent attention (MLA),
             cross-attention, recurrent layers, other head dimensions.
         preset: one of `innerkv.presets()`.
-        max_length: tokens that a sequence may reach; by default what the model knows positions for. Memory is
-            taken as it is needed.
+        max_length: tokens that a sequence may reach, at least; by default what the model knows positions for. On the CPU
+            memory is taken as it is needed, and there is room for 64 sequences or four a row of the first batch (beams,
+            forks), which share it: OutOfPages comes when that is full.
         prefill: "exact": the tokens of a first forward call attend to each other unquantized. "decode": every
             token attends to what it would have found if all had come one by one; for measurements.
         paper: the InnerQ paper's codecs and key transform.
@@ -65,6 +66,8 @@ class InnerKVCache(Cache):
     ) -> None:
         if prefill not in ("exact", "decode"):
             raise ValueError(f'InnerKVCache: prefill "{prefill}"; "exact" and "decode" are supported')
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"InnerKVCache: max_length {max_length}; 1 and more are supported, None is the model's")
         self.shape: ModelShape = model_shape(config)
         self.preset = preset
         self.paper = paper
@@ -178,6 +181,11 @@ class InnerKVCache(Cache):
             )
         if layer.index == 0 or self._store is None:
             check_attention(self.config)
+        if layer.index == 0 and layer.columns.total != self.layers[-1].columns.total:
+            raise ValueError(
+                f"InnerKVCache: a call that failed has left {layer.columns.total} columns in the first layer and "
+                f"{self.layers[-1].columns.total} in the last; crop() the cache to where it was, or reset() it"
+            )
         self.check()
         if self._store is None:
             self.open(keys)

@@ -34,6 +34,12 @@ def padding_mask(
             'attn_implementation="innerkv": the model asks for a mask that is not causal (images, blocks, packed '
             'or bidirectional sequences); causal attention with a sliding window or without is supported. Use "sdpa"'
         )
+    # Not for InnerKVCache, whose kv_length is the new columns'; q_offset may be a tensor that is not looked at there.
+    if kv_length != q_length and not torch.compiler.is_compiling() and kv_offset + kv_length > q_offset + q_length:
+        raise ValueError(
+            'attn_implementation="innerkv": the cache has places for keys that have not come yet (StaticCache), which is '
+            'not supported; use "sdpa" with it, or InnerKVCache(max_length=...)'
+        )
     if attention_mask is None:
         return None
     mask = attention_mask[:, -kv_length:]

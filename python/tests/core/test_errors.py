@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input is refused with the library's text, and a cache is then as it was."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from test_cache import filled, rows
@@ -143,3 +146,9 @@ def test_numbers_of_threads(threads):
     with pytest.raises(ValueError, match="supported are 1 to 1024"):
         innerkv.set_num_threads(threads)
     assert innerkv.get_num_threads() == before
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_cache_is_not_copied(copied):
+    with pytest.raises(TypeError, match="fork"):
+        copied(innerkv.Cache(1, 1, 64))

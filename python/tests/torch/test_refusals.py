@@ -32,6 +32,7 @@ def test_models(config, arguments, text):
         ({"preset": "q4"}, "q4.*base"),
         ({"prefill": "fast"}, 'fast.*"exact" and "decode"'),
         ({"layer_bits": [(3, 3)]}, "1 entries for 3 layers"),
+        ({"max_length": 0}, "max_length 0; 1 and more"),
     ],
 )
 def test_options(options, text):
@@ -45,6 +46,32 @@ def test_another_attention(implementation):
     model = tiny_model(implementation=implementation)
     with pytest.raises(ValueError, match=f'"{implementation}".*set_attn_implementation'):
         model(tokens(1, 5), cache=InnerKVCache(model.config))
+
+
+def test_a_cache_with_places_ahead():
+    """Keys that have not come yet would count as history."""
+    model = tiny_model()
+    cache = transformers.StaticCache(config=model.config, max_cache_len=60)
+    with torch.no_grad(), pytest.raises(ValueError, match="StaticCache.*sdpa.*InnerKVCache"):
+        model(tokens(2, 40), past_key_values=cache)
+
+
+def test_layers_out_of_step():
+    """A call that fails between two layers; crop() takes back what the first have of it."""
+    model = tiny_model()
+    cache = InnerKVCache(model.config)
+    inputs = tokens(1, 60)
+    with torch.no_grad():
+        model(inputs[:, :40], cache=cache)
+        hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(inputs[:, 40:50], cache=cache)
+        hook.remove()
+        with pytest.raises(ValueError, match="left 50 columns in the first layer and 40 in the last.*crop"):
+            model(inputs[:, 40:50], cache=cache)
+        cache.crop(-10)
+        expected = model(inputs[:, :50], cache=InnerKVCache(model.config)).logits[:, -1]
+        torch.testing.assert_close(model(inputs[:, 40:50], cache=cache).logits[:, -1], expected, rtol=0.01, atol=0.01)
 
 
 def test_another_attention_behind_the_config():
