@@ -251,7 +251,7 @@ class BitsTest(CalibrationTest):
 
     def test_layers_of_another_model(self):
         self.fail_with(innerkv("eval", "ppl", "-m", RANDOM_MODEL, "--threads", 1, "--text", TEXT, "--ctx", 384,
-                               "--chunks", 1, "--cache", "base+layers=3333"), 1, "codecs of 2 layers", "has 3")
+                               "--chunks", 1, "--cache", "base+layers=3333"), 1, "bits (layers=) of 2 layers", "has 3")
 
     def test_bits_that_cannot_be_had(self):
         for bits in ("2.4", "4.6", "1"):
