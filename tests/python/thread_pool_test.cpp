@@ -66,8 +66,10 @@ TEST(ThreadPool, CallersDoNotWaitForEachOther) {
     constexpr int kRounds = 200;
     ThreadPool pool(3);
     std::vector<Counts> counts;
+    counts.reserve(3);
     for (int caller = 0; caller < 3; ++caller) counts.emplace_back(20);
     std::vector<std::thread> callers;
+    callers.reserve(3);
     for (Counts& own : counts)
         callers.emplace_back([&pool, &own] {
             for (int round = 0; round < kRounds; ++round) own.run_on(pool);
