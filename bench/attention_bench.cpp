@@ -72,7 +72,6 @@ AttentionBenchResult measure(const AttentionBenchOptions& options) {
         turns.push_back(contender.get());
     }
 
-    checking();
     report(options, "measuring the machine", 0, 1);
     pool.wake();
     MemoryStream memory(pool, options.memory_bytes);

@@ -165,6 +165,7 @@ private:
     /// Strips that share all pages before `from`: those that may have enough behind it in common come together, so that
     /// many short ones are not compared with each other.
     void divide(std::span<int> strips, int from) {
+        if (strips.size() == 1) return add_rest(strips.front(), from);
         std::vector<std::pair<const std::byte*, int>> by_page;
         by_page.reserve(strips.size());
         for (const int index : strips) by_page.emplace_back(deciding_page(index, from), index);

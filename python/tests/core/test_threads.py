@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ def test_any_number_of_threads_gives_the_same(rng, threads, count):
     assert relative_error(again.attend(0, other, q[-3:]), alone) < 1e-4
 
 
+def at_once(function, arguments):
+    """Results of a call for each argument, every one in a thread of its own."""
+    with ThreadPoolExecutor(len(arguments)) as callers:
+        return list(callers.map(function, arguments))
+
+
 def work(seed, rounds):
     """Appends and attends; returns all outputs."""
     cache, sequence, k, v, q = filled(np.random.default_rng(seed), "base", tokens=300)
@@ -49,17 +56,7 @@ def test_two_caches_from_two_threads(threads):
     threads(1)
     expected = [work(seed, 200) for seed in (1, 2)]
     threads(2)
-    results = [None, None]
-
-    def run(i):
-        results[i] = work(i + 1, 200)
-
-    callers = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    for result, right in zip(results, expected):
+    for result, right in zip(at_once(lambda seed: work(seed, 200), (1, 2)), expected):
         assert relative_error(result, right) < 1e-4
 
 
@@ -80,16 +77,7 @@ def test_one_cache_from_four_threads(threads):
     """Each caller finds its own rows, as if it were alone."""
     threads(2)
     cache = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
-    outs = [None] * 4
-
-    def run(i):
-        outs[i] = share(cache, i)
-
-    callers = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    outs = at_once(lambda seed: share(cache, seed), range(4))
     threads(1)
     alone = innerkv.Cache(1, 2, 64, "base", max_sequences=4, max_tokens=8192)
     for i, out in enumerate(outs):
